@@ -1,0 +1,2 @@
+//! The `ah` command.
+fn main() {}

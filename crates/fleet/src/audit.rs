@@ -1,0 +1,72 @@
+//! The audit log: one JSON object a line, each carrying the hash of the line before it (AU-1, AU-2).
+
+use std::net::SocketAddr;
+
+use ah_identity_provider::ProviderKind;
+use serde::{Deserialize, Serialize};
+
+use crate::store::{CertificateRecord, ExecutorId};
+
+/// What happened (AU-1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Event {
+    /// An executor enrolled for the first time ever.
+    Enrolled,
+    /// A known executor came back.
+    ReEnrolled,
+    /// A live executor moved to a new certificate.
+    Rotated,
+    /// A session ended.
+    Disconnected,
+    /// A peer was turned away, in the handshake or after it.
+    Rejected,
+    /// An operator barred an executor or a certificate.
+    Revoked,
+    /// An operator lifted a bar.
+    Reinstated,
+    /// This access point's own identity was renewed.
+    IdentityRenewed,
+    /// This access point's own identity could not be renewed.
+    IdentityRenewalFailed,
+    /// The access point started.
+    Started,
+    /// The access point stopped in order.
+    Stopped,
+    /// A line that a crash had left half written was cut from the end of the log; `reason` holds it (AU-2).
+    Repaired,
+}
+
+/// How it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// As asked.
+    Success,
+    /// Turned away or failed.
+    Failure,
+}
+
+/// What an emitter says of one event. The log adds time, sequence and the hash of the line before.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// What happened.
+    pub event: Event,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Whom it concerns, when known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub executor_id: Option<ExecutorId>,
+    /// Where it came from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<SocketAddr>,
+    /// The certificate concerned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<CertificateRecord>,
+    /// Where the identity concerned comes from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provider: Option<ProviderKind>,
+    /// Why, in one line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}

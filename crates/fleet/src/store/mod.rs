@@ -1,0 +1,165 @@
+//! Durable facts about executors (RG-1), behind one seam with two implementations.
+//!
+//! The store is never on a connection's path: the registry hands batches to a [writer](super) and reads
+//! only at start and for people's questions.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+
+use ah_identity_provider::{CertificateFacts, ProviderKind};
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+/// Who an executor is by its certificate: a SPIFFE ID, a DNS name or an IP address, as text.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ExecutorId(pub String);
+
+/// What is remembered of the last certificate of an executor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateRecord {
+    /// Lower-case hex.
+    pub serial: String,
+    /// SHA-256 of the DER, lower-case hex.
+    pub sha256: String,
+    /// End of validity.
+    #[serde(with = "time::serde::rfc3339")]
+    pub not_after: OffsetDateTime,
+}
+
+impl From<&CertificateFacts> for CertificateRecord {
+    fn from(facts: &CertificateFacts) -> Self {
+        Self {
+            serial: facts.serial.clone(),
+            sha256: facts.sha256.clone(),
+            not_after: facts.not_after.into(),
+        }
+    }
+}
+
+/// What an executor said of its host.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HostRecord {
+    /// Host name.
+    pub hostname: String,
+    /// For example `linux`.
+    pub os: String,
+    /// For example `x86_64`.
+    pub arch: String,
+    /// Kernel release.
+    pub kernel: String,
+    /// Processors.
+    pub cpus: u32,
+    /// Memory in bytes.
+    pub memory_bytes: u64,
+}
+
+/// An enrollment or a rotation, as it is written down. A later one of the same executor replaces all but
+/// `first_enrolled` and the revocation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Enrollment {
+    /// Who.
+    pub id: ExecutorId,
+    /// Label for people.
+    pub name: String,
+    /// Where its identity comes from, as it says. `None` for a word that this version does not know.
+    pub provider: Option<ProviderKind>,
+    /// Version of its software.
+    pub version: String,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Its host.
+    pub host: HostRecord,
+    /// The certificate that opened the session.
+    pub certificate: CertificateRecord,
+    /// When.
+    pub at: OffsetDateTime,
+}
+
+/// Why and when an executor was barred.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revocation {
+    /// When.
+    #[serde(with = "time::serde::rfc3339")]
+    pub at: OffsetDateTime,
+    /// In the operator's words; may be empty.
+    pub reason: String,
+}
+
+/// What a revocation names (FL-1).
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(tag = "kind", content = "value", rename_all = "lowercase")]
+pub enum RevocationTarget {
+    /// Every certificate of this executor.
+    Id(ExecutorId),
+    /// The certificate with this serial number (lower-case hex), whoever presents it.
+    Serial(String),
+    /// The certificate with this SHA-256 (lower-case hex).
+    Sha256(String),
+}
+
+/// One row of the registry.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecutorRecord {
+    /// Who.
+    pub id: ExecutorId,
+    /// Label for people.
+    pub name: String,
+    /// Where its identity comes from.
+    pub provider: Option<ProviderKind>,
+    /// Version of its software.
+    pub version: String,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Its host.
+    pub host: HostRecord,
+    /// The last certificate.
+    pub certificate: CertificateRecord,
+    /// First enrollment ever.
+    #[serde(with = "time::serde::rfc3339")]
+    pub first_enrolled: OffsetDateTime,
+    /// Last enrollment or rotation.
+    #[serde(with = "time::serde::rfc3339")]
+    pub last_enrolled: OffsetDateTime,
+}
+
+/// A durable change. The writer applies many in one transaction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// An executor enrolled or rotated.
+    Enrolled(Box<Enrollment>),
+    /// An operator barred something.
+    Revoked(RevocationTarget, Revocation),
+    /// An operator lifted a bar.
+    Reinstated(RevocationTarget),
+}
+
+/// Why the store could not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Full, locked, gone, restarting: the same call may succeed later.
+    #[error("{0}")]
+    Unavailable(String),
+    /// The call cannot succeed: wrong URL, a schema of a newer version, a damaged file.
+    #[error("{0}")]
+    Broken(String),
+}
+
+/// The durable registry. Implemented for SQLite and PostgreSQL; both pass one conformance suite.
+pub trait Store: Send + Sync + 'static {
+    /// Applies all changes in order, durably and as one: after `Ok` they survive a power cut, after `Err`
+    /// none was applied.
+    fn apply(&self, changes: &[Change]) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// Every executor ever enrolled, by id.
+    fn executors(&self) -> impl Future<Output = Result<Vec<ExecutorRecord>, StoreError>> + Send;
+
+    /// Every bar in force.
+    fn revocations(
+        &self,
+    ) -> impl Future<Output = Result<Vec<(RevocationTarget, Revocation)>, StoreError>> + Send;
+
+    /// Answers when a write would succeed now.
+    fn check(&self) -> impl Future<Output = Result<(), StoreError>> + Send;
+}

@@ -1,0 +1,19 @@
+//! Where this process's identity comes from.
+//!
+//! A [`Provider`] produces an [`Identity`] (chain, private key, trust bundles of one moment) and nothing
+//! else. The supervisor ([`supervise`]) drives it: it vets what arrives, keeps the last good identity,
+//! retries with bounded backoff and publishes numbered generations through an [`IdentityWatch`].
+
+mod cert;
+mod clock;
+mod explain;
+mod identity;
+mod provider;
+mod supervise;
+
+pub use cert::{CertificateError, CertificateFacts, KeyKind};
+pub use clock::{Clock, SystemClock};
+pub use explain::{Code, Explained};
+pub use identity::{Identity, IdentityWatch, PrivateKey, Published, TrustBundles};
+pub use provider::{Provider, ProviderError, ProviderKind};
+pub use supervise::{Failure, Health, Vet};

@@ -1,0 +1,1 @@
+//! A certificate authority for tests, able to make every mistake the standards name.

@@ -1,0 +1,1 @@
+//! Real `ah` processes, started, watched and ended by tests.

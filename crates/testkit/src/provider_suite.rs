@@ -1,0 +1,1 @@
+//! What every identity provider must do: the conformance suite of the provider seam.
