@@ -6,6 +6,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let descriptors = protox::compile([file], ["proto"])?;
     tonic_prost_build::configure()
         .build_transport(false)
+        .boxed("ah.fleet.v1.ExecutorMessage.kind.hello")
         .codec_path("crate::codec::FleetCodec")
         .compile_fds(descriptors)?;
     Ok(())
