@@ -39,6 +39,12 @@ impl fmt::Display for KeyKind {
 #[error("not an X.509 certificate: {0}")]
 pub struct CertificateError(String);
 
+impl CertificateError {
+    pub(crate) fn new(why: impl Into<String>) -> Self {
+        Self(why.into())
+    }
+}
+
 /// What this product says about a certificate and decides by. Read once per certificate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CertificateFacts {
@@ -144,6 +150,7 @@ fn ip(bytes: &[u8]) -> Option<IpAddr> {
     <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from)
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// Lower-case hex without separators.
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

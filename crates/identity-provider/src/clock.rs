@@ -3,6 +3,9 @@
 use std::fmt;
 use std::time::SystemTime;
 
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
 /// The wall clock that certificates are judged by.
 pub trait Clock: fmt::Debug + Send + Sync + 'static {
     /// Now.
@@ -17,4 +20,11 @@ impl Clock for SystemClock {
     fn now(&self) -> SystemTime {
         SystemTime::now()
     }
+}
+
+/// A date as logs and errors print it: RFC 3339, UTC, whole seconds.
+pub(crate) fn rfc3339(at: SystemTime) -> String {
+    let at = OffsetDateTime::from(at);
+    let whole = at.replace_nanosecond(0).unwrap_or(at);
+    whole.format(&Rfc3339).unwrap_or_else(|_| at.to_string())
 }

@@ -5,9 +5,14 @@
 //! retries with bounded backoff and publishes numbered generations through an [`IdentityWatch`].
 
 mod cert;
+pub mod chain;
 mod clock;
+pub mod dev;
 mod explain;
+pub mod files;
 mod identity;
+mod key;
+pub mod pem;
 mod provider;
 mod supervise;
 
@@ -15,5 +20,6 @@ pub use cert::{CertificateError, CertificateFacts, KeyKind};
 pub use clock::{Clock, SystemClock};
 pub use explain::{Code, Explained};
 pub use identity::{Identity, IdentityWatch, PrivateKey, Published, TrustBundles};
+pub use key::{KeyError, PublicSide, keys_match};
 pub use provider::{Provider, ProviderError, ProviderKind};
-pub use supervise::{Failure, Health, Vet};
+pub use supervise::{Failure, Health, Refresher, Supervisor, Vet};

@@ -1,7 +1,8 @@
 //! The seam every source of identity implements.
 
 use std::fmt;
-use std::future::Future;
+use std::future::{self, Future};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
@@ -81,5 +82,18 @@ pub trait Provider: Send + 'static {
 
     /// Makes the next call of [`Provider::next`] read the source at once (SIGHUP, FI-2), whether or not
     /// anything is known to have changed.
+    ///
+    /// That call gives the identity even when it is the same as before; the supervisor tells the two apart.
     fn refresh(&mut self);
+
+    /// Waits until the source looks different from when it was last read: after an error the caller need not
+    /// wait out its backoff. Never resolves where nothing can be known without asking. Cancel safe.
+    fn changed(&mut self) -> impl Future<Output = ()> + Send {
+        future::pending()
+    }
+
+    /// When [`Provider::next`] is expected to give the next identity, where that is known.
+    fn next_renewal(&self) -> Option<SystemTime> {
+        None
+    }
 }
