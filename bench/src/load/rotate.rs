@@ -1,0 +1,164 @@
+//! Server certificates swapped under load.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use rustls_pki_types::CertificateDer;
+
+use super::connect::{Dialed, Dialer, Target, executors};
+use super::session::Stay;
+use super::stats::{Clock, Event, Tally, unix_us};
+use crate::pki::{Authority, Files};
+
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Rotate {
+    #[command(flatten)]
+    target: Target,
+    /// How often the server's certificate and key are replaced.
+    #[arg(long, default_value_t = 100)]
+    swaps: usize,
+    /// Milliseconds from one to the next.
+    #[arg(long, default_value_t = 600)]
+    interval_ms: u64,
+    /// Executors that connect, look at the certificate and leave.
+    #[arg(long, default_value_t = 8)]
+    watchers: u32,
+    /// Pause of a watcher between two connections in milliseconds.
+    #[arg(long, default_value_t = 10)]
+    pause_ms: u64,
+    /// Sessions held meanwhile; each one that ends is reported.
+    #[arg(long, default_value_t = 500)]
+    held: u32,
+}
+
+/// When which certificate was put in place, and how late it was still missing.
+#[derive(Debug)]
+struct Swaps {
+    version: HashMap<CertificateDer<'static>, usize>,
+    done: Mutex<Vec<Swap>>,
+}
+
+#[derive(Debug)]
+struct Swap {
+    at: Instant,
+    unix_us: u64,
+    late: Duration,
+}
+
+impl Swaps {
+    /// Notes a handshake: if a newer certificate was in place when it began, that swap was late by so much.
+    fn saw(&self, dialed: &Dialed) {
+        let certificate = dialed.server_certificate();
+        let version = certificate.and_then(|found| self.version.get(found));
+        let newer = version.map_or(0, |version| version + 1);
+        let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(swap) = done.get_mut(newer) {
+            swap.late = swap
+                .late
+                .max(dialed.begun.saturating_duration_since(swap.at));
+        }
+    }
+}
+
+impl Rotate {
+    pub(crate) async fn run(self) -> io::Result<()> {
+        let files = Files::at(&self.target.pki);
+        let authority = Authority::open(&files)?;
+        let leaves: Vec<_> = std::iter::repeat_with(|| authority.server())
+            .take(self.swaps)
+            .collect::<io::Result<_>>()?;
+        let version = leaves
+            .iter()
+            .enumerate()
+            .map(|(n, leaf)| (leaf.certificate.clone(), n));
+        let swaps = Arc::new(Swaps {
+            version: version.collect(),
+            done: Mutex::default(),
+        });
+        let dialer = Arc::new(Dialer::new(&self.target)?);
+        let tally = Arc::new(Tally::new()?);
+        let mut executors = executors(&self.target, self.watchers + self.held)?.into_iter();
+        for executor in executors
+            .by_ref()
+            .take(usize::try_from(self.held).unwrap_or(0))
+        {
+            let dialer = dialer.clone();
+            let (confirm, confirmed) = tokio::sync::oneshot::channel::<()>();
+            tokio::spawn(async move {
+                let visit = dialer.visit(&executor, Stay::UntilClosed, || drop(confirm));
+                if let Err(error) = visit.await {
+                    let (executor, reason) = (executor.number, error.to_string());
+                    Event::Closed {
+                        executor,
+                        reason,
+                        unix_us: unix_us(),
+                    }
+                    .print();
+                }
+            });
+            let _ = confirmed.await;
+        }
+        Event::Held {
+            count: self.held,
+            unix_us: unix_us(),
+        }
+        .print();
+        for executor in executors {
+            let (dialer, tally, swaps) = (dialer.clone(), tally.clone(), swaps.clone());
+            let pause = Duration::from_millis(self.pause_ms);
+            tokio::spawn(async move {
+                loop {
+                    let begun = Instant::now();
+                    let visit = async {
+                        let dialed = dialer.dial(&executor).await?;
+                        swaps.saw(&dialed);
+                        dialer.converse(dialed, &executor, Stay::Leave, || {}).await
+                    };
+                    match visit.await {
+                        Ok(()) => tally.completed(begun.elapsed()),
+                        Err(error) => tally.failed(&error),
+                    }
+                    tokio::time::sleep(pause).await;
+                }
+            });
+        }
+        let clock = Clock::start(self.target.server_pid)?;
+        let mut pace = tokio::time::interval(Duration::from_millis(self.interval_ms));
+        for leaf in leaves {
+            pace.tick().await;
+            leaf.install(&files)?;
+            let swap = Swap {
+                at: Instant::now(),
+                unix_us: unix_us(),
+                late: Duration::ZERO,
+            };
+            swaps
+                .done
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(swap);
+        }
+        // The last swap gets its time to be seen, and more than the bar allows.
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        for (swap, done) in swaps
+            .done
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .enumerate()
+        {
+            let late_us = u64::try_from(done.late.as_micros()).unwrap_or(u64::MAX);
+            Event::Swapped {
+                swap,
+                unix_us: done.unix_us,
+                late_us,
+            }
+            .print();
+        }
+        Event::Done(tally.report(clock.stop()?)).print();
+        Ok(())
+    }
+}
