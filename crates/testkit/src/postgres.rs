@@ -1,1 +1,244 @@
 //! A private PostgreSQL server for one test run.
+//!
+//! It is Debian's `postgresql` package run from a temporary folder as an unprivileged user, and it ends with
+//! the tests: when the last handle is dropped, or when the process that started it dies.
+
+use std::io::{BufRead, BufReader};
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak, mpsc};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, User, geteuid};
+use tempfile::TempDir;
+
+/// The database user of the tests, who may do everything.
+const USER: &str = "ah";
+
+/// How long a server may take to answer before the test fails.
+const START_DEADLINE: Duration = Duration::from_secs(60);
+
+/// A running server, or one that a test has stopped.
+#[derive(Debug)]
+pub struct Postgres {
+    binaries: PathBuf,
+    folder: TempDir,
+    port: u16,
+    server: Mutex<Option<Child>>,
+    databases: AtomicU32,
+}
+
+static SHARED: Mutex<Weak<Postgres>> = Mutex::new(Weak::new());
+
+impl Postgres {
+    /// The server that the tests of this process share while any of them holds it.
+    ///
+    /// `None` when PostgreSQL is not installed: one line then says that `test` was skipped. With `CI=true`
+    /// in the environment that is a failure instead.
+    pub fn shared(test: &str) -> Option<Arc<Self>> {
+        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(running) = shared.upgrade() {
+            return Some(running);
+        }
+        let started = Arc::new(Self::private(test)?);
+        *shared = Arc::downgrade(&started);
+        Some(started)
+    }
+
+    /// A server of the test's own, to be stopped and started. `None` as in [`Postgres::shared`].
+    pub fn private(test: &str) -> Option<Self> {
+        let Some(binaries) = binaries() else {
+            assert!(
+                std::env::var("CI").as_deref() != Ok("true"),
+                "{test}: PostgreSQL is not installed, and CI=true"
+            );
+            println!("skipped: {test}: PostgreSQL is not installed (apt install postgresql)");
+            return None;
+        };
+        Some(Self::init(binaries))
+    }
+
+    /// A database of its own, empty, as a URL.
+    pub fn fresh_database(&self) -> String {
+        let n = self.databases.fetch_add(1, Ordering::Relaxed);
+        let name = format!("t{n}");
+        self.sql("postgres", &format!("CREATE DATABASE {name}"));
+        self.url(&name)
+    }
+
+    /// Runs `sql` in the database `name` with psql.
+    pub fn sql(&self, name: &str, sql: &str) -> String {
+        let output = Command::new(self.binaries.join("psql"))
+            .args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-d"])
+            .arg(self.url(name))
+            .args(["-c", sql])
+            .output();
+        match output {
+            Ok(output) if output.status.success() => {
+                String::from_utf8_lossy(&output.stdout).trim().to_owned()
+            }
+            other => panic!("psql failed: {other:?}"),
+        }
+    }
+
+    /// Stops the server as a crash would: connections are cut, nothing is written out.
+    pub fn stop(&self) {
+        let server = self.server.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(mut server) = server {
+            end(&mut server, Signal::SIGQUIT);
+        }
+    }
+
+    /// Starts the server again on the same port.
+    pub fn start(&self) {
+        let mut command = unprivileged(&self.binaries.join("postgres"));
+        command
+            .arg("-D")
+            .arg(self.folder.path().join("data"))
+            .arg("-k")
+            .arg(self.folder.path())
+            .args(["-h", "127.0.0.1", "-p", &self.port.to_string()])
+            .args(["-c", "fsync=off", "-c", "max_connections=100", "-c", "log_min_messages=log"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let server = watched(command);
+        *self.server.lock().unwrap_or_else(PoisonError::into_inner) = Some(server);
+    }
+
+    fn init(binaries: PathBuf) -> Self {
+        let folder = match TempDir::with_prefix("ah-postgres-") {
+            Ok(folder) => folder,
+            Err(e) => panic!("temporary folder: {e}"),
+        };
+        if let Some(user) = server_user() {
+            let owned = std::os::unix::fs::chown(
+                folder.path(),
+                Some(user.uid.as_raw()),
+                Some(user.gid.as_raw()),
+            );
+            assert!(owned.is_ok(), "chown {}: {owned:?}", folder.path().display());
+        }
+        let output = unprivileged(&binaries.join("initdb"))
+            .arg("-D")
+            .arg(folder.path().join("data"))
+            .args(["-U", USER, "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"])
+            .output();
+        assert!(
+            output.as_ref().is_ok_and(|output| output.status.success()),
+            "initdb failed: {output:?}"
+        );
+        let postgres = Self {
+            binaries,
+            port: free_port(),
+            folder,
+            server: Mutex::new(None),
+            databases: AtomicU32::new(0),
+        };
+        postgres.start();
+        postgres
+    }
+
+    fn url(&self, database: &str) -> String {
+        format!("postgres://{USER}@127.0.0.1:{}/{database}", self.port)
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// The newest installed server's programs.
+fn binaries() -> Option<PathBuf> {
+    let versions = std::fs::read_dir("/usr/lib/postgresql").ok()?;
+    versions
+        .filter_map(|entry| Some(entry.ok()?.path().join("bin")))
+        .filter(|bin| bin.join("initdb").exists() && bin.join("postgres").exists())
+        .max_by_key(|bin| version(bin))
+}
+
+fn version(bin: &Path) -> u32 {
+    let name = bin.parent().and_then(Path::file_name);
+    name.and_then(|name| name.to_str()?.parse().ok()).unwrap_or(0)
+}
+
+/// PostgreSQL refuses to run as root; Debian's package brings a user for it.
+fn server_user() -> Option<User> {
+    if !geteuid().is_root() {
+        return None;
+    }
+    match User::from_name("postgres") {
+        Ok(Some(user)) => Some(user),
+        other => panic!("user postgres: {other:?}"),
+    }
+}
+
+/// `program` as a user who may run it, and which ends when the thread that starts it does.
+fn unprivileged(program: &Path) -> Command {
+    let mut command = Command::new("setpriv");
+    if let Some(user) = server_user() {
+        command.arg(format!("--reuid={}", user.uid));
+        command.arg(format!("--regid={}", user.gid));
+        command.arg("--clear-groups");
+    }
+    command.args(["--pdeathsig", "QUIT", "--"]).arg(program);
+    command.current_dir("/");
+    command
+}
+
+/// Starts the server and waits until it says that it takes connections.
+///
+/// The signal that ends it with its parent is bound to the starting thread, so that is one that stays
+/// as long as the server: it reads what the server says.
+fn watched(mut command: Command) -> Child {
+    let (started, start) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut server = match command.spawn() {
+            Ok(server) => server,
+            Err(e) => panic!("postgres: {e}"),
+        };
+        let stderr = server.stderr.take();
+        let mut server = Some(server);
+        let mut said = Vec::new();
+        for line in stderr.into_iter().flat_map(|s| BufReader::new(s).lines()) {
+            let line = line.unwrap_or_default();
+            if line.contains("database system is ready to accept connections")
+                && let Some(server) = server.take()
+                && let Err(mpsc::SendError(mut unwanted)) = started.send(server)
+            {
+                end(&mut unwanted, Signal::SIGQUIT);
+            }
+            if server.is_some() {
+                said.push(line);
+            }
+        }
+        if let Some(mut failed) = server {
+            end(&mut failed, Signal::SIGQUIT);
+            panic!("postgres did not start: {}", said.join("\n"));
+        }
+    });
+    match start.recv_timeout(START_DEADLINE) {
+        Ok(server) => server,
+        Err(e) => panic!("postgres did not start: {e}"),
+    }
+}
+
+fn end(server: &mut Child, signal: Signal) {
+    if let Ok(pid) = i32::try_from(server.id()) {
+        // It may be gone already; then waiting returns at once.
+        let _sent = kill(Pid::from_raw(pid), signal);
+    }
+    let _status = server.wait();
+}
+
+fn free_port() -> u16 {
+    let bound = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|l| l.local_addr());
+    match bound {
+        Ok(address) => address.port(),
+        Err(e) => panic!("no free port: {e}"),
+    }
+}

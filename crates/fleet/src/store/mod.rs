@@ -1,7 +1,15 @@
 //! Durable facts about executors (RG-1), behind one seam with two implementations.
 //!
-//! The store is never on a connection's path: the registry hands batches to a [writer](super) and reads
-//! only at start and for people's questions.
+//! The store is never on a connection's path: the registry hands changes to a [`StoreWriter`], which batches
+//! them, and reads only at start and for people's questions.
+//!
+//! Times are kept in whole microseconds: what is read back is what was applied, cut to that.
+
+mod open;
+mod plan;
+mod postgres;
+mod sqlite;
+mod writer;
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -9,6 +17,14 @@ use std::future::Future;
 use ah_identity_provider::{CertificateFacts, ProviderKind};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
+
+pub use open::{AnyStore, DbUrl};
+pub use postgres::PostgresStore;
+pub use sqlite::SqliteStore;
+pub use writer::{Durability, FlushError, StoreHealth, StoreWriter, StoreWriterTask};
+
+/// How many certificates are remembered of each executor.
+pub const HISTORY_LIMIT: usize = 50;
 
 /// Who an executor is by its certificate: a SPIFFE ID, a DNS name or an IP address, as text.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -124,11 +140,42 @@ pub struct ExecutorRecord {
     pub last_enrolled: OffsetDateTime,
 }
 
+/// One certificate an executor enrolled with, and where it came from.
+///
+/// Coming back with the certificate and the provider of the entry before makes no new entry.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HistoryEntry {
+    /// When the executor first enrolled with it.
+    #[serde(with = "time::serde::rfc3339")]
+    pub at: OffsetDateTime,
+    /// Where the identity came from.
+    pub provider: Option<ProviderKind>,
+    /// The certificate.
+    pub certificate: CertificateRecord,
+}
+
+impl From<&Enrollment> for HistoryEntry {
+    fn from(enrollment: &Enrollment) -> Self {
+        Self {
+            at: enrollment.at,
+            provider: enrollment.provider,
+            certificate: enrollment.certificate.clone(),
+        }
+    }
+}
+
 /// A durable change. The writer applies many in one transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
     /// An executor enrolled or rotated.
+    ///
+    /// It replaces what is stored unless that is from later: an access point that catches up after an
+    /// outage does not undo what another one wrote meanwhile. A stored time that lies in the future
+    /// counts for nothing, so a clock that was set back freezes no row.
     Enrolled(Box<Enrollment>),
+    /// An executor enrolled and has enrolled again since, with another certificate, before the store
+    /// could take it: the history gets it, and an executor not known yet was first enrolled then.
+    Seen(ExecutorId, HistoryEntry),
     /// An operator barred something.
     Revoked(RevocationTarget, Revocation),
     /// An operator lifted a bar.
@@ -144,12 +191,20 @@ pub enum StoreError {
     /// The call cannot succeed: wrong URL, a schema of a newer version, a damaged file.
     #[error("{0}")]
     Broken(String),
+    /// At least one of the changes can never be stored, whatever the state of the database, such as an
+    /// executor id with a NUL in it. Without it the others may succeed.
+    #[error("{0}")]
+    Refused(String),
 }
 
 /// The durable registry. Implemented for SQLite and PostgreSQL; both pass one conformance suite.
 pub trait Store: Send + Sync + 'static {
     /// Applies all changes in order, durably and as one: after `Ok` they survive a power cut, after `Err`
-    /// none was applied.
+    /// none was applied, except that a connection lost in the commit leaves it open whether all or none
+    /// were; applying the same changes again is harmless.
+    ///
+    /// A NUL in anything an executor says of itself becomes U+FFFD; in an id, a serial number or a hash
+    /// the change is [`StoreError::Refused`].
     fn apply(&self, changes: &[Change]) -> impl Future<Output = Result<(), StoreError>> + Send;
 
     /// Every executor ever enrolled, by id.
@@ -159,6 +214,16 @@ pub trait Store: Send + Sync + 'static {
     fn revocations(
         &self,
     ) -> impl Future<Output = Result<Vec<(RevocationTarget, Revocation)>, StoreError>> + Send;
+
+    /// A number that grows with every change to the bars, by whichever access point, and costs one row to
+    /// read: re-read [`Store::revocations`] when it moved.
+    fn revocation_version(&self) -> impl Future<Output = Result<u64, StoreError>> + Send;
+
+    /// The certificates `id` enrolled with, oldest first: the last [`HISTORY_LIMIT`].
+    fn history(
+        &self,
+        id: &ExecutorId,
+    ) -> impl Future<Output = Result<Vec<HistoryEntry>, StoreError>> + Send;
 
     /// Answers when a write would succeed now.
     fn check(&self) -> impl Future<Output = Result<(), StoreError>> + Send;

@@ -1,0 +1,347 @@
+//! The registry in one SQLite file (AP-11's default).
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ah_identity_provider::{Code, Explained};
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
+    SqliteSynchronous,
+};
+
+use super::plan::{Plan, bar, executor, history_entry, now_us};
+use super::{
+    Change, ExecutorId, ExecutorRecord, HistoryEntry, Revocation, RevocationTarget, Store,
+    StoreError,
+};
+
+/// How long SQLite itself waits for a lock another process holds. The writer waits on after that.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a caller waits for a connection of the pool.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Marks the file as ours (`PRAGMA application_id`): "AHfl".
+const APPLICATION_ID: i64 = 0x4148_666c;
+
+/// Schema changes, in order; the file's `user_version` says how many it has.
+const MIGRATIONS: [&str; 1] = [r"
+CREATE TABLE executors (
+    id TEXT PRIMARY KEY NOT NULL,
+    name TEXT NOT NULL,
+    provider TEXT,
+    version TEXT NOT NULL,
+    labels TEXT NOT NULL,
+    host TEXT NOT NULL,
+    serial TEXT NOT NULL,
+    sha256 TEXT NOT NULL,
+    not_after_us INTEGER NOT NULL,
+    first_enrolled_us INTEGER NOT NULL,
+    last_enrolled_us INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE history (
+    executor_id TEXT NOT NULL,
+    n INTEGER NOT NULL,
+    at_us INTEGER NOT NULL,
+    provider TEXT,
+    serial TEXT NOT NULL,
+    sha256 TEXT NOT NULL,
+    not_after_us INTEGER NOT NULL,
+    PRIMARY KEY (executor_id, n)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE revocations (
+    kind TEXT NOT NULL CHECK (kind IN ('id', 'serial', 'sha256')),
+    value TEXT NOT NULL,
+    at_us INTEGER NOT NULL,
+    reason TEXT NOT NULL,
+    PRIMARY KEY (kind, value)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE revocation_version (
+    only INTEGER PRIMARY KEY CHECK (only = 1),
+    version INTEGER NOT NULL
+) STRICT;
+INSERT INTO revocation_version VALUES (1, 0);
+"];
+
+/// `?1` rows, `?2` now: see [`Change::Enrolled`] for the condition at the end.
+const UPSERT_EXECUTORS: &str = r"
+INSERT INTO executors
+SELECT value->>'id', value->>'name', value->>'provider', value->>'version', value->'labels', value->'host',
+       value->>'serial', value->>'sha256', value->>'not_after', value->>'first', value->>'last'
+FROM json_each(?1) WHERE true
+ON CONFLICT (id) DO UPDATE SET
+    name = excluded.name, provider = excluded.provider, version = excluded.version, labels = excluded.labels,
+    host = excluded.host, serial = excluded.serial, sha256 = excluded.sha256,
+    not_after_us = excluded.not_after_us, last_enrolled_us = excluded.last_enrolled_us
+WHERE excluded.last_enrolled_us >= last_enrolled_us OR last_enrolled_us > ?2";
+
+/// Leaves out what is there already: the entry before (the first of a batch), or all of it when a batch is
+/// applied a second time.
+const INSERT_HISTORY: &str = r"
+INSERT INTO history
+SELECT x.id, x.k + coalesce((SELECT max(n) FROM history WHERE executor_id = x.id), 0),
+       x.at, x.provider, x.serial, x.sha256, x.not_after
+FROM (SELECT value->>'id' AS id, value->>'k' AS k, value->>'at' AS at, value->>'provider' AS provider,
+             value->>'serial' AS serial, value->>'sha256' AS sha256, value->>'not_after' AS not_after
+      FROM json_each(?1)) x
+WHERE NOT EXISTS (
+    SELECT 1 FROM history h WHERE h.executor_id = x.id AND h.sha256 = x.sha256 AND h.provider IS x.provider
+    AND (h.at_us = x.at OR x.k = 1 AND h.n = (SELECT max(n) FROM history WHERE executor_id = x.id)))";
+
+const TRIM_HISTORY: &str = r"
+DELETE FROM history WHERE (executor_id, n) IN (
+    SELECT h.executor_id, h.n FROM (SELECT DISTINCT value->>'id' AS id FROM json_each(?1)) x
+    JOIN history h ON h.executor_id = x.id
+    WHERE h.n <= (SELECT max(n) FROM history WHERE executor_id = x.id) - 50)";
+
+const UPSERT_BARS: &str = r"
+INSERT INTO revocations SELECT value->>'kind', value->>'value', value->>'at', value->>'reason'
+FROM json_each(?1) WHERE true
+ON CONFLICT (kind, value) DO UPDATE SET at_us = excluded.at_us, reason = excluded.reason";
+
+const DELETE_BARS: &str = r"
+DELETE FROM revocations WHERE (kind, value) IN (SELECT value->>'kind', value->>'value' FROM json_each(?1))";
+
+const BUMP_BARS: &str = "UPDATE revocation_version SET version = version + 1";
+
+/// The registry in one SQLite file, in WAL mode, synced at every commit.
+#[derive(Debug, Clone)]
+pub struct SqliteStore {
+    path: PathBuf,
+    writer: SqlitePool,
+    readers: SqlitePool,
+}
+
+impl SqliteStore {
+    /// Opens the file at `path`, makes it when there is none, and brings its schema up to date.
+    ///
+    /// # Errors
+    /// Says what is wrong with the file or its folder and what to do (ER-8, ER-24).
+    pub async fn open(path: &Path) -> Result<Self, Explained> {
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(true)
+            .foreign_keys(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            // Batches are group-committed, so a sync each is cheap; WAL with NORMAL would lose the last.
+            .synchronous(SqliteSynchronous::Full)
+            .busy_timeout(BUSY_TIMEOUT);
+        private_file(path).map_err(|e| explain_file(path, &e))?;
+        let pool = || {
+            SqlitePoolOptions::new()
+                .acquire_timeout(ACQUIRE_TIMEOUT)
+                .idle_timeout(None)
+                .max_lifetime(None)
+        };
+        let writer = pool()
+            .max_connections(1)
+            .connect_with(options.clone())
+            .await
+            .map_err(|e| explain(path, &e))?;
+        migrate(path, &writer).await?;
+        let readers = pool()
+            .max_connections(4)
+            .connect_lazy_with(options.pragma("query_only", "ON"));
+        Ok(Self {
+            path: path.to_owned(),
+            writer,
+            readers,
+        })
+    }
+
+    /// Closes all connections, which folds the write-ahead log into the file.
+    pub async fn close(&self) {
+        self.readers.close().await;
+        self.writer.close().await;
+    }
+
+    /// A file that was removed or replaced underneath would take writes that nobody ever reads.
+    fn still_there(&self) -> Result<(), StoreError> {
+        std::fs::metadata(&self.path).map(drop).map_err(|e| {
+            StoreError::Unavailable(format!("database file {}: {e}", self.path.display()))
+        })
+    }
+}
+
+impl Store for SqliteStore {
+    async fn apply(&self, changes: &[Change]) -> Result<(), StoreError> {
+        let plan = Plan::new(changes)?;
+        self.still_there()?;
+        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(fault)?;
+        write(&mut tx, &plan).await.map_err(fault)?;
+        tx.commit().await.map_err(fault)
+    }
+
+    async fn executors(&self) -> Result<Vec<ExecutorRecord>, StoreError> {
+        let rows = sqlx::query_as("SELECT * FROM executors ORDER BY id")
+            .fetch_all(&self.readers)
+            .await
+            .map_err(fault)?;
+        rows.into_iter().map(executor).collect()
+    }
+
+    async fn revocations(&self) -> Result<Vec<(RevocationTarget, Revocation)>, StoreError> {
+        let rows = sqlx::query_as("SELECT * FROM revocations ORDER BY kind, value")
+            .fetch_all(&self.readers)
+            .await
+            .map_err(fault)?;
+        rows.into_iter().map(bar).collect()
+    }
+
+    async fn revocation_version(&self) -> Result<u64, StoreError> {
+        let version: i64 = sqlx::query_scalar("SELECT version FROM revocation_version")
+            .fetch_one(&self.readers)
+            .await
+            .map_err(fault)?;
+        Ok(version.unsigned_abs())
+    }
+
+    async fn history(&self, id: &ExecutorId) -> Result<Vec<HistoryEntry>, StoreError> {
+        let rows = sqlx::query_as(
+            "SELECT at_us, provider, serial, sha256, not_after_us FROM history WHERE executor_id = ?1 ORDER BY n",
+        )
+        .bind(&id.0)
+        .fetch_all(&self.readers)
+        .await
+        .map_err(fault)?;
+        rows.into_iter().map(history_entry).collect()
+    }
+
+    async fn check(&self) -> Result<(), StoreError> {
+        self.still_there()?;
+        // Takes the write lock and dirties a page, so a read-only or full file shows; nothing is kept.
+        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(fault)?;
+        sqlx::query("UPDATE revocation_version SET version = version")
+            .execute(&mut *tx)
+            .await
+            .map_err(fault)?;
+        tx.rollback().await.map_err(fault)
+    }
+}
+
+async fn write(tx: &mut SqliteConnection, plan: &Plan) -> Result<(), sqlx::Error> {
+    if let Some(rows) = &plan.executors {
+        let query = sqlx::query(UPSERT_EXECUTORS).bind(rows).bind(now_us());
+        query.execute(&mut *tx).await?;
+    }
+    if let Some(rows) = &plan.history {
+        let added = sqlx::query(INSERT_HISTORY).bind(rows).execute(&mut *tx).await?;
+        if added.rows_affected() > 0 {
+            sqlx::query(TRIM_HISTORY).bind(rows).execute(&mut *tx).await?;
+        }
+    }
+    if let Some(rows) = &plan.barred {
+        sqlx::query(UPSERT_BARS).bind(rows).execute(&mut *tx).await?;
+    }
+    if let Some(rows) = &plan.lifted {
+        sqlx::query(DELETE_BARS).bind(rows).execute(&mut *tx).await?;
+    }
+    if plan.barred.is_some() || plan.lifted.is_some() {
+        sqlx::query(BUMP_BARS).execute(&mut *tx).await?;
+    }
+    Ok(())
+}
+
+async fn migrate(path: &Path, pool: &SqlitePool) -> Result<(), Explained> {
+    let failed = |e: sqlx::Error| explain(path, &e);
+    // Two processes that start at once take turns here, and the second finds the work done.
+    let mut tx = pool.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
+    let version: i64 = scalar(&mut tx, "PRAGMA user_version").await.map_err(failed)?;
+    let application: i64 = scalar(&mut tx, "PRAGMA application_id").await.map_err(failed)?;
+    let tables: i64 = scalar(&mut tx, "SELECT count(*) FROM sqlite_schema").await.map_err(failed)?;
+    let ours = application == APPLICATION_ID || (application == 0 && version == 0 && tables == 0);
+    if !ours {
+        return Err(cannot_open(path)
+            .cause("the file is the SQLite database of another program")
+            .hint("give --db a path of its own, for example --db sqlite:/var/lib/ah/access-point.db"));
+    }
+    let latest = i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX);
+    if version > latest {
+        return Err(cannot_open(path)
+            .cause(format!(
+                "its schema has version {version}; this program knows versions up to {latest}"
+            ))
+            .hint("start the newer version of the access point that wrote it, or restore a backup from before the upgrade"));
+    }
+    let done = usize::try_from(version).unwrap_or(0);
+    for (n, sql) in (1_i64..).zip(MIGRATIONS).skip(done) {
+        sqlx::raw_sql(sql).execute(&mut *tx).await.map_err(failed)?;
+        let stamp = format!("PRAGMA user_version = {n}; PRAGMA application_id = {APPLICATION_ID}");
+        // Two integers of ours: a pragma takes no bound values.
+        let stamp = sqlx::raw_sql(sqlx::AssertSqlSafe(stamp));
+        stamp.execute(&mut *tx).await.map_err(failed)?;
+    }
+    tx.commit().await.map_err(failed)
+}
+
+async fn scalar(tx: &mut SqliteConnection, sql: &'static str) -> Result<i64, sqlx::Error> {
+    sqlx::query_scalar(sql).fetch_one(tx).await
+}
+
+/// Makes the file readable by its owner alone before SQLite would make it readable by all: it names every
+/// machine of the fleet. SQLite gives its side files the mode of the main file.
+fn private_file(path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
+    std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .map(drop)
+}
+
+/// By SQLite's primary result code.
+fn fault(error: sqlx::Error) -> StoreError {
+    let text = format!("sqlite: {error}");
+    match primary_code(&error) {
+        // ERROR, CORRUPT, SCHEMA, NOTADB: a missing table, a damaged file.
+        Some(1 | 11 | 17 | 26) => StoreError::Broken(text),
+        // TOOBIG, CONSTRAINT, MISMATCH: the data, not the database.
+        Some(18..=20) => StoreError::Refused(text),
+        // BUSY, LOCKED, NOMEM, READONLY, IOERR, FULL, CANTOPEN and whatever else may pass.
+        _ => StoreError::Unavailable(text),
+    }
+}
+
+fn primary_code(error: &sqlx::Error) -> Option<i64> {
+    let code: i64 = error.as_database_error()?.code()?.parse().ok()?;
+    Some(code & 0xff)
+}
+
+fn cannot_open(path: &Path) -> Explained {
+    Explained::new(
+        Code::Other,
+        format!("cannot open the registry database {}", path.display()),
+    )
+}
+
+fn explain(path: &Path, error: &sqlx::Error) -> Explained {
+    let explained = cannot_open(path).cause(error);
+    match primary_code(error) {
+        Some(26) => explained
+            .cause("the file is not an SQLite database")
+            .hint("give --db another path, or move the file away: a new database is then made"),
+        Some(11) => explained
+            .hint("restore the file from a backup, or move it away: executors enroll anew, revocations must be made again"),
+        Some(5 | 6) => explained
+            .hint("another process holds the database locked; `fuser -v` on the file names it"),
+        Some(13) => explained.hint("free space on the file system that holds the database"),
+        _ => explained.hint("check that this user may write to the file and its folder (--db, AH_DB)"),
+    }
+}
+
+fn explain_file(path: &Path, error: &std::io::Error) -> Explained {
+    let folder = path.parent().unwrap_or(path).display();
+    match error.kind() {
+        std::io::ErrorKind::NotFound => cannot_open(path)
+            .cause(format!("no such folder: {folder}"))
+            .hint(format!("make it: mkdir -p {folder}")),
+        std::io::ErrorKind::PermissionDenied => cannot_open(path)
+            .cause(format!("permission denied in {folder}"))
+            .hint("let the user of the access point write there, or give --db another path"),
+        _ => cannot_open(path)
+            .cause(error)
+            .hint("check that this user may write to the file and its folder (--db, AH_DB)"),
+    }
+}
