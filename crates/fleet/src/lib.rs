@@ -1,7 +1,12 @@
 //! The fleet: the protocol, the access point, the executor, the registry with its store, and the audit log.
 
+pub mod access_point;
 pub mod audit;
 mod codec;
+pub mod executor;
+mod hello;
+mod refusal;
+mod socket;
 pub mod store;
 
 /// The fleet protocol as generated from `proto/ah/fleet/v1/fleet.proto`.
@@ -15,3 +20,4 @@ pub mod proto {
 }
 
 pub use codec::MAX_MESSAGE_BYTES;
+pub use hello::{MAX_LABEL_KEY_BYTES, MAX_LABEL_VALUE_BYTES, MAX_LABELS, MAX_NAME_BYTES, PROTOCOL};

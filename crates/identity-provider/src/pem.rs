@@ -298,3 +298,9 @@ fn found(labels: &[String]) -> String {
         format!(" (found: {})", labels.join(", "))
     }
 }
+
+/// `der` as a PEM block (RFC 7468 §5), with a final newline.
+pub fn certificate_pem(der: &CertificateDer<'_>) -> String {
+    // Base64 of a certificate that is in memory cannot fail.
+    pkcs8::der::pem::encode_string("CERTIFICATE", pkcs8::LineEnding::LF, der).unwrap_or_default()
+}

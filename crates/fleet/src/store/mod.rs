@@ -17,6 +17,7 @@ use std::future::Future;
 use ah_identity_provider::{CertificateFacts, ProviderKind};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
+use utoipa::ToSchema;
 
 pub use open::{AnyStore, DbUrl};
 pub use postgres::PostgresStore;
@@ -32,7 +33,7 @@ pub const HISTORY_LIMIT: usize = 50;
 pub struct ExecutorId(pub String);
 
 /// What is remembered of the last certificate of an executor.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CertificateRecord {
     /// Lower-case hex.
     pub serial: String,
@@ -40,6 +41,7 @@ pub struct CertificateRecord {
     pub sha256: String,
     /// End of validity.
     #[serde(with = "time::serde::rfc3339")]
+    #[schema(value_type = String, format = DateTime)]
     pub not_after: OffsetDateTime,
 }
 
@@ -54,7 +56,7 @@ impl From<&CertificateFacts> for CertificateRecord {
 }
 
 /// What an executor said of its host.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct HostRecord {
     /// Host name.
@@ -94,20 +96,22 @@ pub struct Enrollment {
 }
 
 /// Why and when an executor was barred.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Revocation {
     /// When.
     #[serde(with = "time::serde::rfc3339")]
+    #[schema(value_type = String, format = DateTime)]
     pub at: OffsetDateTime,
     /// In the operator's words; may be empty.
     pub reason: String,
 }
 
 /// What a revocation names (FL-1).
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "kind", content = "value", rename_all = "lowercase")]
 pub enum RevocationTarget {
     /// Every certificate of this executor.
+    #[schema(value_type = String)]
     Id(ExecutorId),
     /// The certificate with this serial number (lower-case hex), whoever presents it.
     Serial(String),

@@ -1,0 +1,301 @@
+//! The HTTP side: health, metrics, and the REST interface that operators and their tools use.
+//!
+//! One router serves two doors. The admin socket is open to whoever may open the file (mode 0600). The TCP
+//! listener asks for a bearer token for everything but health, and for metrics from this machine.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+
+use ah_identity_provider::{Code, Explained};
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Path, Query, Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use futures_util::stream;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use tokio::sync::broadcast::error::RecvError;
+use utoipa::{OpenApi, ToSchema};
+
+use super::Operator;
+use super::operations::{ExecutorView, FleetEvent, ListFilter, Listing, LiveView, Selector};
+use crate::store::RevocationTarget;
+
+/// The secret that a caller on TCP has to show. Kept as its hash alone.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token([u8; 32]);
+
+impl Token {
+    /// The token that reads `text`, without surrounding white space. At least 16 characters.
+    pub fn new(text: &str) -> Result<Self, Explained> {
+        let text = text.trim();
+        if text.len() < 16 || text.chars().any(|c| c.is_whitespace() || c.is_control()) {
+            return Err(Explained::new(
+                Code::Usage,
+                "the HTTP token is not one word of at least 16 characters",
+            )
+            .hint("make one: openssl rand -hex 32 > FILE, then --http-token-file FILE"));
+        }
+        Ok(Self(Sha256::digest(text).into()))
+    }
+
+    /// Compares hashes, so that the time taken tells nothing of the token.
+    fn matches(&self, shown: &str) -> bool {
+        let shown: [u8; 32] = Sha256::digest(shown.trim()).into();
+        shown == self.0
+    }
+}
+
+/// Who may come in by a door.
+#[derive(Clone)]
+enum Door {
+    /// The file's mode decides.
+    AdminSocket,
+    /// The token decides; without one nothing but health and, on loopback, metrics is to be had.
+    Tcp {
+        token: Option<Token>,
+        loopback: bool,
+    },
+}
+
+/// The router behind the admin socket.
+pub fn admin_router(operator: Operator) -> axum::Router {
+    router(operator, Door::AdminSocket)
+}
+
+/// The router behind `--http-listen`, bound to `address`.
+pub fn tcp_router(operator: Operator, token: Option<Token>, address: SocketAddr) -> axum::Router {
+    let loopback = address.ip().is_loopback();
+    router(operator, Door::Tcp { token, loopback })
+}
+
+/// The OpenAPI 3.1 document of the REST interface, as JSON.
+pub fn openapi() -> String {
+    ApiDoc::openapi().to_pretty_json().unwrap_or_default()
+}
+
+fn router(operator: Operator, door: Door) -> axum::Router {
+    let rest = axum::Router::new()
+        .route("/executors", get(list))
+        .route("/executors/{selector}", get(show))
+        .route("/executors/{selector}/revoke", post(revoke))
+        .route("/executors/{selector}/reinstate", post(reinstate))
+        .route("/executors/{selector}/disconnect", post(disconnect))
+        .route("/events", get(events))
+        .layer(middleware::from_fn_with_state(door.clone(), guard));
+    axum::Router::new()
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(readyz))
+        .route("/openapi.json", get(document))
+        .route(
+            "/metrics",
+            get(metrics).layer(middleware::from_fn_with_state(door, guard_metrics)),
+        )
+        .nest("/api/v1", rest)
+        .with_state(operator)
+}
+
+async fn guard(State(door): State<Door>, request: Request, next: Next) -> Response {
+    match door {
+        Door::AdminSocket => next.run(request).await,
+        Door::Tcp { token, .. } => admit(token, request, next).await,
+    }
+}
+
+async fn guard_metrics(State(door): State<Door>, request: Request, next: Next) -> Response {
+    match door {
+        Door::AdminSocket | Door::Tcp { loopback: true, .. } => next.run(request).await,
+        Door::Tcp { token, .. } => admit(token, request, next).await,
+    }
+}
+
+async fn admit(token: Option<Token>, request: Request, next: Next) -> Response {
+    let Some(token) = token else {
+        return Failure(
+            StatusCode::FORBIDDEN,
+            Explained::new(Code::PermissionDenied, "this interface is closed")
+                .hint("start the access point with --http-token-file, or use the admin socket"),
+        )
+        .into_response();
+    };
+    let shown = request
+        .headers()
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.split_once(' '))
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+        .map(|(_, shown)| shown);
+    if shown.is_some_and(|shown| token.matches(shown)) {
+        return next.run(request).await;
+    }
+    let mut refused = Failure(
+        StatusCode::UNAUTHORIZED,
+        Explained::new(Code::PermissionDenied, "bearer token missing or wrong")
+            .hint("send the header: Authorization: Bearer TOKEN"),
+    )
+    .into_response();
+    let challenge = header::HeaderValue::from_static("Bearer");
+    refused.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+    refused
+}
+
+/// An error as JSON: `{"code":…,"text":…,"causes":[…],"hint":…}`.
+struct Failure(StatusCode, Explained);
+
+impl From<Explained> for Failure {
+    fn from(explained: Explained) -> Self {
+        let status = match explained.code {
+            Code::Usage => StatusCode::NOT_FOUND,
+            Code::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Self(status, explained)
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        (self.0, Json(self.1)).into_response()
+    }
+}
+
+/// Whether the access point is ready, and if not, why.
+#[derive(Serialize, ToSchema)]
+struct Readiness {
+    ready: bool,
+    /// One line for each thing that is wrong.
+    reasons: Vec<String>,
+}
+
+/// 200 when everything works; 503 with the reasons when something needs a person. Enrolled executors are
+/// served either way.
+#[utoipa::path(get, path = "/readyz", responses((status = 200, body = Readiness), (status = 503, body = Readiness)))]
+async fn readyz(State(operator): State<Operator>) -> impl IntoResponse {
+    let reasons = operator.not_ready();
+    let ready = reasons.is_empty();
+    let status = if ready {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    (status, Json(Readiness { ready, reasons }))
+}
+
+/// Metrics in the OpenMetrics text format.
+#[utoipa::path(get, path = "/metrics", responses((status = 200, body = String, content_type = "text/plain")))]
+async fn metrics(State(operator): State<Operator>) -> impl IntoResponse {
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, kind)], operator.metrics())
+}
+
+async fn document() -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "application/json")], openapi())
+}
+
+/// Executors, live or remembered.
+#[utoipa::path(get, path = "/api/v1/executors", params(ListFilter), responses((status = 200, body = Listing)))]
+async fn list(State(operator): State<Operator>, Query(filter): Query<ListFilter>) -> Json<Listing> {
+    Json(operator.list(&filter).await)
+}
+
+/// One executor, by id, name, certificate serial number or SHA-256.
+#[utoipa::path(get, path = "/api/v1/executors/{selector}",
+    params(("selector" = String, Path, description = "id (percent-encoded), name, serial number or SHA-256")),
+    responses((status = 200, body = ExecutorView), (status = 404, description = "no such executor, or several")))]
+async fn show(
+    State(operator): State<Operator>,
+    Path(selector): Path<String>,
+) -> Result<Json<ExecutorView>, Failure> {
+    Ok(Json(operator.show(&Selector(selector)).await?))
+}
+
+/// Why an executor is barred.
+#[derive(Default, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+struct RevokeRequest {
+    /// In the operator's words.
+    reason: String,
+}
+
+/// Bars an executor (by id or name) or one certificate (by serial number or SHA-256): its live session ends
+/// and its next handshake is refused, also after a restart.
+#[utoipa::path(post, path = "/api/v1/executors/{selector}/revoke",
+    params(("selector" = String, Path, description = "id (percent-encoded), name, serial number or SHA-256")),
+    request_body = Option<RevokeRequest>,
+    responses((status = 200, body = RevocationTarget), (status = 404), (status = 503, description = "in force, but not yet durable")))]
+async fn revoke(
+    State(operator): State<Operator>,
+    Path(selector): Path<String>,
+    request: Option<Json<RevokeRequest>>,
+) -> Result<Json<RevocationTarget>, Failure> {
+    let reason = request.map(|Json(request)| request.reason).unwrap_or_default();
+    Ok(Json(operator.revoke(&Selector(selector), &reason).await?))
+}
+
+/// Lifts a bar.
+#[utoipa::path(post, path = "/api/v1/executors/{selector}/reinstate",
+    params(("selector" = String, Path, description = "as given to revoke")),
+    responses((status = 200, body = RevocationTarget), (status = 404)))]
+async fn reinstate(
+    State(operator): State<Operator>,
+    Path(selector): Path<String>,
+) -> Result<Json<RevocationTarget>, Failure> {
+    Ok(Json(operator.reinstate(&Selector(selector)).await?))
+}
+
+/// Who was disconnected.
+#[derive(Serialize, ToSchema)]
+struct Disconnected {
+    id: String,
+}
+
+/// Ends an executor's live session. It may come back at once.
+#[utoipa::path(post, path = "/api/v1/executors/{selector}/disconnect",
+    params(("selector" = String, Path, description = "id (percent-encoded) or name")),
+    responses((status = 200, body = Disconnected), (status = 404)))]
+async fn disconnect(
+    State(operator): State<Operator>,
+    Path(selector): Path<String>,
+) -> Result<Json<Disconnected>, Failure> {
+    let id = operator.disconnect(&Selector(selector)).await?.0;
+    Ok(Json(Disconnected { id }))
+}
+
+/// What happens from now on: one JSON object a line, until the caller leaves. A caller that reads too slowly
+/// is told how many lines it missed: `{"missed":N}`.
+#[utoipa::path(get, path = "/api/v1/events", responses((status = 200, body = FleetEvent, content_type = "application/x-ndjson")))]
+async fn events(State(operator): State<Operator>) -> impl IntoResponse {
+    let lines = stream::unfold(operator.watch(), |mut events| async move {
+        let line = match events.recv().await {
+            Ok(event) => serde_json::to_string(&event).ok()?,
+            Err(RecvError::Lagged(missed)) => format!("{{\"missed\":{missed}}}"),
+            Err(RecvError::Closed) => return None,
+        };
+        Some((Ok::<_, Infallible>(line + "\n"), events))
+    });
+    ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines))
+}
+
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "Agent Harbor access point", description = "Executors of one access point: list, show, revoke, reinstate, disconnect, watch."),
+    paths(readyz, metrics, list, show, revoke, reinstate, disconnect, events),
+    components(schemas(ExecutorView, LiveView, Listing, FleetEvent, Readiness, RevokeRequest, Disconnected)),
+    modifiers(&Security),
+    security(("token" = []))
+)]
+struct ApiDoc;
+
+struct Security;
+
+impl utoipa::Modify for Security {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
+        let bearer = SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer));
+        let components = document.components.get_or_insert_default();
+        components.add_security_scheme("token", bearer);
+    }
+}

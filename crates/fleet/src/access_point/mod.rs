@@ -1,0 +1,516 @@
+//! The access point: accepts executors, keeps the registry, answers operators.
+//!
+//! Building and running are two steps: [`AccessPoint::bind`] takes the ports, opens the store and the audit
+//! log and fails with a reason; [`Bound::run`] serves until told to stop.
+
+mod connection;
+mod doors;
+pub mod http;
+mod metrics;
+mod operations;
+mod registry;
+mod session;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use ah_identity_provider::{Clock, Code, Explained, Health, IdentityWatch};
+use ah_tls::{
+    AcceptObserver, Handshakes, PeerIdentity, Policy, PolicyCell, Rejection, Revocations, SanRules,
+    ServerConfigs, VerifyError,
+};
+use arc_swap::ArcSwap;
+use tokio::net::TcpListener;
+use tokio::sync::{broadcast, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+pub use doors::{AdminSocket, serve_http, serve_https};
+pub use operations::{ExecutorView, FleetEvent, ListFilter, Listing, LiveView, Selector};
+pub use registry::Duplicates;
+
+use crate::audit::{AuditLog, Entry, Event, Outcome};
+use crate::store::{AnyStore, ExecutorId, RevocationTarget, Store, StoreWriter};
+use metrics::{Metrics, Sample};
+use registry::{End, Limits, Registry, lock};
+
+/// How often an access point looks for revocations that another one wrote to a shared store.
+const REVOCATION_POLL: Duration = Duration::from_millis(500);
+
+/// What may change while the access point runs (SIGHUP).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tunables {
+    /// Which certificates are admitted (AP-5 to AP-8).
+    pub rules: SanRules,
+    /// Refuse certificates that break a rule for issuers, too (AP-8).
+    pub strict_svid: bool,
+    /// Most executors at a time (AP-16).
+    pub max_executors: Option<usize>,
+    /// How often both sides send a heartbeat (AP-16).
+    pub heartbeat_interval: Duration,
+    /// Deadline of a handshake, and of the first call after it (AP-16).
+    pub handshake_timeout: Duration,
+    /// What to do with a second process of the same identity (RG-2).
+    pub duplicates: Duplicates,
+    /// How long executors have to leave at shutdown (AP-19).
+    pub drain_timeout: Duration,
+}
+
+/// What an access point is made of.
+pub struct AccessPoint {
+    /// Listeners for executors (AP-1).
+    pub listeners: Vec<TcpListener>,
+    /// Admission control (AP-16).
+    pub handshakes: Handshakes,
+    /// What may change later.
+    pub tunables: Tunables,
+    /// The registry's store (AP-11).
+    pub store: AnyStore,
+    /// Who we are.
+    pub identity: IdentityWatch,
+    /// How our identity is doing.
+    pub health: watch::Receiver<Health>,
+    /// The audit log (AP-12).
+    pub audit: AuditLog,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// All that the parts of a running access point share.
+pub(crate) struct Shared {
+    registry: Registry,
+    policy: PolicyCell,
+    tunables: ArcSwap<Tunables>,
+    configs: ServerConfigs,
+    health: watch::Receiver<Health>,
+    store: AnyStore,
+    writer: StoreWriter,
+    /// Bars set (true) and lifted (false) here that the store was not yet seen to hold.
+    unwritten_bars: Mutex<BTreeMap<RevocationTarget, bool>>,
+    audit: AuditLog,
+    metrics: Metrics,
+    clock: Arc<dyn Clock>,
+    events: broadcast::Sender<FleetEvent>,
+    started_at: SystemTime,
+}
+
+impl Shared {
+    fn limits(&self) -> Limits {
+        let tunables = self.tunables.load();
+        Limits {
+            max_executors: tunables.max_executors,
+            duplicates: tunables.duplicates,
+            patience: tunables.heartbeat_interval.min(Duration::from_secs(2)),
+        }
+    }
+
+    fn heartbeat_interval(&self) -> Duration {
+        self.tunables.load().heartbeat_interval
+    }
+
+    /// A peer that was silent for this long is gone: two heartbeats.
+    fn patience(&self) -> Duration {
+        2 * self.heartbeat_interval()
+    }
+
+    fn handshake_timeout(&self) -> Duration {
+        self.tunables.load().handshake_timeout
+    }
+
+    fn drain_timeout(&self) -> Duration {
+        self.tunables.load().drain_timeout
+    }
+
+    /// Whether the policy of now admits `peer`, whose path was verified before.
+    fn judge(&self, peer: &PeerIdentity, now: SystemTime) -> Result<(), Explained> {
+        let admitted = peer.still_admitted(&self.policy.load());
+        admitted.map_err(|refusal| told_to_executor(&refusal))?;
+        if peer.not_after() <= now {
+            return Err(Explained::new(
+                Code::ClientExpired,
+                "client certificate rejected: certificate has expired or is not yet valid",
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// What the executor is told when the policy turns it away after the handshake.
+fn told_to_executor(refusal: &VerifyError) -> Explained {
+    match refusal.code() {
+        Code::ClientRevoked => Explained::new(
+            Code::ClientRevoked,
+            "client certificate rejected: certificate revoked",
+        )
+        .hint("ask the fleet's operator: ah agent fleet reinstate lifts a revocation"),
+        _ => Explained::new(
+            refusal.code(),
+            refusal.explained().text.clone(),
+        ),
+    }
+}
+
+/// An access point whose ports are taken and whose store is open.
+pub struct Bound {
+    shared: Arc<Shared>,
+    listeners: Vec<TcpListener>,
+    handshakes: Handshakes,
+    background: JoinSet<()>,
+}
+
+impl AccessPoint {
+    /// Reads what the store remembers and builds the first TLS configuration.
+    ///
+    /// A store that cannot be read is an error here, though not later: without its revocations the access
+    /// point would let revoked executors in.
+    pub async fn bind(self) -> Result<Bound, Explained> {
+        let unreadable = |error: crate::store::StoreError| {
+            Explained::new(Code::Other, "cannot read the registry's store")
+                .cause(error)
+                .hint("the access point starts only with its revocations at hand; mend the store of --db first")
+        };
+        let revocations = self.store.revocations().await.map_err(unreadable)?;
+        let known = self.store.executors().await.map_err(unreadable)?;
+        let policy = PolicyCell::new(Policy {
+            rules: self.tunables.rules.clone(),
+            revocations: revocation_set(revocations.into_iter().map(|(target, _)| target)),
+            strict_svid: self.tunables.strict_svid,
+        });
+        let (configs, follow) =
+            ServerConfigs::publish(self.identity, policy.clone(), Arc::clone(&self.clock))?;
+        let (writer, write) = StoreWriter::new(self.store.clone());
+        let registry = Registry::default();
+        registry.remember(known.into_iter().map(|record| record.id));
+        let shared = Arc::new(Shared {
+            registry,
+            policy,
+            tunables: ArcSwap::from_pointee(self.tunables),
+            configs,
+            health: self.health,
+            store: self.store,
+            writer,
+            unwritten_bars: Mutex::default(),
+            audit: self.audit,
+            metrics: Metrics::new(),
+            started_at: self.clock.now(),
+            clock: self.clock,
+            events: broadcast::channel(1024).0,
+        });
+        let mut background = JoinSet::new();
+        background.spawn(follow);
+        background.spawn(write.run());
+        background.spawn(follow_trust(Arc::clone(&shared)));
+        background.spawn(follow_revocations(Arc::clone(&shared)));
+        background.spawn(audit_identity(Arc::clone(&shared)));
+        Ok(Bound {
+            shared,
+            listeners: self.listeners,
+            handshakes: self.handshakes,
+            background,
+        })
+    }
+}
+
+impl Bound {
+    /// The addresses executors may dial, with the real ports.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.listeners
+            .iter()
+            .filter_map(|listener| listener.local_addr().ok())
+            .collect()
+    }
+
+    /// The operators' side of this access point.
+    pub fn operator(&self) -> Operator {
+        Operator(Arc::clone(&self.shared))
+    }
+
+    /// Serves until `stop`, then drains: nobody new, everybody told to come back, at most `drain_timeout`.
+    /// An `Err` names a part that ended though it must not.
+    pub async fn run(mut self, stop: CancellationToken) -> Result<(), Explained> {
+        let shared = &self.shared;
+        if shared.policy.load().rules.is_empty() {
+            tracing::warn!(
+                "no --executor-san-* rule is set: every certificate that chains to a trusted root is admitted"
+            );
+        }
+        shared.note(Event::Started, Outcome::Success, None);
+        let accepting = CancellationToken::new();
+        let mut listeners = JoinSet::new();
+        for listener in self.listeners.drain(..) {
+            if let Ok(address) = listener.local_addr() {
+                tracing::info!(%address, "listening for executors");
+            }
+            let serving = Arc::clone(shared);
+            let on_connection = move |accepted| connection::serve(Arc::clone(&serving), accepted);
+            listeners.spawn(ah_tls::serve(
+                listener,
+                shared.configs.clone(),
+                self.handshakes.clone(),
+                Arc::clone(shared) as Arc<dyn AcceptObserver>,
+                on_connection,
+                accepting.clone().cancelled_owned(),
+            ));
+        }
+        let ended = tokio::select! {
+            () = stop.cancelled() => Ok(()),
+            ended = self.background.join_next() => Err(lost("a background task", ended)),
+            ended = listeners.join_next() => Err(lost("a listener", ended)),
+        };
+        accepting.cancel();
+        let timeout = shared.drain_timeout();
+        let spread = spread_for(shared.registry.len());
+        tracing::info!(executors = shared.registry.len(), "draining");
+        let drained = tokio::time::timeout(timeout, async {
+            shared.registry.drain(Duration::from_millis(100), spread).await;
+            while listeners.join_next().await.is_some() {}
+        });
+        if drained.await.is_err() {
+            tracing::warn!(executors = shared.registry.len(), ?timeout, "drain timed out");
+        }
+        listeners.shutdown().await;
+        shared.note(Event::Stopped, Outcome::Success, None);
+        if let Err(error) = shared.writer.close(FLUSH_TIMEOUT).await {
+            tracing::error!("{error}");
+        }
+        shared.audit.flush(FLUSH_TIMEOUT).await;
+        self.background.shutdown().await;
+        ended
+    }
+}
+
+/// At shutdown, what is still to be written has this long.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A thousand executors a second come back without anyone waiting in line.
+fn spread_for(executors: usize) -> Duration {
+    Duration::from_millis(u64::try_from(executors).unwrap_or(u64::MAX)).min(Duration::from_secs(30))
+}
+
+fn lost(what: &str, ended: Option<Result<(), tokio::task::JoinError>>) -> Explained {
+    let why = match ended {
+        Some(Err(error)) => error.to_string(),
+        _ => "it ended by itself".to_owned(),
+    };
+    Explained::new(Code::Other, format!("{what} of the access point stopped"))
+        .cause(why)
+        .hint("this is a defect of this software; the log above tells more")
+}
+
+/// Ends sessions whose certificate no longer chains to a trusted root after a bundle changed.
+async fn follow_trust(shared: Arc<Shared>) {
+    let mut configs = shared.configs.clone();
+    while let Some(current) = configs.next().await {
+        let shared = Arc::clone(&shared);
+        // Verifying a path costs some 100 µs; thousands of them do not belong on the event loop.
+        let checked = tokio::task::spawn_blocking(move || {
+            let policy = shared.policy.load();
+            let now = shared.clock.now();
+            for session in shared.registry.sessions() {
+                if let Err(error) = session.peer.still_trusted(current.trust(), &policy, now) {
+                    session.end(End::Refused(told_to_executor(&error)));
+                }
+            }
+        });
+        if let Err(error) = checked.await {
+            tracing::error!(%error, "sessions could not be checked against the new trust bundle");
+        }
+    }
+    std::future::pending().await
+}
+
+/// Takes over revocations that another access point wrote to the same store.
+async fn follow_revocations(shared: Arc<Shared>) {
+    let mut seen = None;
+    loop {
+        tokio::time::sleep(REVOCATION_POLL).await;
+        let Ok(version) = shared.store.revocation_version().await else {
+            continue;
+        };
+        if seen == Some(version) {
+            continue;
+        }
+        if let Ok(revocations) = shared.store.revocations().await {
+            shared.take_revocations(revocations.into_iter().map(|(target, _)| target));
+            seen = Some(version);
+        }
+    }
+}
+
+/// Writes renewals of our own identity, and failures to renew it, to the audit log.
+async fn audit_identity(shared: Arc<Shared>) {
+    let mut health = shared.health.clone();
+    let mut last = health.borrow_and_update().clone();
+    while health.changed().await.is_ok() {
+        let now = health.borrow_and_update().clone();
+        if now.generation > last.generation {
+            shared.note(Event::IdentityRenewed, Outcome::Success, None);
+        }
+        if let Some(failure) = &now.last_error
+            && last.last_error.as_ref().map(|f| &f.explained) != Some(&failure.explained)
+        {
+            let reason = failure.explained.text.clone();
+            shared.note(Event::IdentityRenewalFailed, Outcome::Failure, Some(reason));
+        }
+        last = now;
+    }
+    std::future::pending().await
+}
+
+fn revocation_set(targets: impl IntoIterator<Item = RevocationTarget>) -> Revocations {
+    let mut set = Revocations::default();
+    for target in targets {
+        match target {
+            RevocationTarget::Id(ExecutorId(id)) => set.ids.insert(id),
+            RevocationTarget::Serial(serial) => set.serials.insert(serial),
+            RevocationTarget::Sha256(sha256) => set.sha256s.insert(sha256),
+        };
+    }
+    set
+}
+
+impl Shared {
+    /// An audit line about this access point itself.
+    fn note(&self, event: Event, outcome: Outcome, reason: Option<String>) {
+        let published = Arc::clone(self.configs.current().published());
+        self.audit.record(Entry {
+            event,
+            outcome,
+            executor_id: None,
+            peer: None,
+            certificate: Some(published.identity.leaf().into()),
+            provider: Some(published.provider),
+            reason,
+        });
+    }
+
+    /// Makes `targets`, which the store holds, the bars in force, besides those that are still on their way
+    /// into the store, and ends what they forbid.
+    fn take_revocations(&self, targets: impl IntoIterator<Item = RevocationTarget>) {
+        let mut held = targets.into_iter().collect::<BTreeSet<_>>();
+        let mut unwritten = lock(&self.unwritten_bars);
+        unwritten.retain(|target, barred| held.contains(target) != *barred);
+        for (target, barred) in unwritten.iter() {
+            if *barred {
+                held.insert(target.clone());
+            } else {
+                held.remove(target);
+            }
+        }
+        // Under the lock, so that a bar set in this moment is not overwritten by what was read before it.
+        self.policy.update(|policy| policy.revocations = revocation_set(held.iter().cloned()));
+        drop(unwritten);
+        self.end_unadmitted();
+    }
+
+    /// Sets or lifts a bar in memory, at once.
+    fn bar(&self, target: &RevocationTarget, barred: bool) {
+        let mut unwritten = lock(&self.unwritten_bars);
+        unwritten.insert(target.clone(), barred);
+        self.policy.update(|policy| {
+            let (values, value) = match target {
+                RevocationTarget::Id(ExecutorId(id)) => (&mut policy.revocations.ids, id),
+                RevocationTarget::Serial(serial) => (&mut policy.revocations.serials, serial),
+                RevocationTarget::Sha256(sha256) => (&mut policy.revocations.sha256s, sha256),
+            };
+            if barred {
+                values.insert(value.clone());
+            } else {
+                values.remove(value);
+            }
+        });
+    }
+
+    /// Ends every session that the policy of now would not admit. Returns how many.
+    fn end_unadmitted(&self) -> usize {
+        let policy = self.policy.load();
+        let mut ended = 0;
+        for session in self.registry.sessions() {
+            if let Err(refusal) = session.peer.still_admitted(&policy) {
+                session.end(End::Refused(told_to_executor(&refusal)));
+                ended += 1;
+            }
+        }
+        ended
+    }
+
+    fn sample(&self) -> Sample {
+        let store = self.writer.health();
+        let audit = self.audit.health();
+        Sample {
+            now: self.clock.now(),
+            sessions: self
+                .registry
+                .sessions()
+                .iter()
+                .map(|session| (session.not_after, session.silence()))
+                .collect(),
+            identity: self.health.borrow().clone(),
+            store_up: store.ok,
+            store_pending: store.pending,
+            store_lag: store.lag,
+            audit_up: audit.ok,
+            audit_pending: audit.pending,
+        }
+    }
+}
+
+impl AcceptObserver for Shared {
+    fn started(&self) {
+        self.metrics.connections_accepted.inc();
+    }
+
+    fn completed(&self, took: Duration) {
+        self.metrics.handshakes_completed.inc();
+        self.metrics.handshake_seconds.observe(took.as_secs_f64());
+    }
+
+    fn shed(&self, remote: SocketAddr) {
+        tracing::debug!(peer = %remote, "connection reset: too many handshakes under way");
+        self.metrics.handshakes_shed.inc();
+    }
+
+    fn timed_out(&self, remote: SocketAddr) {
+        tracing::debug!(peer = %remote, "handshake timed out");
+        self.metrics.handshakes_timed_out.inc();
+    }
+
+    fn rejected(&self, rejection: Rejection) {
+        self.metrics.rejected(rejection.explained.code);
+        let id = rejection.certificate.as_ref().map(claimed_id);
+        tracing::warn!(
+            executor.id = id.as_ref().map_or("unknown", |id| id.0.as_str()),
+            peer = %rejection.remote,
+            reason = rejection.explained.code.as_str(),
+            causes = rejection.explained.causes.join("; "),
+            "handshake refused: {}", rejection.explained
+        );
+        let reason = std::iter::once(&rejection.explained.text)
+            .chain(&rejection.explained.causes)
+            .cloned()
+            .collect::<Vec<_>>()
+            .join("; ");
+        self.audit.record(Entry {
+            event: Event::Rejected,
+            outcome: Outcome::Failure,
+            executor_id: id,
+            peer: Some(rejection.remote),
+            certificate: rejection.certificate.as_ref().map(Into::into),
+            provider: None,
+            reason: Some(reason),
+        });
+    }
+}
+
+/// Who a certificate says it is. In an audit line of a refusal it is a claim and no more.
+fn claimed_id(facts: &ah_identity_provider::CertificateFacts) -> ExecutorId {
+    let ip = facts.ips.first().map(ToString::to_string);
+    let name = facts.uris.first().or(facts.dns.first()).cloned().or(ip);
+    ExecutorId(name.unwrap_or_else(|| facts.subject.clone()))
+}
+
+/// The operators' side of an access point: what the admin socket, the REST interface and signals call.
+#[derive(Clone)]
+pub struct Operator(Arc<Shared>);

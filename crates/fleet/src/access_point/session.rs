@@ -1,0 +1,401 @@
+//! Serving one executor's session: hello, welcome, heartbeats, and an end for a stated reason.
+//!
+//! The session is the response stream itself. It is polled by the connection's own stream task, so an idle
+//! executor costs no further task and no channel.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use ah_identity_provider::{Code, Explained};
+use ah_tls::PeerIdentity;
+use futures_util::Stream;
+use tokio::time::Instant;
+use tonic::{Status, Streaming};
+
+use super::registry::{Admission, End, Order, Session};
+use super::Shared;
+use crate::audit::{Entry, Event, Outcome};
+use crate::hello::{Greeting, PROTOCOL};
+use crate::proto::access_point_message::Kind as Outgoing;
+use crate::proto::executor_message::Kind as Incoming;
+use crate::proto::{
+    AccessPointMessage, Drain, ExecutorMessage, Heartbeat, HeartbeatReply, Welcome,
+};
+use crate::refusal;
+use crate::store::{Change, Enrollment, ExecutorId};
+
+/// A peer must say hello within this time of opening its call (stated in `fleet.proto`).
+const HELLO_WITHIN: Duration = Duration::from_secs(10);
+
+/// Serves the call whose messages arrive on `inbound`, from a peer that TLS verified as `peer`.
+pub(super) fn serve(
+    shared: Arc<Shared>,
+    peer: PeerIdentity,
+    remote: SocketAddr,
+    inbound: Streaming<ExecutorMessage>,
+) -> impl Stream<Item = Result<AccessPointMessage, Status>> + Send {
+    let call = Call {
+        shared,
+        peer,
+        remote,
+        inbound,
+        outbox: VecDeque::new(),
+        enrolled: None,
+        finished: false,
+    };
+    futures_util::stream::unfold(call, |mut call| async move {
+        let item = call.next().await?;
+        Some((item, call))
+    })
+}
+
+struct Call {
+    shared: Arc<Shared>,
+    peer: PeerIdentity,
+    remote: SocketAddr,
+    inbound: Streaming<ExecutorMessage>,
+    outbox: VecDeque<Outgoing>,
+    enrolled: Option<Enrolled>,
+    finished: bool,
+}
+
+/// What there is once the welcome was sent. Dropping it takes the executor out of the registry.
+struct Enrolled {
+    shared: Arc<Shared>,
+    session: Arc<Session>,
+    sent: u64,
+    sent_at: Instant,
+    /// Set when the session only waits for its peer to close it.
+    leaving_by: Option<Instant>,
+    why: &'static str,
+    reason: Option<String>,
+}
+
+impl Call {
+    /// The next message to send; `None` closes the call in order, `Err` closes it with a status.
+    async fn next(&mut self) -> Option<Result<AccessPointMessage, Status>> {
+        if self.finished {
+            return None;
+        }
+        if let Some(kind) = self.outbox.pop_front() {
+            return Some(Ok(AccessPointMessage { kind: Some(kind) }));
+        }
+        let step = if self.enrolled.is_none() {
+            self.enroll().await.map(Some)
+        } else {
+            self.converse().await
+        };
+        match step {
+            Ok(Some(kind)) => Some(Ok(AccessPointMessage { kind: Some(kind) })),
+            Ok(None) => {
+                self.finished = true;
+                None
+            }
+            Err(explained) => {
+                self.finished = true;
+                if let Some(enrolled) = &mut self.enrolled {
+                    enrolled.why = explained.code.as_str();
+                    enrolled.reason = Some(explained.text.clone());
+                }
+                // Out of the registry before the peer learns of it.
+                self.enrolled = None;
+                Some(Err(refusal::to_status(&explained)))
+            }
+        }
+    }
+
+    /// Hello to welcome.
+    async fn enroll(&mut self) -> Result<Outgoing, Explained> {
+        let greeting = match self.hello().await {
+            Ok(greeting) => greeting,
+            Err(explained) => return Err(self.reject(None, explained)),
+        };
+        let executor = ExecutorId(self.peer.name().to_string());
+        let now = self.shared.clock.now();
+        let session = Arc::new(Session::new(
+            executor,
+            greeting,
+            self.peer.clone(),
+            self.remote,
+            now,
+        ));
+        // The handshake was judged by the policy of its moment; a revocation since then counts too.
+        if let Err(explained) = self.shared.judge(&self.peer, now) {
+            return Err(self.reject(Some(&session), explained));
+        }
+        let admission = match self.shared.registry.admit(&session, &self.shared.limits()).await {
+            Ok(admission) => admission,
+            Err(explained) => return Err(self.reject(Some(&session), explained)),
+        };
+        let enrolled = self.enrolled.insert(Enrolled {
+            shared: Arc::clone(&self.shared),
+            session: Arc::clone(&session),
+            sent: 0,
+            sent_at: Instant::now(),
+            leaving_by: None,
+            why: "connection lost",
+            reason: None,
+        });
+        // A revocation that came between the judgement and the admission found no session to end.
+        if let Err(explained) = self.shared.judge(&self.peer, now) {
+            return Err(explained);
+        }
+        enrolled.record(admission).await;
+        let interval = self.shared.heartbeat_interval();
+        Ok(Outgoing::Welcome(Welcome {
+            protocol: PROTOCOL,
+            session_id: session.id.to_string(),
+            executor_id: session.executor.0.clone(),
+            heartbeat_interval_ms: millis_u32(interval),
+            server_time_unix_ms: unix_millis(self.shared.clock.now()),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }))
+    }
+
+    async fn hello(&mut self) -> Result<Greeting, Explained> {
+        let first = tokio::time::timeout(HELLO_WITHIN, self.inbound.message())
+            .await
+            .map_err(|_| Explained::new(Code::Usage, "no hello within 10 s of the call"))?
+            .map_err(|status| Explained::new(Code::Usage, status.message().to_owned()))?
+            .ok_or_else(|| Explained::new(Code::Usage, "call ended before its hello"))?;
+        match first.kind {
+            Some(Incoming::Hello(hello)) => Greeting::parse(*hello),
+            _ => Err(Explained::new(Code::Usage, "first message is not a hello")
+                .hint("send Hello as the first message of the call")),
+        }
+    }
+
+    /// Turns the peer away, with a line in log, audit and metrics.
+    fn reject(&self, session: Option<&Session>, explained: Explained) -> Explained {
+        self.shared.metrics.rejected(explained.code);
+        tracing::warn!(
+            executor.id = %self.peer.name(),
+            peer = %self.remote,
+            reason = explained.code.as_str(),
+            "executor refused: {explained}"
+        );
+        let stolen = match explained.code {
+            Code::Duplicate => "possible stolen identity: ",
+            _ => "",
+        };
+        let causes = explained.causes.iter().fold(String::new(), |all, cause| all + "; " + cause);
+        self.shared.audit.record(Entry {
+            event: Event::Rejected,
+            outcome: Outcome::Failure,
+            executor_id: Some(ExecutorId(self.peer.name().to_string())),
+            peer: Some(self.remote),
+            certificate: Some(self.peer.leaf().into()),
+            provider: session.and_then(|session| session.greeting.provider),
+            reason: Some(format!("{stolen}{explained}{causes}")),
+        });
+        explained
+    }
+
+    /// Waits for what happens next in an enrolled session.
+    async fn converse(&mut self) -> Result<Option<Outgoing>, Explained> {
+        let Some(enrolled) = self.enrolled.as_mut() else {
+            return Ok(None);
+        };
+        loop {
+            let until = enrolled.check_time()?;
+            let Some(until) = until else {
+                return Ok(None);
+            };
+            tokio::select! {
+                biased;
+                order = enrolled.session.order() => match order {
+                    Order::Ping => return Ok(Some(enrolled.heartbeat())),
+                    Order::End(End::Refused(explained)) => return Err(explained),
+                    Order::End(End::Superseded) => {
+                        enrolled.why = "superseded";
+                        enrolled.leaving_by = Some(Instant::now() + enrolled.shared.patience());
+                    }
+                    Order::End(End::Drain { reconnect_after, spread }) => {
+                        enrolled.why = "drained";
+                        enrolled.leaving_by = Some(Instant::now() + enrolled.shared.drain_timeout());
+                        return Ok(Some(Outgoing::Drain(Drain {
+                            reconnect_after_ms: millis_u32(reconnect_after),
+                            spread_ms: millis_u32(spread),
+                            reason: "access point is shutting down".to_owned(),
+                        })));
+                    }
+                },
+                message = self.inbound.message() => {
+                    let message = match message {
+                        Ok(Some(message)) => message,
+                        Ok(None) => return Ok(None),
+                        Err(status) => return Err(broken(status)),
+                    };
+                    enrolled.session.note_heard();
+                    match message.kind {
+                        Some(Incoming::Heartbeat(heartbeat)) => {
+                            enrolled.shared.metrics.heartbeat_received();
+                            // Ours rides along, so that an idle executor wakes us once an interval.
+                            self.outbox.push_back(enrolled.heartbeat());
+                            return Ok(Some(Outgoing::HeartbeatReply(HeartbeatReply {
+                                sequence: heartbeat.sequence,
+                            })));
+                        }
+                        Some(Incoming::HeartbeatReply(reply)) if reply.sequence == enrolled.sent => {
+                            let round_trip = enrolled.sent_at.elapsed();
+                            enrolled.session.note_round_trip(round_trip);
+                            enrolled.shared.metrics.round_trip(round_trip);
+                        }
+                        Some(Incoming::Goodbye(goodbye)) => {
+                            if enrolled.leaving_by.is_none() {
+                                enrolled.why = "goodbye";
+                            }
+                            enrolled.reason = Some(goodbye.reason).filter(|r| !r.is_empty());
+                            return Ok(None);
+                        }
+                        Some(Incoming::Hello(_)) => {
+                            return Err(Explained::new(Code::Usage, "hello was sent twice"));
+                        }
+                        // An answer to an older heartbeat, or a kind of a later version.
+                        Some(Incoming::HeartbeatReply(_)) | None => {}
+                    }
+                }
+                () = tokio::time::sleep_until(until) => {}
+            }
+        }
+    }
+}
+
+impl Enrolled {
+    /// Until when there is nothing to do by the clock. `None` when it is time to close in order.
+    fn check_time(&mut self) -> Result<Option<Instant>, Explained> {
+        let now = Instant::now();
+        if let Some(by) = self.leaving_by {
+            return Ok((now < by).then_some(by));
+        }
+        let patience = self.shared.patience();
+        let silence = self.session.silence();
+        if silence >= patience {
+            return Err(Explained::new(
+                Code::Unavailable,
+                format!("no heartbeat for {:.1}s", silence.as_secs_f64()),
+            ));
+        }
+        let life = self
+            .session
+            .not_after
+            .duration_since(self.shared.clock.now())
+            .unwrap_or_default();
+        if life.is_zero() {
+            return Err(expired(&self.session));
+        }
+        Ok(Some(now + life.min(patience.saturating_sub(silence))))
+    }
+
+    fn heartbeat(&mut self) -> Outgoing {
+        self.sent += 1;
+        self.sent_at = Instant::now();
+        self.shared.metrics.heartbeat_sent();
+        let last = self.session.round_trip().unwrap_or_default();
+        Outgoing::Heartbeat(Heartbeat {
+            sequence: self.sent,
+            last_round_trip_us: u64::try_from(last.as_micros()).unwrap_or(u64::MAX),
+        })
+    }
+
+    /// Writes the enrollment down, and waits until it is durable unless the store is in trouble.
+    async fn record(&self, admission: Admission) {
+        let session = &self.session;
+        let event = match admission {
+            Admission::First => Event::Enrolled,
+            Admission::Moved { new_certificate: true } => Event::Rotated,
+            Admission::Again | Admission::Moved { new_certificate: false } => Event::ReEnrolled,
+        };
+        let written = self.shared.writer.submit(Change::Enrolled(Box::new(Enrollment {
+            id: session.executor.clone(),
+            name: session.greeting.name.clone(),
+            provider: session.greeting.provider,
+            version: session.greeting.version.clone(),
+            labels: session.greeting.labels.clone(),
+            host: session.greeting.host.clone(),
+            certificate: session.certificate.clone(),
+            at: session.enrolled_at.into(),
+        })));
+        written.await;
+        let what = match event {
+            Event::Rotated => "executor certificate rotated",
+            Event::Enrolled => "executor enrolled",
+            _ => "executor enrolled again",
+        };
+        tracing::info!(
+            executor.id = %session.executor.0,
+            executor.name = %session.greeting.name,
+            peer = %session.remote,
+            cert.serial = %session.certificate.serial,
+            cert.not_after = %session.certificate.not_after,
+            "{what}"
+        );
+        self.shared.metrics.session_opened(event);
+        self.shared.audit.record(self.entry(event, None));
+    }
+
+    fn entry(&self, event: Event, reason: Option<String>) -> Entry {
+        Entry {
+            event,
+            outcome: Outcome::Success,
+            executor_id: Some(self.session.executor.clone()),
+            peer: Some(self.session.remote),
+            certificate: Some(self.session.certificate.clone()),
+            provider: self.session.greeting.provider,
+            reason,
+        }
+    }
+}
+
+impl Drop for Enrolled {
+    fn drop(&mut self) {
+        let was_live = self.shared.registry.leave(&self.session);
+        self.shared.metrics.session_closed(self.why);
+        let reason = match self.reason.take() {
+            Some(detail) => format!("{}: {detail}", self.why),
+            None => self.why.to_owned(),
+        };
+        if was_live {
+            tracing::info!(
+                executor.id = %self.session.executor.0,
+                peer = %self.session.remote,
+                reason,
+                "executor disconnected"
+            );
+            self.shared.audit.record(self.entry(Event::Disconnected, Some(reason)));
+        }
+    }
+}
+
+fn expired(session: &Session) -> Explained {
+    Explained::new(
+        Code::ClientExpired,
+        "client certificate rejected: certificate has expired or is not yet valid",
+    )
+    .cause(format!(
+        "the certificate that opened this session ended at {}",
+        session.certificate.not_after
+    ))
+    .hint("renew the executor's certificate; the executor reconnects by itself once it has a new one")
+}
+
+/// The peer's stream failed: too large a message, a reset, a connection lost.
+fn broken(status: Status) -> Explained {
+    match status.code() {
+        tonic::Code::OutOfRange | tonic::Code::ResourceExhausted => {
+            Explained::new(Code::Usage, status.message().to_owned())
+        }
+        _ => Explained::new(Code::Unavailable, format!("connection lost: {}", status.message())),
+    }
+}
+
+fn millis_u32(duration: Duration) -> u32 {
+    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
+}
+
+fn unix_millis(time: SystemTime) -> i64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}

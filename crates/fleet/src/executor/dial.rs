@@ -1,0 +1,165 @@
+//! From an address to an enrolled session: connect, HTTP/2, hello, welcome.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use ah_identity_provider::{Clock, Code, Explained};
+use ah_tls::{ClientConfigs, Fate, connect};
+use hyper::client::conn::http2::{self, SendRequest};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::task::AbortOnDropHandle;
+use tonic::body::Body;
+
+use super::Remote;
+use super::link::Link;
+use crate::codec::MAX_MESSAGE_BYTES;
+use crate::proto::access_point_message::Kind as Incoming;
+use crate::proto::executor_message::Kind as Outgoing;
+use crate::proto::fleet_client::FleetClient;
+use crate::proto::{ExecutorMessage, Hello};
+use crate::refusal;
+
+/// Messages under way to the access point: a heartbeat, an answer and a goodbye fit.
+const OUTBOX: usize = 4;
+/// Receive window of the connection: one message of the largest size fits.
+const WINDOW_BYTES: u32 = 2 * MAX_MESSAGE_BYTES as u32;
+
+/// Connects to `remote`, introduces ourselves with `hello` and waits for the welcome; `timeout` covers it all.
+pub(super) async fn open(
+    remote: Remote,
+    configs: ClientConfigs,
+    hello: Hello,
+    timeout: Duration,
+    clock: Arc<dyn Clock>,
+) -> Result<Link, Explained> {
+    let deadline = Instant::now() + timeout;
+    let connected = connect(&remote.host, remote.port, &configs, timeout).await?;
+    let fate = connected.fate.clone();
+    let welcomed = welcome(connected, &remote, hello, clock);
+    match tokio::time::timeout_at(deadline, welcomed).await {
+        Ok(Ok(link)) => Ok(link),
+        Ok(Err(explained)) => Err(fate.explain().unwrap_or(explained)),
+        Err(_) => Err(fate.explain().unwrap_or_else(|| no_welcome(&remote, timeout))),
+    }
+}
+
+async fn welcome(
+    connected: ah_tls::Connected,
+    remote: &Remote,
+    hello: Hello,
+    clock: Arc<dyn Clock>,
+) -> Result<Link, Explained> {
+    let (requests, connection) = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(WINDOW_BYTES)
+        .initial_connection_window_size(WINDOW_BYTES)
+        .max_send_buf_size(MAX_MESSAGE_BYTES)
+        .handshake::<_, Body>(TokioIo::new(connected.stream))
+        .await
+        .map_err(|error| lost(remote, &error.to_string()))?;
+    let connection = AbortOnDropHandle::new(tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "connection ended");
+        }
+    }));
+    let origin = http::Uri::try_from(format!("https://{remote}")).map_err(|error| {
+        Explained::new(Code::Usage, format!("{remote} is not an address")).cause(error)
+    })?;
+    let mut client = FleetClient::with_origin(Channel(requests), origin)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let (outbox, messages) = mpsc::channel(OUTBOX);
+    let greeting = ExecutorMessage {
+        kind: Some(Outgoing::Hello(Box::new(hello))),
+    };
+    let sent_at = Instant::now();
+    // The receiver is alive and the channel empty: this cannot fail.
+    let _ = outbox.try_send(greeting);
+    let mut inbound = client
+        .enroll(ReceiverStream::new(messages))
+        .await
+        .map_err(|status| refused(&status, &connected.fate, remote))?
+        .into_inner();
+    let first = inbound
+        .message()
+        .await
+        .map_err(|status| refused(&status, &connected.fate, remote))?
+        .and_then(|message| message.kind);
+    let welcome = match first {
+        Some(Incoming::Welcome(welcome)) => welcome,
+        _ => return Err(lost(remote, "its first message was not a welcome")),
+    };
+    Ok(Link::new(
+        remote.clone(),
+        connected.remote,
+        connected.server,
+        connected.published,
+        connected.fate,
+        welcome,
+        sent_at,
+        outbox,
+        inbound,
+        connection,
+        clock,
+    ))
+}
+
+/// What ended the call: an alert that arrived as TLS, or the status that the access point gave.
+fn refused(status: &tonic::Status, fate: &Fate, remote: &Remote) -> Explained {
+    if let Some(alert) = fate.explain() {
+        return alert;
+    }
+    let explained = refusal::from_status(status);
+    if status.metadata().is_empty() {
+        return lost(remote, &explained.text);
+    }
+    explained
+}
+
+pub(super) fn lost(remote: &Remote, why: &str) -> Explained {
+    Explained::new(Code::Unavailable, format!("connection to {remote} was lost"))
+        .cause(why)
+        .hint("the access point's log tells why, if it ended the connection")
+}
+
+fn no_welcome(remote: &Remote, timeout: Duration) -> Explained {
+    Explained::new(
+        Code::ConnectionTimedOut,
+        format!("connection timed out after {}", humane(timeout)),
+    )
+    .cause(format!("{remote} accepted the connection but sent no welcome"))
+    .hint("check that the port is an access point's and that it is not overloaded")
+}
+
+/// `30s` rather than `30.0s`.
+fn humane(duration: Duration) -> String {
+    match (duration.as_secs(), duration.subsec_millis()) {
+        (seconds, 0) => format!("{seconds}s"),
+        (0, millis) => format!("{millis}ms"),
+        _ => format!("{:.1}s", duration.as_secs_f64()),
+    }
+}
+
+/// One HTTP/2 connection as the service that generated clients call.
+#[derive(Clone)]
+struct Channel(SendRequest<Body>);
+
+impl tower::Service<http::Request<Body>> for Channel {
+    type Response = http::Response<hyper::body::Incoming>;
+    type Error = hyper::Error;
+    type Future =
+        Pin<Box<dyn Future<Output = Result<http::Response<hyper::body::Incoming>, hyper::Error>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), hyper::Error>> {
+        self.0.poll_ready(context)
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        Box::pin(self.0.send_request(request))
+    }
+}

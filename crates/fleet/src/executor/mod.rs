@@ -1,0 +1,475 @@
+//! The executor: dials an access point, proves itself, stays enrolled through rotation, and says how it is.
+
+mod backoff;
+mod dial;
+mod host;
+mod link;
+mod status;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ah_identity_provider::{Clock, Code, Explained, Health, ProviderKind};
+use ah_tls::ClientConfigs;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+pub use status::{
+    CertificateStatus, Heartbeats, Problem, Status, StatusSocket, read_status, serve_status,
+};
+
+use crate::proto;
+use backoff::Backoff;
+use link::{Link, News};
+
+/// An access point's address as the operator gave it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Remote {
+    /// DNS name or IP address, without brackets.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+}
+
+impl fmt::Display for Remote {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+/// When to end by itself (EN-10).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Once {
+    /// At the first failure.
+    Failed,
+    /// At the first failure or the first welcome.
+    Enrolled,
+}
+
+/// What an executor is made of.
+pub struct Executor {
+    /// Access points, tried in order (EN-1).
+    pub remotes: Vec<Remote>,
+    /// Label for people (EN-6).
+    pub name: String,
+    /// Labels (EN-8).
+    pub labels: BTreeMap<String, String>,
+    /// One deadline over DNS, TCP and TLS (EN-9).
+    pub connect_timeout: Duration,
+    /// When to end by itself (EN-10).
+    pub once: Option<Once>,
+    /// Who we are, as TLS presents it.
+    pub configs: ClientConfigs,
+    /// How our identity is doing.
+    pub health: watch::Receiver<Health>,
+    /// Where our identity comes from.
+    pub provider: ProviderKind,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// What a person at the terminal is told as it happens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A welcome arrived.
+    Enrolled {
+        /// Who the access point takes us for.
+        executor_id: String,
+        /// Where.
+        access_point: String,
+    },
+    /// The enrollment moved to a connection with a new certificate.
+    Rotated {
+        /// Serial number of the new certificate.
+        serial: String,
+    },
+    /// An attempt or a session failed.
+    Failed {
+        /// What and why.
+        explained: Explained,
+        /// When the next attempt is made.
+        retry_in: Duration,
+    },
+    /// The access point asked us to come back later.
+    Draining {
+        /// When the next attempt is made.
+        retry_in: Duration,
+    },
+}
+
+/// How a session ended.
+enum Ended {
+    /// We were told to stop.
+    Stopped,
+    /// The access point goes away and asked us to wait.
+    Drained(Duration),
+    /// Anything else.
+    Lost(Explained),
+}
+
+impl Executor {
+    /// The status before anything happened, and the sender that [`Executor::run`] keeps current.
+    pub fn status(&self) -> watch::Sender<Status> {
+        watch::Sender::new(Status::starting(self))
+    }
+
+    /// Stays enrolled until `stop`, or until a failure that trying again cannot mend (EN-13).
+    ///
+    /// `tell` is called for each thing a person wants to read at once.
+    pub async fn run(
+        self,
+        status: watch::Sender<Status>,
+        tell: impl Fn(&Event) + Send,
+        stop: CancellationToken,
+    ) -> Result<(), Explained> {
+        let opener = Opener {
+            configs: self.configs.clone(),
+            hello: self.hello(),
+            timeout: self.connect_timeout,
+            clock: Arc::clone(&self.clock),
+        };
+        let mut run = Run {
+            executor: self,
+            opener,
+            status,
+            tell,
+            next_remote: 0,
+            ever_enrolled: false,
+        };
+        let following = run.follow_health();
+        tokio::select! {
+            ended = run.keep_enrolled(&stop) => ended,
+            () = following => Ok(()),
+        }
+    }
+
+    fn hello(&self) -> proto::Hello {
+        proto::Hello {
+            protocol: crate::hello::PROTOCOL,
+            name: self.name.clone(),
+            instance_id: uuid::Uuid::new_v4().simple().to_string(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            labels: self.labels.clone().into_iter().collect(),
+            host: Some(host::facts()),
+            provider: self.provider.to_string(),
+        }
+    }
+}
+
+struct Run<T> {
+    executor: Executor,
+    opener: Opener,
+    status: watch::Sender<Status>,
+    tell: T,
+    /// Index of the access point to try first.
+    next_remote: usize,
+    ever_enrolled: bool,
+}
+
+impl<T: Fn(&Event) + Send> Run<T> {
+    async fn keep_enrolled(&mut self, stop: &CancellationToken) -> Result<(), Explained> {
+        let mut backoff = Backoff::new();
+        loop {
+            let opened = tokio::select! {
+                opened = self.enroll() => opened,
+                () = stop.cancelled() => return Ok(()),
+            };
+            let wait = match opened {
+                Ok(link) => {
+                    self.note_enrolled(&link);
+                    if self.executor.once == Some(Once::Enrolled) {
+                        link.goodbye("--once=enrolled").await;
+                        return Ok(());
+                    }
+                    let since = Instant::now();
+                    let ended = self.stay(link, stop).await;
+                    backoff.session_lasted(since.elapsed());
+                    match ended {
+                        Ended::Stopped => return Ok(()),
+                        Ended::Drained(wait) => {
+                            self.status.send_modify(Status::draining);
+                            tracing::info!(retry_in = ?wait, "access point is draining; reconnecting");
+                            (self.tell)(&Event::Draining { retry_in: wait });
+                            self.next_remote += 1;
+                            wait
+                        }
+                        Ended::Lost(explained) => self.note_failure(explained, backoff.next())?,
+                    }
+                }
+                Err(explained) => self.note_failure(explained, backoff.next())?,
+            };
+            if self.executor.once.is_some() {
+                return Ok(());
+            }
+            let mut configs = self.executor.configs.clone();
+            let shown = configs.current().generation();
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                // A new identity may be just what was missing.
+                () = newer_than(&mut configs, shown) => {}
+                () = stop.cancelled() => return Ok(()),
+            }
+        }
+    }
+
+    /// Tries each access point once, beginning with the one that is next. The error is the last one's.
+    async fn enroll(&mut self) -> Result<Link, Explained> {
+        self.own_certificate_is_current()?;
+        let remotes = self.executor.remotes.clone();
+        let mut failure = Explained::new(Code::Usage, "no access point is named")
+            .hint("give --remote-server https://HOST:PORT");
+        for turn in 0..remotes.len() {
+            let index = (self.next_remote + turn) % remotes.len();
+            let Some(remote) = remotes.get(index) else {
+                continue;
+            };
+            match self.opener.open(remote).await {
+                Ok(link) => {
+                    self.next_remote = index;
+                    return Ok(link);
+                }
+                Err(explained) => {
+                    if turn + 1 < remotes.len() {
+                        tracing::warn!(remote = %remote, "{explained}; trying the next access point");
+                    }
+                    failure = explained;
+                }
+            }
+        }
+        Err(failure)
+    }
+
+    /// Dialling with a certificate that has ended only makes noise at the access point.
+    fn own_certificate_is_current(&self) -> Result<(), Explained> {
+        let published = Arc::clone(self.executor.configs.current().published());
+        let leaf = published.identity.leaf();
+        let now = self.executor.clock.now();
+        if leaf.not_after > now {
+            return Ok(());
+        }
+        Err(Explained::new(
+            Code::ExpiredOrNotYetValid,
+            "certificate has expired or is not yet valid",
+        )
+        .cause(format!(
+            "our own certificate {} ended at {}; our clock says {}",
+            leaf.serial,
+            status::rfc3339(leaf.not_after),
+            status::rfc3339(now),
+        ))
+        .hint("renew the certificate; it is taken into use as soon as the provider has it"))
+    }
+
+    /// Serves an enrollment, moving it to a new connection for each new identity (EN-14).
+    async fn stay(&mut self, mut link: Link, stop: &CancellationToken) -> Ended {
+        let mut configs = self.executor.configs.clone();
+        let mut rotation = Rotation::default();
+        loop {
+            let known = link.generation.max(rotation.generation);
+            let target = link.target.clone();
+            tokio::select! {
+                () = stop.cancelled() => {
+                    link.goodbye("shutting down").await;
+                    return Ended::Stopped;
+                }
+                news = link.next() => match news {
+                    Ok(News::Heard) => self.note_heartbeat(&link),
+                    Ok(News::Drain { after, spread }) => {
+                        let wait = after + spread.mul_f64(rand::random::<f64>());
+                        link.goodbye("draining").await;
+                        return Ended::Drained(wait);
+                    }
+                    Err(explained) => return Ended::Lost(explained),
+                },
+                () = newer_than(&mut configs, known) => {
+                    rotation.start(configs.current().generation(), Instant::now());
+                }
+                opened = rotation.opened(&self.opener, &target) => match opened {
+                    Ok(new) => {
+                        let old = std::mem::replace(&mut link, new);
+                        rotation = Rotation::default();
+                        self.note_rotated(&link);
+                        // The old connection's farewell must not hold up the new one's heartbeats.
+                        tokio::spawn(async move { old.goodbye("rotated").await });
+                    }
+                    Err(explained) => {
+                        let wait = rotation.backoff.next();
+                        tracing::warn!(retry_in = ?wait, "moving to the new certificate failed: {explained}");
+                        self.status.send_modify(|status| status.failed(explained, self.executor.clock.now(), None));
+                        rotation.start(rotation.generation, Instant::now() + wait);
+                    }
+                },
+            }
+        }
+    }
+
+    fn note_enrolled(&mut self, link: &Link) {
+        self.ever_enrolled = true;
+        tracing::info!(
+            executor.id = %link.welcome.executor_id,
+            access_point = %link.target,
+            session = %link.welcome.session_id,
+            "enrolled"
+        );
+        self.status.send_modify(|status| status.enrolled(link, self.executor.clock.now()));
+        (self.tell)(&Event::Enrolled {
+            executor_id: link.welcome.executor_id.clone(),
+            access_point: link.target.to_string(),
+        });
+    }
+
+    fn note_rotated(&self, link: &Link) {
+        let leaf = link.published.identity.leaf();
+        tracing::info!(
+            executor.id = %link.welcome.executor_id,
+            cert.serial = %leaf.serial,
+            cert.not_after = %status::rfc3339(leaf.not_after),
+            "certificate rotated; enrollment moved to a new connection"
+        );
+        self.status.send_modify(|status| status.moved(link, self.executor.clock.now()));
+        (self.tell)(&Event::Rotated {
+            serial: leaf.serial.clone(),
+        });
+    }
+
+    fn note_heartbeat(&self, link: &Link) {
+        let now = self.executor.clock.now();
+        self.status.send_if_modified(|status| {
+            status.heard(link, now);
+            false
+        });
+    }
+
+    /// How long to wait before the next attempt; `Err` when there is to be none.
+    fn note_failure(&self, explained: Explained, retry_in: Duration) -> Result<Duration, Explained> {
+        let now = self.executor.clock.now();
+        let gives_up = self.executor.once.is_some() || is_permanent(explained.code, self.ever_enrolled);
+        let retry = (!gives_up).then_some(retry_in);
+        self.status.send_modify(|status| status.failed(explained.clone(), now, retry));
+        if gives_up {
+            return Err(explained);
+        }
+        tracing::warn!(?retry_in, "{explained}");
+        (self.tell)(&Event::Failed { explained, retry_in });
+        Ok(retry_in)
+    }
+
+    /// Copies the identity's state into the status for as long as it is polled.
+    fn follow_health(&self) -> impl Future<Output = ()> + Send + use<T> {
+        let status = self.status.clone();
+        let mut health = self.executor.health.clone();
+        let configs = self.executor.configs.clone();
+        async move {
+            loop {
+                let now = health.borrow_and_update().clone();
+                let published = Arc::clone(configs.current().published());
+                status.send_modify(|status| status.identity(&now, &published));
+                if health.changed().await.is_err() {
+                    return std::future::pending().await;
+                }
+            }
+        }
+    }
+}
+
+/// All that an attempt to enroll needs besides the address.
+#[derive(Clone)]
+struct Opener {
+    configs: ClientConfigs,
+    hello: proto::Hello,
+    timeout: Duration,
+    clock: Arc<dyn Clock>,
+}
+
+impl Opener {
+    fn open(&self, remote: &Remote) -> Pin<Box<dyn Future<Output = Result<Link, Explained>> + Send>> {
+        Box::pin(dial::open(
+            remote.clone(),
+            self.configs.clone(),
+            self.hello.clone(),
+            self.timeout,
+            Arc::clone(&self.clock),
+        ))
+    }
+}
+
+/// Moving to a new identity while the session under the old one goes on.
+#[derive(Default)]
+struct Rotation {
+    step: Step,
+    backoff: Backoff,
+    /// Generation that the move is for; 0 when there was none.
+    generation: u64,
+}
+
+#[derive(Default)]
+enum Step {
+    #[default]
+    Idle,
+    Waiting(Instant),
+    Opening(Pin<Box<dyn Future<Output = Result<Link, Explained>> + Send>>),
+}
+
+impl Rotation {
+    fn start(&mut self, generation: u64, at: Instant) {
+        self.generation = generation;
+        self.step = Step::Waiting(at);
+    }
+
+    /// Resolves when an attempt has ended. Cancel safe: an attempt under way goes on with the next call.
+    async fn opened(&mut self, opener: &Opener, remote: &Remote) -> Result<Link, Explained> {
+        loop {
+            match &mut self.step {
+                Step::Idle => std::future::pending().await,
+                Step::Waiting(at) => {
+                    tokio::time::sleep_until(*at).await;
+                    self.step = Step::Opening(opener.open(remote));
+                }
+                Step::Opening(attempt) => {
+                    let opened = attempt.await;
+                    self.step = Step::Idle;
+                    return opened;
+                }
+            }
+        }
+    }
+}
+
+/// Resolves when there is an identity newer than `generation`.
+async fn newer_than(configs: &mut ClientConfigs, generation: u64) {
+    while configs.current().generation() <= generation {
+        if configs.next().await.is_none() {
+            return std::future::pending().await;
+        }
+    }
+}
+
+/// Whether trying again is no use (EN-13). An executor that was enrolled before has a sound set-up, so what
+/// a rotation on either side can cure is waited for then.
+fn is_permanent(code: Code, ever_enrolled: bool) -> bool {
+    match code {
+        Code::ServerIdMismatch
+        | Code::SanMismatch
+        | Code::ClientRevoked
+        | Code::KeyMismatch
+        | Code::Usage => true,
+        Code::VerifyFailed
+        | Code::ExpiredOrNotYetValid
+        | Code::NoLocalIssuer
+        | Code::UnknownAuthority
+        | Code::ClientCertificateRequired
+        | Code::ClientUnknownAuthority
+        | Code::ClientExpired
+        | Code::Duplicate => !ever_enrolled,
+        _ => false,
+    }
+}
