@@ -209,7 +209,8 @@ impl Store for SqliteStore {
 
     async fn check(&self) -> Result<(), StoreError> {
         self.still_there()?;
-        // Takes the write lock and dirties a page, so a read-only or full file shows; nothing is kept.
+        // Takes the write lock and changes a page, so a locked or read-only file shows; nothing is kept. A full
+        // disk shows at a commit, in the health of the writer.
         let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(fault)?;
         sqlx::query("UPDATE revocation_version SET version = version")
             .execute(&mut *tx)

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use ah_fleet::store::{CertificateRecord, Enrollment, ExecutorId, HostRecord};
+use ah_fleet::store::{CertificateRecord, Change, Enrollment, ExecutorId, HostRecord};
 use ah_identity_provider::ProviderKind;
 use time::{Duration, OffsetDateTime};
 
@@ -31,4 +31,9 @@ pub(crate) fn enrollment(name: &str, second: i64) -> Enrollment {
         },
         at: at(second),
     }
+}
+
+/// The change that writes it down.
+pub(crate) fn enrolled(enrollment: &Enrollment) -> Change {
+    Change::Enrolled(Box::new(enrollment.clone()))
 }
