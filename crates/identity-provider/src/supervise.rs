@@ -107,6 +107,10 @@ enum Pause {
     Candidate(Instant),
 }
 
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one value at a time, taken apart where it is made"
+)]
 enum Wake {
     Provided(Result<Identity, ProviderError>),
     RestOver,

@@ -1,0 +1,114 @@
+//! The providers of this crate keep the promises of the provider seam.
+
+use std::fs;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ah_identity_provider::ProviderKind;
+use ah_identity_provider::dev::{DevConfig, DevProvider, DevRole};
+use ah_identity_provider::files::FilesProvider;
+use ah_testkit::provider_suite::{ProviderFixture, conforms};
+use tempfile::TempDir;
+
+use crate::common::{Files, HeldClock};
+
+struct FilesFixture {
+    files: Files,
+    whole: String,
+}
+
+impl ProviderFixture for FilesFixture {
+    type Provider = FilesProvider;
+
+    const KIND: ProviderKind = ProviderKind::Files;
+
+    fn provider(&self) -> FilesProvider {
+        FilesProvider::new(self.files.config())
+    }
+
+    async fn renew(&mut self) {
+        self.files.put(&self.files.ca.leaf("renewed.example"));
+    }
+
+    async fn break_source(&mut self) -> Vec<String> {
+        let path = self.files.path("cert.pem");
+        self.whole = fs::read_to_string(&path).unwrap();
+        fs::write(&path, self.whole.get(..200).unwrap()).unwrap();
+        vec![path.display().to_string(), "has no end".to_owned()]
+    }
+
+    async fn mend(&mut self) {
+        fs::write(self.files.path("cert.pem"), &self.whole).unwrap();
+    }
+
+    fn secrets(&self) -> Vec<String> {
+        lines_of(&fs::read_to_string(self.files.path("key.pem")).unwrap())
+    }
+}
+
+struct DevFixture {
+    state: TempDir,
+    clock: HeldClock,
+    whole: String,
+}
+
+impl ProviderFixture for DevFixture {
+    type Provider = DevProvider;
+
+    const KIND: ProviderKind = ProviderKind::Dev;
+
+    fn provider(&self) -> DevProvider {
+        let role = DevRole::Executor {
+            name: "one".to_owned(),
+        };
+        DevProvider::new(
+            DevConfig::new(self.state.path(), role),
+            Arc::new(self.clock.clone()),
+        )
+    }
+
+    async fn renew(&mut self) {
+        self.clock.advance(Duration::from_secs(2 * 3600 / 3));
+    }
+
+    async fn break_source(&mut self) -> Vec<String> {
+        let path = self.state.path().join("dev/ca-key.pem");
+        self.whole = fs::read_to_string(&path).unwrap();
+        fs::write(&path, self.whole.get(..60).unwrap()).unwrap();
+        vec![path.display().to_string(), "rm -r".to_owned()]
+    }
+
+    async fn mend(&mut self) {
+        fs::write(self.state.path().join("dev/ca-key.pem"), &self.whole).unwrap();
+    }
+
+    fn secrets(&self) -> Vec<String> {
+        lines_of(&self.whole)
+    }
+}
+
+/// The lines of base64 in a PEM text.
+fn lines_of(pem: &str) -> Vec<String> {
+    let lines = pem.lines().filter(|line| !line.starts_with("-----"));
+    lines.map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn files_conform() {
+    conforms(FilesFixture {
+        files: Files::new(),
+        whole: String::new(),
+    })
+    .await;
+}
+
+/// Time is paused: the provider's looks at the clock come at once.
+#[tokio::test(start_paused = true)]
+async fn dev_conforms() {
+    conforms(DevFixture {
+        state: tempfile::tempdir().unwrap(),
+        clock: HeldClock::new(),
+        whole: String::new(),
+    })
+    .await;
+}

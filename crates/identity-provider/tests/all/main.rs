@@ -1,0 +1,15 @@
+//! Tests of the identity providers and their supervisor through what they offer to others.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
+mod common;
+mod conformance;
+mod dev;
+mod files;
+mod pki;
+mod supervise;
