@@ -4,6 +4,7 @@ mod load;
 mod pki;
 mod procfs;
 mod serve;
+mod suite;
 mod tls;
 
 use std::io;
@@ -33,6 +34,8 @@ enum Command {
     /// Put load on a server.
     #[command(subcommand)]
     Load(load::Load),
+    /// Measure the bars and print their table.
+    Suite(suite::Suite),
 }
 
 fn main() -> ExitCode {
@@ -54,6 +57,7 @@ fn run(command: Command) -> io::Result<ExitCode> {
         }
         Command::Serve(serve) => single_threaded()?.block_on(serve.run())?,
         Command::Load(load) => single_threaded()?.block_on(load.run())?,
+        Command::Suite(suite) => return suite.run(),
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -12,6 +12,7 @@ use std::io;
 
 use clap::Subcommand;
 
+pub(crate) use connect::Protocol;
 pub(crate) use hold::MOST;
 
 /// What load.

@@ -1,0 +1,289 @@
+//! Bars 6 to 10: rotation, revocation, restart, storms and noise.
+
+use std::io;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::bench::Bench;
+use super::http;
+use super::process::{LoadRun, Server};
+use super::subject::AccessPoint;
+use super::table::{Row, Sample, figure};
+use crate::load::Protocol;
+use crate::load::stats::{Event, Report, unix_us};
+use crate::pki::{self, Authority};
+use crate::procfs::{Memory, cpu_time};
+
+/// Bar 6: certificate and key files replaced under load.
+pub(crate) fn rotation(bench: &Bench) -> io::Result<Vec<Row>> {
+    let server = AccessPoint::new(&bench.places)?.start()?;
+    let swaps = bench.effort.swaps;
+    let run = bench.load(
+        "rotate",
+        &server,
+        Protocol::Fleet,
+        &[("swaps", swaps.to_string())],
+    )?;
+    let seconds = 60 + u64::try_from(swaps).unwrap_or(100);
+    let (report, events) = run.finish(Duration::from_secs(seconds))?;
+    // The next server shall not start from a pair that a failed run left half replaced.
+    Authority::open(&bench.places.files())?
+        .server()?
+        .install(&bench.places.files())?;
+    let late = |event: &Event| match event {
+        Event::Swapped { late_us, .. } => Some(*late_us as f64 / 1_000.0),
+        _ => None,
+    };
+    let late = Sample::of(events.iter().filter_map(late).collect())
+        .ok_or_else(|| io::Error::other("no swap was seen"))?;
+    let in_process = after_publication(&server, &events);
+    let dropped = events
+        .iter()
+        .filter(|event| matches!(event, Event::Closed { .. }))
+        .count();
+    let what = format!("{swaps} rotations from files under load");
+    let handshakes = format!(
+        "{} of {} handshakes failed, {dropped} sessions dropped",
+        report.failed,
+        report.failed + report.completed
+    );
+    Ok(vec![
+        match in_process {
+            Some(late) => Row::new(
+                "6",
+                &format!("{what}: last handshake with the old certificate"),
+                "≤ 10 ms after the identity is in the process",
+                late.show("ms"),
+                late.most <= 10.0,
+            ),
+            None => Row::skipped("6", &what, "the access point logged no rotation"),
+        },
+        Row::new(
+            "6",
+            &format!("{what}: last handshake with the old certificate"),
+            "≤ 300 ms after the swap",
+            late.show("ms"),
+            late.most <= 300.0,
+        ),
+        Row::new(
+            "6",
+            &what,
+            "none failed, none dropped",
+            handshakes,
+            report.failed == 0 && dropped == 0,
+        ),
+    ])
+}
+
+/// How long after the access point's own word of a rotation the last handshake began that still got the old certificate,
+/// in milliseconds; 0 when there was none. The word is read from a pipe, so it comes late rather than early.
+fn after_publication(server: &Server, events: &[Event]) -> Option<Sample> {
+    let log = server.log();
+    let rotated: Vec<u64> = log
+        .filter(|line| line.text.contains("rotated"))
+        .map(|line| line.unix_us)
+        .collect();
+    let late = events.iter().filter_map(|event| match event {
+        Event::Swapped {
+            unix_us, late_us, ..
+        } => {
+            let published = rotated.iter().find(|at| *at >= unix_us)?;
+            Some((unix_us + late_us).saturating_sub(*published) as f64 / 1_000.0)
+        }
+        _ => None,
+    });
+    Sample::of(late.collect())
+}
+
+/// Bar 7: how soon after an operator's word a session is closed.
+pub(crate) fn revocation(bench: &Bench) -> io::Result<Vec<Row>> {
+    let access_point = AccessPoint::new(&bench.places)?;
+    let server = access_point.start()?;
+    let sessions = bench.effort.sessions;
+    let run = bench.hold(&server, Protocol::Fleet, sessions)?;
+    let revoked = (sessions / 10).max(1);
+    let mut asked = Vec::new();
+    for number in 0..revoked {
+        let id = http::segment(&pki::executor_id(number * (sessions / revoked)));
+        let at = unix_us();
+        let path = format!("/v1/executors/{id}/revoke");
+        let answer = http::post_unix(
+            &access_point.admin_socket(),
+            &path,
+            r#"{"reason":"benchmark"}"#,
+        )?;
+        if !(200..300).contains(&answer.status) {
+            return Err(io::Error::other(format!(
+                "revoke answered {}: {}",
+                answer.status, answer.body
+            )));
+        }
+        asked.push((number * (sessions / revoked), at));
+    }
+    thread::sleep(Duration::from_secs(3));
+    let (_, events) = run.finish(Duration::from_secs(30))?;
+    let mut took = Vec::new();
+    let mut others = 0;
+    for event in &events {
+        if let Event::Closed {
+            executor, unix_us, ..
+        } = event
+        {
+            match asked.iter().find(|(number, _)| number == executor) {
+                Some((_, at)) => took.push(unix_us.saturating_sub(*at) as f64 / 1_000.0),
+                None => others += 1,
+            }
+        }
+    }
+    let closed = took.len();
+    took.sort_by(f64::total_cmp);
+    let p99 = took
+        .get(closed.saturating_sub(1) * 99 / 100)
+        .copied()
+        .unwrap_or(f64::INFINITY);
+    let measured = format!(
+        "p99 {} ms, {closed} of {revoked} closed, {others} others closed, {sessions} sessions",
+        figure(p99)
+    );
+    let met = p99 <= 1_000.0 && closed == asked.len() && others == 0;
+    Ok(vec![Row::new(
+        "7",
+        "revoked → session closed",
+        "p99 ≤ 1 s",
+        measured,
+        met,
+    )])
+}
+
+/// Back-off window of executors in bar 8.
+const WINDOW: Duration = Duration::from_secs(5);
+
+/// Bar 8: killed with all sessions open, started again a second later.
+pub(crate) fn restart(bench: &mut Bench) -> io::Result<Vec<Row>> {
+    let rate = bench.access_point_rate()?;
+    let sessions = bench.effort.sessions;
+    let access_point = AccessPoint::new(&bench.places)?;
+    let server = access_point.start()?;
+    let access_point = access_point.listen(server.address);
+    let run = storm(bench, &server, "polite")?;
+    run.held(Duration::from_secs(60))?;
+    drop(server);
+    thread::sleep(Duration::from_secs(1));
+    let started = unix_us();
+    let _server = access_point.start()?;
+    let (_, done) = run.held(Duration::from_secs(100))?;
+    let took = done.saturating_sub(started) as f64 / 1e6;
+    let ideal = WINDOW.as_secs_f64().max(f64::from(sessions) / rate);
+    let most = 1.3 * ideal + 1.0;
+    Ok(vec![Row::new(
+        "8",
+        &format!("{sessions} sessions back after a kill and one second"),
+        &format!("≤ {} s", figure(most)),
+        format!("{} s", figure(took)),
+        took <= most,
+    )])
+}
+
+/// Bar 9: clients that give up after a second and are back at once.
+pub(crate) fn hostile(bench: &mut Bench) -> io::Result<Vec<Row>> {
+    let rate = bench.access_point_rate()?;
+    let sessions = bench.effort.sessions;
+    let ideal = f64::from(sessions) / rate;
+    let server = AccessPoint::new(&bench.places)?.start()?;
+    let before = cpu_time(server.pid())?;
+    let started = Instant::now();
+    let run = storm(bench, &server, "hostile")?;
+    let what = format!("hostile storm of {sessions} clients");
+    let wanted = format!("≤ {} s", figure(3.0 * ideal));
+    let held = run.held(Duration::from_secs(60));
+    let took = started.elapsed().as_secs_f64();
+    let used = cpu_time(server.pid())?.saturating_sub(before).as_secs_f64();
+    if held.is_err() {
+        let measured = format!("not after {} s", figure(took));
+        return Ok(vec![Row::new("9", &what, &wanted, measured, false)]);
+    }
+    let useful = ideal / used;
+    Ok(vec![
+        Row::new(
+            "9",
+            &what,
+            &wanted,
+            format!("{} s", figure(took)),
+            took <= 3.0 * ideal,
+        ),
+        Row::new(
+            "9",
+            &format!("{what}: CPU spent on handshakes that complete"),
+            "≥ 90 %",
+            format!("{} %", figure(100.0 * useful)),
+            useful >= 0.9,
+        ),
+    ])
+}
+
+fn storm(bench: &Bench, server: &Server, temper: &str) -> io::Result<LoadRun> {
+    let options = [
+        ("temper", temper.to_owned()),
+        ("executors", bench.effort.sessions.to_string()),
+        ("window", WINDOW.as_secs_f64().to_string()),
+        ("seconds", "240".to_owned()),
+    ];
+    bench.load("storm", server, Protocol::Fleet, &options)
+}
+
+/// Bar 10: sockets that send nothing, garbage or too little, while others enroll.
+pub(crate) fn noise(bench: &Bench) -> io::Result<Vec<Row>> {
+    let sockets = bench.effort.sockets;
+    let server = AccessPoint::new(&bench.places)?.start()?;
+    // The first round also brings the process to its working size.
+    enroll_at_leisure(bench, &server)?;
+    let quiet = enroll_at_leisure(bench, &server)?;
+    let before = Memory::of(server.pid())?.proportional as f64;
+    let options = [
+        ("kind", "mixed".to_owned()),
+        ("sockets", sockets.to_string()),
+        ("seconds", "120".to_owned()),
+    ];
+    let noise = bench.load("noise", &server, Protocol::Fleet, &options)?;
+    thread::sleep(Duration::from_secs(3));
+    let disturbed = enroll_at_leisure(bench, &server)?;
+    drop(noise);
+    thread::sleep(Duration::from_secs(3));
+    let after = Memory::of(server.pid())?.proportional as f64;
+    let ratio = disturbed.p99_us as f64 / quiet.p99_us.max(1) as f64;
+    let growth = 100.0 * (after - before) / before;
+    let p99 = format!(
+        "{} ×: {} ms against {} ms, {} of {} failed",
+        figure(ratio),
+        figure(disturbed.p99_us as f64 / 1_000.0),
+        figure(quiet.p99_us as f64 / 1_000.0),
+        disturbed.failed,
+        disturbed.failed + disturbed.completed,
+    );
+    let what = format!("{sockets} silent, garbage and slow sockets");
+    Ok(vec![
+        Row::new(
+            "10",
+            &format!("{what}: others' p99"),
+            "≤ 2 × quiet, none failed",
+            p99,
+            ratio <= 2.0 && disturbed.failed == 0,
+        ),
+        Row::new(
+            "10",
+            &format!("{what}: memory afterwards"),
+            "within 5 %",
+            format!("{} %", figure(growth)),
+            growth <= 5.0,
+        ),
+    ])
+}
+
+fn enroll_at_leisure(bench: &Bench, server: &Server) -> io::Result<Report> {
+    let options = [
+        ("per-second", "200".to_owned()),
+        ("seconds", "10".to_owned()),
+    ];
+    let run = bench.load("open", server, Protocol::Fleet, &options)?;
+    Ok(run.finish(Duration::from_secs(60))?.0)
+}

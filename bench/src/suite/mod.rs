@@ -1,0 +1,142 @@
+//! Runs the measurements and prints the table of bars.
+
+mod bench;
+mod churn;
+mod faults;
+mod http;
+mod memory;
+mod process;
+mod subject;
+mod table;
+mod throughput;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+
+use self::bench::{Bench, Effort};
+use self::subject::Places;
+use self::table::{Row, Verdict, markdown};
+use crate::load::MOST;
+use crate::pki::Authority;
+
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Suite {
+    /// Measure only these bars.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// Runs of each throughput and memory measurement.
+    #[arg(long, default_value_t = 5)]
+    runs: usize,
+    /// Fewer runs, sessions and swaps: says whether everything works, not how well.
+    #[arg(long)]
+    quick: bool,
+    /// Length of the churn (bar 17) in seconds.
+    #[arg(long, default_value_t = 3_600)]
+    duration: u64,
+    /// Least share of its core, in percent, that a server must have used for a throughput run to count.
+    #[arg(long, default_value_t = 95)]
+    least_busy: u32,
+    /// The `ah` binary; the one beside this one by default.
+    #[arg(long)]
+    ah: Option<PathBuf>,
+    /// Write the rows as JSON.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Write the table as Markdown.
+    #[arg(long)]
+    markdown: Option<PathBuf>,
+}
+
+impl Suite {
+    /// Succeeds when no bar was missed.
+    pub(crate) fn run(self) -> io::Result<ExitCode> {
+        let scratch = tempfile::Builder::new().prefix("ah-bench-").tempdir()?;
+        let mut bench = Bench::new(self.places(scratch.path())?, self.effort());
+        Authority::create(&bench.places.files())?;
+        let mut rows = Vec::new();
+        for (bar, measure) in MEASUREMENTS {
+            if self.only.is_empty() || self.only.iter().any(|only| only == bar) {
+                eprintln!("measuring bar {bar}");
+                match measure(&mut bench) {
+                    Ok(measured) => rows.extend(measured),
+                    Err(error) => rows.push(Row::skipped(bar, "", error)),
+                }
+            }
+        }
+        let complaints = bench.complaints();
+        if !complaints.is_empty() {
+            bench
+                .notes
+                .push(format!("load generator: {}", complaints.trim()));
+        }
+        let text = markdown(&rows, &bench.notes);
+        print!("{text}");
+        if let Some(path) = &self.markdown {
+            fs::write(path, &text)?;
+        }
+        if let Some(path) = &self.json {
+            fs::write(path, serde_json::to_string_pretty(&rows)?)?;
+        }
+        let missed = rows.iter().any(|row| row.verdict == Verdict::Miss);
+        Ok(ExitCode::from(u8::from(missed)))
+    }
+
+    fn effort(&self) -> Effort {
+        let least_busy = f64::from(self.least_busy) / 100.0;
+        if self.quick {
+            return Effort {
+                runs: self.runs.min(2),
+                seconds: 3.0,
+                sessions: 2_000,
+                swaps: 10,
+                sockets: 1_000,
+                churn: Duration::from_secs(self.duration.min(60)),
+                least_busy,
+            };
+        }
+        Effort {
+            runs: self.runs.max(1),
+            seconds: 8.0,
+            sessions: MOST,
+            swaps: 100,
+            sockets: 5_000,
+            churn: Duration::from_secs(self.duration),
+            least_busy,
+        }
+    }
+
+    fn places(&self, scratch: &Path) -> io::Result<Places> {
+        let ah = match &self.ah {
+            Some(path) => path.clone(),
+            None => subject::sibling_ah()?,
+        };
+        let source = Path::new(env!("CARGO_MANIFEST_DIR"));
+        Ok(Places {
+            pki: scratch.to_owned(),
+            scratch: scratch.to_owned(),
+            ah,
+            tools: source.join("../target/bench-tools"),
+            grpc_go: source.join("peers/grpc-go"),
+        })
+    }
+}
+
+/// One bar or several that are measured together.
+const MEASUREMENTS: [(&str, fn(&mut Bench) -> io::Result<Vec<Row>>); 11] = [
+    ("1", |bench| Ok(throughput::sessions(bench))),
+    ("2", |bench| Ok(throughput::accept_path(bench))),
+    ("4", |bench| Ok(memory::idle(bench))),
+    ("5", |bench| Ok(memory::stuck(bench))),
+    ("6", |bench| faults::rotation(bench)),
+    ("7", |bench| faults::revocation(bench)),
+    ("8", faults::restart),
+    ("9", faults::hostile),
+    ("10", |bench| faults::noise(bench)),
+    ("E1", |bench| Ok(throughput::durable(bench))),
+    ("17", churn::churn),
+];

@@ -1,0 +1,252 @@
+//! The servers that the suite compares.
+
+use std::fs;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::process::{LOAD_CORE, SERVER_CORE, Server, pinned};
+use crate::load::Protocol;
+use crate::pki::{self, Files};
+
+/// A server to measure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Subject {
+    /// `ah agent access-point`.
+    AccessPoint,
+    /// Bare tokio-rustls.
+    Tcp,
+    /// Bare hyper HTTP/2 over rustls.
+    H2,
+    Nginx,
+    Ghostunnel,
+    GrpcGo,
+}
+
+impl Subject {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::AccessPoint => "access point",
+            Self::Tcp => "bare tokio-rustls",
+            Self::H2 => "bare hyper-h2",
+            Self::Nginx => "nginx",
+            Self::Ghostunnel => "ghostunnel",
+            Self::GrpcGo => "grpc-go",
+        }
+    }
+
+    /// What the load generator speaks with it.
+    pub(crate) fn protocol(self) -> Protocol {
+        match self {
+            Self::AccessPoint => Protocol::Fleet,
+            Self::Tcp | Self::Ghostunnel => Protocol::Tcp,
+            Self::H2 | Self::GrpcGo => Protocol::H2,
+            Self::Nginx => Protocol::Http1,
+        }
+    }
+}
+
+/// Where programs and files are.
+#[derive(Clone, Debug)]
+pub(crate) struct Places {
+    /// Authority and server identity.
+    pub(crate) pki: PathBuf,
+    /// Folder for everything a server writes; the run removes it.
+    pub(crate) scratch: PathBuf,
+    /// The `ah` binary.
+    pub(crate) ah: PathBuf,
+    /// Peers that are built and not installed.
+    pub(crate) tools: PathBuf,
+    /// Source of the grpc-go peer.
+    pub(crate) grpc_go: PathBuf,
+}
+
+impl Places {
+    pub(crate) fn files(&self) -> Files {
+        Files::at(&self.pki)
+    }
+
+    /// Starts `subject` on the server core with an empty state.
+    pub(crate) fn start(&self, subject: Subject) -> io::Result<Server> {
+        let started = match subject {
+            Subject::AccessPoint => AccessPoint::new(self)?.start(),
+            Subject::Tcp => self.bare("tcp", SERVER_CORE),
+            Subject::H2 => self.bare("h2", SERVER_CORE),
+            Subject::Nginx => self.nginx(),
+            Subject::Ghostunnel => self.ghostunnel(),
+            Subject::GrpcGo => self.grpc_go(),
+        };
+        started.map_err(|error| io::Error::other(format!("{}: {error}", subject.name())))
+    }
+
+    fn bare(&self, kind: &str, core: u32) -> io::Result<Server> {
+        let mut command = pinned(core, std::env::current_exe()?);
+        command.args(["serve", kind, "--pki"]).arg(&self.pki);
+        Server::start(&mut command, false)
+    }
+
+    fn grpc_go(&self) -> io::Result<Server> {
+        let binary = self.tools.join("grpc-go-peer");
+        if !binary.exists() {
+            fs::create_dir_all(&self.tools)?;
+            let built = Command::new("go")
+                .args(["build", "-o"])
+                .arg(&binary)
+                .arg(".")
+                .current_dir(&self.grpc_go)
+                .output()?;
+            if !built.status.success() {
+                let said = String::from_utf8_lossy(&built.stderr);
+                let first = said.lines().next().unwrap_or("go build failed").to_owned();
+                return Err(io::Error::other(first));
+            }
+        }
+        let files = self.files();
+        let mut command = pinned(SERVER_CORE, binary);
+        command.env("GOMAXPROCS", "1");
+        command.arg("-cert").arg(files.server());
+        command.arg("-key").arg(files.server_key());
+        command.arg("-ca").arg(files.ca());
+        Server::start(&mut command, false)
+    }
+
+    /// Takes ghostunnel from the tools folder or `PATH`. What it forwards to runs on the load core.
+    fn ghostunnel(&self) -> io::Result<Server> {
+        let own = self.tools.join("ghostunnel");
+        let binary = if own.exists() {
+            own
+        } else {
+            PathBuf::from("ghostunnel")
+        };
+        let behind = self.bare("plain", LOAD_CORE)?;
+        let address = free_address()?;
+        let files = self.files();
+        let mut command = pinned(SERVER_CORE, binary);
+        command.env("GOMAXPROCS", "1");
+        command.arg("server").arg(format!("--listen={address}"));
+        command.arg(format!("--target={}", behind.address));
+        command.arg("--cert").arg(files.server());
+        command.arg("--key").arg(files.server_key());
+        command.arg("--cacert").arg(files.ca());
+        command.args(["--allow-all", "--quiet=all"]);
+        Ok(Server::start_silent(&mut command, address)?.with_behind(behind))
+    }
+
+    /// One process without a master, so that its process id is the worker's.
+    fn nginx(&self) -> io::Result<Server> {
+        let address = free_address()?;
+        let dir = self.scratch.join("nginx");
+        fs::create_dir_all(&dir)?;
+        let files = self.files();
+        let config = format!(
+            "daemon off; master_process off; pid {dir}/pid; error_log stderr warn;\n\
+             events {{ worker_connections 20000; }}\n\
+             http {{\n\
+               access_log off; keepalive_timeout 3600s; keepalive_requests 1000000;\n\
+               client_body_temp_path {dir}/body; proxy_temp_path {dir}/proxy; fastcgi_temp_path {dir}/fastcgi;\n\
+               uwsgi_temp_path {dir}/uwsgi; scgi_temp_path {dir}/scgi;\n\
+               server {{\n\
+                 listen {address} ssl backlog=4096;\n\
+                 ssl_certificate {cert}; ssl_certificate_key {key};\n\
+                 ssl_client_certificate {ca}; ssl_verify_client on; ssl_verify_depth 2;\n\
+                 ssl_protocols TLSv1.3; ssl_ecdh_curve X25519;\n\
+                 ssl_session_tickets off; ssl_session_cache off;\n\
+                 location / {{ return 200 \"!\"; }}\n\
+               }}\n\
+             }}\n",
+            dir = dir.display(),
+            cert = files.server().display(),
+            key = files.server_key().display(),
+            ca = files.ca().display(),
+        );
+        let path = dir.join("nginx.conf");
+        fs::write(&path, config)?;
+        let mut command = pinned(SERVER_CORE, "nginx");
+        command.arg("-p").arg(&dir).arg("-c").arg(&path);
+        command.args(["-e", "stderr"]);
+        Server::start_silent(&mut command, address)
+    }
+}
+
+/// How to start the access point.
+#[derive(Clone, Debug)]
+pub(crate) struct AccessPoint {
+    program: PathBuf,
+    files: Files,
+    /// State of this access point; a restart uses it again.
+    state: PathBuf,
+    listen: SocketAddr,
+    database: String,
+    extra: Vec<String>,
+}
+
+impl AccessPoint {
+    /// One with new, empty state.
+    pub(crate) fn new(places: &Places) -> io::Result<Self> {
+        let state = tempfile::Builder::new()
+            .prefix("access-point-")
+            .tempdir_in(&places.scratch)?
+            .keep();
+        Ok(Self {
+            program: places.ah.clone(),
+            files: places.files(),
+            database: format!("sqlite:{}", state.join("registry.db").display()),
+            state,
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            extra: Vec::new(),
+        })
+    }
+
+    pub(crate) fn database(mut self, url: &str) -> Self {
+        url.clone_into(&mut self.database);
+        self
+    }
+
+    pub(crate) fn listen(mut self, address: SocketAddr) -> Self {
+        self.listen = address;
+        self
+    }
+
+    pub(crate) fn option(mut self, name: &str, value: &str) -> Self {
+        self.extra.extend([name.to_owned(), value.to_owned()]);
+        self
+    }
+
+    pub(crate) fn admin_socket(&self) -> PathBuf {
+        self.state.join("admin.sock")
+    }
+
+    pub(crate) fn start(&self) -> io::Result<Server> {
+        let mut command = pinned(SERVER_CORE, &self.program);
+        command.args(["agent", "access-point"]);
+        command.arg("--fleet-listen").arg(self.listen.to_string());
+        command.args(["--server-identity", "files"]);
+        command.arg("--cert").arg(self.files.server());
+        command.arg("--key").arg(self.files.server_key());
+        command.arg("--ca").arg(self.files.ca());
+        command.args(["--executor-san-uri-prefix", &pki::executor_prefix()]);
+        command.args(["--db", &self.database]);
+        command
+            .arg("--audit-log")
+            .arg(self.state.join("audit.jsonl"));
+        command.arg("--admin-socket").arg(self.admin_socket());
+        command.args(["--http-listen", "127.0.0.1:0"]);
+        command.args(&self.extra);
+        // Nothing of the machine's own configuration may take part.
+        command.env("XDG_STATE_HOME", &self.state);
+        command.env("XDG_RUNTIME_DIR", &self.state);
+        command.env_remove("RUST_LOG");
+        Server::start(&mut command, true)
+    }
+}
+
+/// The `ah` binary that was built with this one.
+pub(crate) fn sibling_ah() -> io::Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    Ok(own.parent().unwrap_or_else(|| Path::new(".")).join("ah"))
+}
+
+fn free_address() -> io::Result<SocketAddr> {
+    TcpListener::bind("127.0.0.1:0")?.local_addr()
+}
