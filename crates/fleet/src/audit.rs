@@ -70,7 +70,3 @@ pub struct Entry {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
-/// TEMP
-#[derive(Clone)] pub struct AuditLog;
-impl AuditLog { pub(crate) fn record(&self,_: Entry){} pub(crate) fn health(&self)->H{todo!()} pub(crate) fn reopen(&self){} pub(crate) async fn flush(&self,_:std::time::Duration){} }
-pub(crate) struct H {pub ok: bool, pub pending: usize, pub last_error: Option<String>}
