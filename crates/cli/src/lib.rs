@@ -42,8 +42,10 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
                     ExitCode::SUCCESS
                 }
                 ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-                    let _ = error.error.print();
-                    ExitCode::from(2)
+                    // The list of commands is what is wanted; that there is none is an error all the same.
+                    println!("{}", error.error.render());
+                    errors::fail(&[Explained::new(Code::Usage, "a command is missing")
+                        .hint("choose one of the commands above")])
                 }
                 _ => {
                     faults.push(errors::explain(&error.error));

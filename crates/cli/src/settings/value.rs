@@ -334,8 +334,10 @@ impl FromStr for UriPrefix {
             let (domain, path) = rest.split_once('/').unwrap_or((rest, ""));
             // SPIFFE-ID §2.1: lower case, so that such a rule would never match.
             if domain.chars().any(|c| c.is_ascii_uppercase()) {
-                return Err(Wrong::new(format!("trust domain '{domain}' has upper case"))
-                    .hint(format!("write {}", domain.to_ascii_lowercase())));
+                return Err(
+                    Wrong::new(format!("trust domain '{domain}' has upper case"))
+                        .hint(format!("write {}", domain.to_ascii_lowercase())),
+                );
             }
             TrustDomain::new(domain)
                 .map_err(|e| Wrong::new(format!("trust domain '{domain}': {e}")).hint(form))?;
