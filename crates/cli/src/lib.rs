@@ -1,1 +1,120 @@
-//! Skeleton.
+//! The `ah` command: what can be typed, settings, rendering, errors and one file for each command.
+
+pub mod args;
+pub mod commands;
+pub mod completions;
+pub mod errors;
+pub mod render;
+pub mod settings;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use ah_daemon::layer::{Layers, Parsed};
+use ah_identity_provider::{Code, Explained};
+use clap::FromArgMatches;
+use clap::error::ErrorKind;
+
+use args::{AgentCommand, Ah, AhCommand, AuditCommand};
+use settings::{AccessPointSettings, Check, EnrollSettings, Launch, Settings};
+
+/// Log targets of this product (AP-15).
+pub const LOG_TARGETS: &[&str] = &[
+    "ah_cli",
+    "ah_daemon",
+    "ah_fleet",
+    "ah_identity_provider",
+    "ah_tls",
+];
+
+/// Runs the command that `arguments` (the program's name first) ask for, and says how to exit.
+pub fn run(arguments: Vec<OsString>) -> ExitCode {
+    let layers = settings::layers(arguments);
+    let parsed = match layers.parse() {
+        Ok(parsed) => parsed,
+        Err(error) => {
+            let mut faults: Vec<Explained> =
+                error.faults.iter().map(settings::file_fault).collect();
+            return match error.error.kind() {
+                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+                    // A closed pipe means that the reader has seen enough.
+                    let _ = error.error.print();
+                    ExitCode::SUCCESS
+                }
+                ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+                    // The list of commands is what is wanted; that there is none is an error all the same.
+                    println!("{}", error.error.render());
+                    errors::fail(&[Explained::new(Code::Usage, "a command is missing")
+                        .hint("choose one of the commands above")])
+                }
+                _ => {
+                    faults.push(errors::explain(&error.error));
+                    errors::fail(&faults)
+                }
+            };
+        }
+    };
+    let Ah {
+        command: AhCommand::Agent { command },
+    } = match Ah::from_arg_matches(&parsed.matches) {
+        Ok(ah) => ah,
+        Err(error) => return errors::fail(&[errors::explain(&error)]),
+    };
+    match command {
+        AgentCommand::AccessPoint(args) => {
+            launch::<AccessPointSettings>(layers, &parsed, args.process.validate, &[], |_| {
+                not_in_this_build("access-point")
+            })
+        }
+        AgentCommand::Enroll(args) => {
+            launch::<EnrollSettings>(layers, &parsed, args.process.validate, &[], |_| {
+                not_in_this_build("enroll")
+            })
+        }
+        AgentCommand::Status(_) => not_in_this_build("status"),
+        AgentCommand::Fleet(_) => not_in_this_build("fleet"),
+        AgentCommand::Audit(args) => match args.command {
+            AuditCommand::Verify { .. } => not_in_this_build("audit verify"),
+        },
+        AgentCommand::Demo(_) => not_in_this_build("demo"),
+        AgentCommand::Completions(args) => commands::completions::print(&args),
+        AgentCommand::Man(args) => commands::completions::man(&args),
+    }
+}
+
+/// Resolves settings, then validates (AP-18) or runs. Each command brings its own runtime, since an
+/// executor is content with one thread.
+fn launch<S: Settings>(
+    layers: Layers,
+    parsed: &Parsed,
+    validate: bool,
+    checks: &[Check<S>],
+    run: impl FnOnce(Launch<S>) -> ExitCode,
+) -> ExitCode {
+    match Launch::<S>::new(layers, parsed, settings::paths()) {
+        Ok(launch) if !validate => run(launch),
+        Ok(launch) => {
+            let faults = launch.faults(checks);
+            if faults.is_empty() {
+                print!("{}", settings::report(parsed, S::PATH));
+                println!("valid");
+                ExitCode::SUCCESS
+            } else {
+                errors::print(&faults);
+                ExitCode::from(1)
+            }
+        }
+        Err(faults) if validate => {
+            errors::print(&faults);
+            ExitCode::from(1)
+        }
+        Err(faults) => errors::fail(&faults),
+    }
+}
+
+fn not_in_this_build(command: &str) -> ExitCode {
+    errors::fail(&[Explained::new(
+        Code::Other,
+        format!("'ah agent {command}' is not in this build"),
+    )])
+}

@@ -1,2 +1,7 @@
 //! The `ah` command.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ah_cli::run(std::env::args_os().collect())
+}

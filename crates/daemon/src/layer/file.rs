@@ -267,22 +267,28 @@ fn judge(arg: &Arg, texts: &[String]) -> Result<(), (String, Option<String>)> {
         .arg(alone)
         .disable_help_flag(true)
         .try_get_matches_from(arguments);
-    outcome.map(drop).map_err(|error| told(&error))
+    // A value that must not be shown from the environment must not be shown from a file either.
+    outcome
+        .map(drop)
+        .map_err(|error| told(&error, arg.is_hide_env_values_set()))
 }
 
 /// clap's error without its talk of flags.
-fn told(error: &clap::Error) -> (String, Option<String>) {
+fn told(error: &clap::Error, secret: bool) -> (String, Option<String>) {
     let context = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.clone()),
         Some(ContextValue::Strings(texts)) if !texts.is_empty() => Some(texts.join(", ")),
         _ => None,
     };
-    let value = context(ContextKind::InvalidValue).unwrap_or_default();
+    let value = match context(ContextKind::InvalidValue) {
+        Some(value) if !value.is_empty() && !secret => format!(" '{value}'"),
+        _ => String::new(),
+    };
     let why = std::error::Error::source(error).map(ToString::to_string);
     let text = match (error.kind(), why) {
-        (_, Some(why)) => format!("invalid value '{value}': {why}"),
+        (_, Some(why)) => format!("invalid value{value}: {why}"),
         (ErrorKind::InvalidValue, None) if value.is_empty() => "a value is missing".to_owned(),
-        (_, None) => format!("invalid value '{value}'"),
+        (_, None) => format!("invalid value{value}"),
     };
     let near = context(ContextKind::SuggestedValue).map(|v| format!("did you mean '{v}'?"));
     let all = context(ContextKind::ValidValue).map(|v| format!("possible values: {v}"));

@@ -24,6 +24,12 @@ fn definition() -> Command {
             )
             .arg(arg("mode").value_parser(["text", "json"]))
             .arg(arg("strict").action(ArgAction::SetTrue))
+            .arg(
+                arg("secret")
+                    .env("AH_TEST_UNSET")
+                    .hide_env_values(true)
+                    .value_parser(value_parser!(u32)),
+            )
             .arg(arg("label").action(ArgAction::Append)),
     )
 }
@@ -200,6 +206,15 @@ fn ap_17_a_bad_value_names_key_and_line_in_the_parsers_words() {
     assert!(text.starts_with("2: not TOML: "), "{text}");
     let (text, _) = told("server = \n");
     assert!(text.starts_with("1: not TOML: "), "{text}");
+}
+
+#[test]
+fn a_value_that_is_hidden_in_the_environment_is_hidden_in_errors() {
+    let (text, _) = told("secret = 'hunter2'");
+    assert_eq!(
+        text,
+        "1: secret: invalid value: invalid digit found in string"
+    );
 }
 
 // AP-18 builds on this: one bad key hides no other.

@@ -1,0 +1,97 @@
+//! What can be typed. Doc comments here are the help texts, man pages and completions.
+
+mod access_point;
+mod enroll;
+mod operate;
+mod shared;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+pub use access_point::{
+    AccessPointArgs, AdmissionArgs, ControlArgs, ListenArgs, ServerIdentityArgs, StoreArgs,
+};
+pub use enroll::{EnrollArgs, ExecutorArgs, ExecutorIdentityArgs, OnceArg, RemoteArgs};
+pub use operate::{
+    AuditArgs, AuditCommand, CompletionsArgs, DemoArgs, FleetArgs, FleetCommand, ListArgs, ManArgs,
+    RevokeArgs, StatusArgs, WatchArgs, WhoArgs,
+};
+pub use shared::{
+    DuplicatesArg, IdentityChoice, LogFormatArg, LogLevelArg, MaterialArgs, ProcessArgs,
+};
+
+/// Agent Harbor: executors that prove who they are to an access point, and stay enrolled
+#[derive(Debug, Parser)]
+#[command(name = "ah", version, propagate_version = true)]
+pub struct Ah {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: AhCommand,
+}
+
+/// The areas of the command.
+#[derive(Debug, Subcommand)]
+pub enum AhCommand {
+    /// Run and look after access points and executors
+    Agent {
+        /// What to do.
+        #[command(subcommand)]
+        command: AgentCommand,
+    },
+}
+
+/// `ah agent …`
+#[derive(Debug, Subcommand)]
+pub enum AgentCommand {
+    /// Run the control plane that executors enroll with
+    AccessPoint(Box<AccessPointArgs>),
+    /// Run a worker: dial an access point, prove who this is, stay enrolled
+    Enroll(Box<EnrollArgs>),
+    /// Show whether the executor on this machine is enrolled, or why not
+    ///
+    /// Exit code: 0 enrolled, 1 not enrolled, 3 no such executor process.
+    Status(StatusArgs),
+    /// List, show, revoke, reinstate, disconnect and watch executors
+    Fleet(FleetArgs),
+    /// Check an audit log
+    Audit(AuditArgs),
+    /// Show all of it at work on this machine: three executors, a rotation, a crash, a revocation
+    Demo(DemoArgs),
+    /// Print shell completions
+    Completions(CompletionsArgs),
+    /// Write man pages, one for each command
+    Man(ManArgs),
+}
+
+/// The whole definition, from which parsing, completions, man pages and settings files are made.
+pub fn definition() -> clap::Command {
+    Ah::command()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        definition().debug_assert();
+    }
+
+    // AP-17: every flag has the same key; ids are the long flags.
+    #[test]
+    fn every_id_is_its_long_flag() {
+        fn check(command: &clap::Command) {
+            for arg in command.get_arguments() {
+                if let Some(long) = arg.get_long() {
+                    assert_eq!(arg.get_id().as_str(), long, "{}", command.get_name());
+                    assert!(
+                        arg.get_help().is_some(),
+                        "--{long} of {} has no help",
+                        command.get_name()
+                    );
+                }
+            }
+            command.get_subcommands().for_each(check);
+        }
+        check(&definition());
+    }
+}

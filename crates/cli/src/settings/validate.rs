@@ -1,0 +1,78 @@
+//! `--validate` (AP-18): every fault at once, and where each setting comes from.
+
+use std::fmt;
+
+use ah_daemon::layer::Parsed;
+use ah_identity_provider::Explained;
+use clap::ArgMatches;
+
+use super::value::DbUrl;
+use super::{Launch, Settings, unreadable};
+use crate::render::Table;
+
+/// A deeper check that `--validate` makes, such as loading the certificate files. It starts nothing.
+pub struct Check<S> {
+    /// What is checked.
+    pub name: &'static str,
+    /// The faults found.
+    pub faults: Box<dyn Fn(&S) -> Vec<Explained>>,
+}
+
+impl<S> fmt::Debug for Check<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Check").field(&self.name).finish()
+    }
+}
+
+impl<S: Settings> Launch<S> {
+    /// All that is wrong with the settings beyond their form: files that cannot be read, then `checks`.
+    ///
+    /// `checks` run only when every file can be read, so that one missing file is told once.
+    pub fn faults(&self, checks: &[Check<S>]) -> Vec<Explained> {
+        let unreadable: Vec<_> = self
+            .settings
+            .files()
+            .into_iter()
+            .filter_map(unreadable)
+            .collect();
+        if !unreadable.is_empty() {
+            return unreadable;
+        }
+        let found = checks
+            .iter()
+            .flat_map(|check| (check.faults)(&self.settings));
+        found.collect()
+    }
+}
+
+/// The settings of a command with the origin of each, as a table for people.
+pub fn report(parsed: &Parsed, path: &[&str]) -> String {
+    let mut table = Table::new(["SETTING", "VALUE", "FROM"]);
+    let matches = path.iter().try_fold(&parsed.matches, |matches, name| {
+        matches.subcommand_matches(name)
+    });
+    if let Some(matches) = matches {
+        for (id, origin) in &parsed.origins {
+            // These two say what to do, not how.
+            if id == "validate" || id == "help" || id == "version" {
+                continue;
+            }
+            table.row([id.replace('-', "_"), shown(matches, id), origin.to_string()]);
+        }
+    }
+    table.plain()
+}
+
+fn shown(matches: &ArgMatches, id: &str) -> String {
+    if let Ok(Some(db)) = matches.try_get_one::<DbUrl>(id) {
+        // Hides a password.
+        return db.to_string();
+    }
+    match matches.try_get_raw(id) {
+        Ok(Some(values)) => {
+            let values: Vec<_> = values.map(|value| value.to_string_lossy()).collect();
+            values.join(", ")
+        }
+        _ => String::new(),
+    }
+}
