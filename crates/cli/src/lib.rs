@@ -16,7 +16,7 @@ use clap::FromArgMatches;
 use clap::error::ErrorKind;
 
 use args::{AgentCommand, Ah, AhCommand, AuditCommand};
-use settings::{AccessPointSettings, Check, EnrollSettings, Launch, Settings};
+use settings::{Check, Launch, Settings};
 
 /// Log targets of this product (AP-15).
 pub const LOG_TARGETS: &[&str] = &[
@@ -62,17 +62,23 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
     };
     match command {
         AgentCommand::AccessPoint(args) => {
-            launch::<AccessPointSettings>(layers, &parsed, args.process.validate, &[], |_| {
-                not_in_this_build("access-point")
-            })
+            let checks = [Check {
+                name: "identity",
+                faults: Box::new(commands::access_point::check),
+            }];
+            let run = commands::access_point::run;
+            launch(layers, &parsed, args.process.validate, &checks, run)
         }
         AgentCommand::Enroll(args) => {
-            launch::<EnrollSettings>(layers, &parsed, args.process.validate, &[], |_| {
-                not_in_this_build("enroll")
-            })
+            let checks = [Check {
+                name: "identity",
+                faults: Box::new(commands::enroll::check),
+            }];
+            let run = commands::enroll::run;
+            launch(layers, &parsed, args.process.validate, &checks, run)
         }
-        AgentCommand::Status(_) => not_in_this_build("status"),
-        AgentCommand::Fleet(_) => not_in_this_build("fleet"),
+        AgentCommand::Status(args) => commands::status::run(&args),
+        AgentCommand::Fleet(args) => commands::fleet::run(&args),
         AgentCommand::Audit(args) => match args.command {
             AuditCommand::Verify { .. } => not_in_this_build("audit verify"),
         },

@@ -79,6 +79,12 @@ pub struct ListArgs {
     /// Only executors with this label (repeatable: all of them)
     #[arg(long, value_name = "K=V")]
     pub label: Vec<Label>,
+    /// Only executors that are enrolled at this access point now
+    #[arg(long)]
+    pub live: bool,
+    /// Only executors that are revoked
+    #[arg(long)]
+    pub revoked: bool,
 }
 
 /// Whom a fleet command means.

@@ -84,7 +84,7 @@ async fn serve(launch: Launch<AccessPointSettings>, logging: Logging) -> Result<
         running = source.first(|failure| errors::print(std::slice::from_ref(failure))) => running?,
         () = shutdown.drain.cancelled() => return Ok(()),
     };
-    let store = AnyStore::open(&settings.db.url()).await?;
+    let store = AnyStore::open(&settings.db.reveal()).await?;
     let audit = AuditLog::open(settings.audit_log.clone(), Arc::clone(&clock))?;
     let admin = AdminSocket::bind(&settings.admin_socket)?;
     let http = match &settings.http {

@@ -234,7 +234,7 @@ fn status_text(status: &Status, terminal: Terminal) -> String {
             rows.extend(problem.error.hint.iter().map(|hint| ("  hint", hint.clone())));
         }
     }
-    aligned(&rows)
+    render::aligned(&rows)
 }
 
 fn certificate_text(certificate: &CertificateStatus) -> String {
@@ -247,7 +247,7 @@ fn certificate_text(certificate: &CertificateStatus) -> String {
         let domain = domain.as_ref().map(|domain| format!(" for {domain}")).unwrap_or_default();
         rows.push(("trust root", format!("{}{domain} (ends {})", root.subject, rfc3339(root.not_after.into()))));
     }
-    aligned(&rows)
+    render::aligned(&rows)
 }
 
 fn facts_rows(leaf: &CertificateFacts) -> Vec<(&'static str, String)> {
@@ -268,13 +268,6 @@ fn facts_rows(leaf: &CertificateFacts) -> Vec<(&'static str, String)> {
 
 fn push(rows: &mut Vec<(&'static str, String)>, label: &'static str, value: Option<String>) {
     rows.extend(value.map(|value| (label, value)));
-}
-
-fn aligned(rows: &[(&str, String)]) -> String {
-    let width = rows.iter().map(|(label, _)| label.len()).max().unwrap_or_default();
-    rows.iter()
-        .map(|(label, value)| format!("{label:<width$}  {value}\n"))
-        .collect()
 }
 
 fn rfc3339(time: OffsetDateTime) -> String {
