@@ -1,4 +1,13 @@
 //! The audit log: one JSON object a line, each carrying the hash of the line before it (AU-1, AU-2).
+//!
+//! Emitters hand an [`Entry`] to [`AuditLog::record`], which never waits. One task numbers, chains and
+//! writes what has gathered. [`verify`] proves a file unbroken.
+
+mod chain;
+mod file;
+mod log;
+mod sink;
+mod verify;
 
 use std::net::SocketAddr;
 
@@ -6,6 +15,9 @@ use ah_identity_provider::ProviderKind;
 use serde::{Deserialize, Serialize};
 
 use crate::store::{CertificateRecord, ExecutorId};
+
+pub use log::{AuditHealth, AuditLog, AuditTarget, AuditTask, QUEUE_LIMIT};
+pub use verify::{BrokenAt, Fault, Start, Verified, verify};
 
 /// What happened (AU-1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -35,6 +47,29 @@ pub enum Event {
     Stopped,
     /// A line that a crash had left half written was cut from the end of the log; `reason` holds it (AU-2).
     Repaired,
+    /// Events could not be written for so long that the oldest had to go; `reason` says how many (AU-2).
+    EventsLost,
+}
+
+impl Event {
+    /// The name as it is written in a line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Enrolled => "enrolled",
+            Self::ReEnrolled => "re-enrolled",
+            Self::Rotated => "rotated",
+            Self::Disconnected => "disconnected",
+            Self::Rejected => "rejected",
+            Self::Revoked => "revoked",
+            Self::Reinstated => "reinstated",
+            Self::IdentityRenewed => "identity-renewed",
+            Self::IdentityRenewalFailed => "identity-renewal-failed",
+            Self::Started => "started",
+            Self::Stopped => "stopped",
+            Self::Repaired => "repaired",
+            Self::EventsLost => "events-lost",
+        }
+    }
 }
 
 /// How it ended.
@@ -69,4 +104,19 @@ pub struct Entry {
     /// Why, in one line.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+}
+
+impl Entry {
+    /// An entry that says nothing but what happened and how it ended.
+    pub fn new(event: Event, outcome: Outcome) -> Self {
+        Self {
+            event,
+            outcome,
+            executor_id: None,
+            peer: None,
+            certificate: None,
+            provider: None,
+            reason: None,
+        }
+    }
 }

@@ -86,7 +86,11 @@ impl Postgres {
 
     /// Stops the server as a crash would: connections are cut, nothing is written out.
     pub fn stop(&self) {
-        let server = self.server.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let server = self
+            .server
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         if let Some(mut server) = server {
             end(&mut server, Signal::SIGQUIT);
         }
@@ -101,7 +105,14 @@ impl Postgres {
             .arg("-k")
             .arg(self.folder.path())
             .args(["-h", "127.0.0.1", "-p", &self.port.to_string()])
-            .args(["-c", "fsync=off", "-c", "max_connections=100", "-c", "log_min_messages=log"])
+            .args([
+                "-c",
+                "fsync=off",
+                "-c",
+                "max_connections=100",
+                "-c",
+                "log_min_messages=log",
+            ])
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
         let server = watched(command);
@@ -119,12 +130,25 @@ impl Postgres {
                 Some(user.uid.as_raw()),
                 Some(user.gid.as_raw()),
             );
-            assert!(owned.is_ok(), "chown {}: {owned:?}", folder.path().display());
+            assert!(
+                owned.is_ok(),
+                "chown {}: {owned:?}",
+                folder.path().display()
+            );
         }
         let output = unprivileged(&binaries.join("initdb"))
             .arg("-D")
             .arg(folder.path().join("data"))
-            .args(["-U", USER, "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"])
+            .args([
+                "-U",
+                USER,
+                "-A",
+                "trust",
+                "-E",
+                "UTF8",
+                "--locale=C",
+                "--no-sync",
+            ])
             .output();
         assert!(
             output.as_ref().is_ok_and(|output| output.status.success()),
@@ -163,7 +187,8 @@ fn binaries() -> Option<PathBuf> {
 
 fn version(bin: &Path) -> u32 {
     let name = bin.parent().and_then(Path::file_name);
-    name.and_then(|name| name.to_str()?.parse().ok()).unwrap_or(0)
+    name.and_then(|name| name.to_str()?.parse().ok())
+        .unwrap_or(0)
 }
 
 /// PostgreSQL refuses to run as root; Debian's package brings a user for it.

@@ -148,8 +148,9 @@ impl<'a> Folded<'a> {
 
     fn history(&self, id: &'a str) -> impl Iterator<Item = HistoryRow<'a>> {
         let surplus = self.seen.len().saturating_sub(HISTORY_LIMIT);
-        (1..).zip(self.seen.iter().skip(surplus)).map(
-            move |(k, &(at, provider, certificate))| HistoryRow {
+        (1..)
+            .zip(self.seen.iter().skip(surplus))
+            .map(move |(k, &(at, provider, certificate))| HistoryRow {
                 id,
                 k,
                 at: micros(at),
@@ -157,8 +158,7 @@ impl<'a> Folded<'a> {
                 serial: &certificate.serial,
                 sha256: &certificate.sha256,
                 not_after: micros(certificate.not_after),
-            },
-        )
+            })
     }
 }
 

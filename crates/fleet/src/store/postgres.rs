@@ -209,20 +209,35 @@ async fn write(tx: &mut PgConnection, plan: &Plan) -> Result<(), sqlx::Error> {
         query.execute(&mut *tx).await?;
     }
     if let Some(rows) = &plan.history {
-        sqlx::query(LOCK_EXECUTORS).bind(rows).execute(&mut *tx).await?;
-        let added = sqlx::query(INSERT_HISTORY).bind(rows).execute(&mut *tx).await?;
+        sqlx::query(LOCK_EXECUTORS)
+            .bind(rows)
+            .execute(&mut *tx)
+            .await?;
+        let added = sqlx::query(INSERT_HISTORY)
+            .bind(rows)
+            .execute(&mut *tx)
+            .await?;
         if added.rows_affected() > 0 {
-            sqlx::query(TRIM_HISTORY).bind(rows).execute(&mut *tx).await?;
+            sqlx::query(TRIM_HISTORY)
+                .bind(rows)
+                .execute(&mut *tx)
+                .await?;
         }
     }
     if plan.barred.is_some() || plan.lifted.is_some() {
         sqlx::query(BUMP_BARS).execute(&mut *tx).await?;
     }
     if let Some(rows) = &plan.barred {
-        sqlx::query(UPSERT_BARS).bind(rows).execute(&mut *tx).await?;
+        sqlx::query(UPSERT_BARS)
+            .bind(rows)
+            .execute(&mut *tx)
+            .await?;
     }
     if let Some(rows) = &plan.lifted {
-        sqlx::query(DELETE_BARS).bind(rows).execute(&mut *tx).await?;
+        sqlx::query(DELETE_BARS)
+            .bind(rows)
+            .execute(&mut *tx)
+            .await?;
     }
     Ok(())
 }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ah_identity_provider::{Code, Explained};
+use sqlx::Connection;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
     SqliteSynchronous,
@@ -155,6 +156,21 @@ impl SqliteStore {
         self.writer.close().await;
     }
 
+    /// Runs one transaction on the one connection that writes.
+    async fn transact(&self, plan: Option<&Plan>) -> Result<(), StoreError> {
+        self.still_there()?;
+        let mut connection = self.writer.acquire().await.map_err(fault)?;
+        let done = transaction(&mut connection, plan).await;
+        if done.is_err() {
+            // SQLite ends a transaction by itself when the disk fails or is full. The connection still
+            // counts it as open and would refuse every later one, so the next gets a new connection.
+            if let Err(e) = connection.close().await {
+                tracing::debug!(error = %e, "closing a failed connection to the registry");
+            }
+        }
+        done.map_err(fault)
+    }
+
     /// A file that was removed or replaced underneath would take writes that nobody ever reads.
     fn still_there(&self) -> Result<(), StoreError> {
         std::fs::metadata(&self.path).map(drop).map_err(|e| {
@@ -166,10 +182,7 @@ impl SqliteStore {
 impl Store for SqliteStore {
     async fn apply(&self, changes: &[Change]) -> Result<(), StoreError> {
         let plan = Plan::new(changes)?;
-        self.still_there()?;
-        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(fault)?;
-        write(&mut tx, &plan).await.map_err(fault)?;
-        tx.commit().await.map_err(fault)
+        self.transact(Some(&plan)).await
     }
 
     async fn executors(&self) -> Result<Vec<ExecutorRecord>, StoreError> {
@@ -208,16 +221,26 @@ impl Store for SqliteStore {
     }
 
     async fn check(&self) -> Result<(), StoreError> {
-        self.still_there()?;
-        // Takes the write lock and changes a page, so a locked or read-only file shows; nothing is kept. A full
-        // disk shows at a commit, in the health of the writer.
-        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(fault)?;
-        sqlx::query("UPDATE revocation_version SET version = version")
-            .execute(&mut *tx)
-            .await
-            .map_err(fault)?;
-        tx.rollback().await.map_err(fault)
+        self.transact(None).await
     }
+}
+
+/// Writes the plan; without one, only shows that a write could be made.
+async fn transaction(
+    connection: &mut SqliteConnection,
+    plan: Option<&Plan>,
+) -> Result<(), sqlx::Error> {
+    let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
+    if let Some(plan) = plan {
+        write(&mut tx, plan).await?;
+        return tx.commit().await;
+    }
+    // Takes the write lock and changes a page, so a locked or read-only file shows; nothing is kept. A full
+    // disk shows at a commit, in the health of the writer.
+    sqlx::query("UPDATE revocation_version SET version = version")
+        .execute(&mut *tx)
+        .await?;
+    tx.rollback().await
 }
 
 async fn write(tx: &mut SqliteConnection, plan: &Plan) -> Result<(), sqlx::Error> {
@@ -226,16 +249,28 @@ async fn write(tx: &mut SqliteConnection, plan: &Plan) -> Result<(), sqlx::Error
         query.execute(&mut *tx).await?;
     }
     if let Some(rows) = &plan.history {
-        let added = sqlx::query(INSERT_HISTORY).bind(rows).execute(&mut *tx).await?;
+        let added = sqlx::query(INSERT_HISTORY)
+            .bind(rows)
+            .execute(&mut *tx)
+            .await?;
         if added.rows_affected() > 0 {
-            sqlx::query(TRIM_HISTORY).bind(rows).execute(&mut *tx).await?;
+            sqlx::query(TRIM_HISTORY)
+                .bind(rows)
+                .execute(&mut *tx)
+                .await?;
         }
     }
     if let Some(rows) = &plan.barred {
-        sqlx::query(UPSERT_BARS).bind(rows).execute(&mut *tx).await?;
+        sqlx::query(UPSERT_BARS)
+            .bind(rows)
+            .execute(&mut *tx)
+            .await?;
     }
     if let Some(rows) = &plan.lifted {
-        sqlx::query(DELETE_BARS).bind(rows).execute(&mut *tx).await?;
+        sqlx::query(DELETE_BARS)
+            .bind(rows)
+            .execute(&mut *tx)
+            .await?;
     }
     if plan.barred.is_some() || plan.lifted.is_some() {
         sqlx::query(BUMP_BARS).execute(&mut *tx).await?;
@@ -247,14 +282,22 @@ async fn migrate(path: &Path, pool: &SqlitePool) -> Result<(), Explained> {
     let failed = |e: sqlx::Error| explain(path, &e);
     // Two processes that start at once take turns here, and the second finds the work done.
     let mut tx = pool.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
-    let version: i64 = scalar(&mut tx, "PRAGMA user_version").await.map_err(failed)?;
-    let application: i64 = scalar(&mut tx, "PRAGMA application_id").await.map_err(failed)?;
-    let tables: i64 = scalar(&mut tx, "SELECT count(*) FROM sqlite_schema").await.map_err(failed)?;
+    let version: i64 = scalar(&mut tx, "PRAGMA user_version")
+        .await
+        .map_err(failed)?;
+    let application: i64 = scalar(&mut tx, "PRAGMA application_id")
+        .await
+        .map_err(failed)?;
+    let tables: i64 = scalar(&mut tx, "SELECT count(*) FROM sqlite_schema")
+        .await
+        .map_err(failed)?;
     let ours = application == APPLICATION_ID || (application == 0 && version == 0 && tables == 0);
     if !ours {
         return Err(cannot_open(path)
             .cause("the file is the SQLite database of another program")
-            .hint("give --db a path of its own, for example --db sqlite:/var/lib/ah/access-point.db"));
+            .hint(
+                "give --db a path of its own, for example --db sqlite:/var/lib/ah/access-point.db",
+            ));
     }
     let latest = i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX);
     if version > latest {

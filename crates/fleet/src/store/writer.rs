@@ -391,7 +391,9 @@ impl<S: Store> StoreWriterTask<S> {
             state.in_flight + state.pending.len()
         };
         match failure {
-            _ if known => tracing::debug!(error = %text, pending = waiting, "store still unavailable"),
+            _ if known => {
+                tracing::debug!(error = %text, pending = waiting, "store still unavailable")
+            }
             StoreError::Broken(_) => tracing::error!(
                 error = %text,
                 pending = waiting,

@@ -202,7 +202,9 @@ mod tests {
             matches!(&batch.changes[0], Change::Seen(_, e) if e.at.unix_timestamp() == 0),
             "the first enrollment is kept"
         );
-        assert!(matches!(batch.changes.last(), Some(Change::Enrolled(e)) if e.certificate.sha256 == "999"));
+        assert!(
+            matches!(batch.changes.last(), Some(Change::Enrolled(e)) if e.certificate.sha256 == "999")
+        );
         assert_eq!(batch.settles, 1_000);
     }
 

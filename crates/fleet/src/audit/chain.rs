@@ -1,0 +1,84 @@
+//! Lines and the chain of hashes through them.
+
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use time::OffsetDateTime;
+use time::macros::format_description;
+
+use super::Entry;
+
+/// `previous` of a log's first line.
+pub(super) const NO_PREVIOUS: &str =
+    "0000000000000000000000000000000000000000000000000000000000000000";
+
+/// One line as it is read and written. Members unknown to this version are tolerated: the hash covers them.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Line {
+    /// RFC 3339, UTC, milliseconds.
+    time: String,
+    pub(super) sequence: u64,
+    #[serde(flatten)]
+    entry: Entry,
+    pub(super) previous: String,
+}
+
+/// Where a chain stands: what the next line has to carry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Chain {
+    /// Number of the last line; 0 before the first.
+    pub(super) sequence: u64,
+    /// Hash of the last line.
+    pub(super) hash: String,
+}
+
+impl Default for Chain {
+    fn default() -> Self {
+        Self {
+            sequence: 0,
+            hash: NO_PREVIOUS.to_owned(),
+        }
+    }
+}
+
+impl Chain {
+    /// The chain after `line`, given without its line end. `None` when that is not an audit line.
+    pub(super) fn after(line: &[u8]) -> Option<Self> {
+        let parsed: Line = serde_json::from_slice(line).ok()?;
+        Some(Self {
+            sequence: parsed.sequence,
+            hash: hash(line),
+        })
+    }
+
+    /// The next line, without its line end.
+    pub(super) fn extend(&mut self, at: SystemTime, entry: Entry) -> String {
+        let sequence = self.sequence + 1;
+        let line = Line {
+            time: timestamp(at),
+            sequence,
+            entry,
+            previous: std::mem::take(&mut self.hash),
+        };
+        // Strings and numbers alone: there is nothing in it that JSON could not hold.
+        let text = serde_json::to_string(&line).unwrap_or_default();
+        self.sequence = sequence;
+        self.hash = hash(text.as_bytes());
+        text
+    }
+}
+
+/// Lower-case hex SHA-256 of a line without its line end.
+pub(super) fn hash(line: &[u8]) -> String {
+    Sha256::digest(line)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+fn timestamp(at: SystemTime) -> String {
+    let format =
+        format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
+    OffsetDateTime::from(at).format(&format).unwrap_or_default()
+}
