@@ -15,11 +15,11 @@ use x509_parser::public_key::PublicKey;
 pub enum KeyKind {
     /// RSA with this modulus size in bits.
     Rsa(usize),
-    /// ECDSA on the curve with this field size in bits (256 or 384).
+    /// ECDSA on the NIST curve with this field size in bits (256, 384 or 521).
     Ecdsa(usize),
     /// Ed25519.
     Ed25519,
-    /// Something else, by its algorithm's object identifier.
+    /// Something else, by the object identifier of its algorithm or curve.
     Other(String),
 }
 
@@ -123,7 +123,7 @@ impl CertificateFacts {
 fn key_kind(cert: &X509Certificate<'_>) -> KeyKind {
     match cert.public_key().parsed() {
         Ok(PublicKey::RSA(rsa)) => KeyKind::Rsa(rsa.key_size()),
-        Ok(PublicKey::EC(point)) => KeyKind::Ecdsa(point.key_size()),
+        Ok(PublicKey::EC(_)) => ec_kind(cert),
         _ => {
             let oid = cert.public_key().algorithm.algorithm.to_id_string();
             if oid == "1.3.101.112" {
@@ -132,6 +132,20 @@ fn key_kind(cert: &X509Certificate<'_>) -> KeyKind {
                 KeyKind::Other(oid)
             }
         }
+    }
+}
+
+/// The curve by its name (RFC 5480 §2.1.1.1): the size of a point does not tell one curve from another.
+fn ec_kind(cert: &X509Certificate<'_>) -> KeyKind {
+    let parameters = cert.public_key().algorithm.parameters.as_ref();
+    let Some(curve) = parameters.and_then(|parameters| parameters.as_oid().ok()) else {
+        return KeyKind::Other("EC without a named curve".into());
+    };
+    match curve.to_id_string().as_str() {
+        "1.2.840.10045.3.1.7" => KeyKind::Ecdsa(256),
+        "1.3.132.0.34" => KeyKind::Ecdsa(384),
+        "1.3.132.0.35" => KeyKind::Ecdsa(521),
+        other => KeyKind::Other(format!("EC curve {other}")),
     }
 }
 

@@ -132,12 +132,16 @@ impl Provider for DevProvider {
         let (store, config, now) = (self.store.clone(), self.config.clone(), self.clock.now());
         let work = tokio::task::spawn_blocking(move || {
             let authority = store.authority(now)?;
-            issue(&authority, &config, now)
+            let (identity, issued) = issue(&authority, &config, now)?;
+            Ok((identity, issued, authority.made))
         });
-        let (identity, issued) = work
+        let (identity, issued, made) = work
             .await
             .unwrap_or_else(|_| Err(Explained::new(Code::Other, "issuing was interrupted")))
             .map_err(ProviderError::Operator)?;
+        if let Some(made) = made {
+            made.log(&self.store.path("ca.pem"));
+        }
         self.issued = Some(issued);
         Ok(identity)
     }

@@ -304,3 +304,73 @@ pub fn certificate_pem(der: &CertificateDer<'_>) -> String {
     // Base64 of a certificate that is in memory cannot fail.
     pkcs8::der::pem::encode_string("CERTIFICATE", pkcs8::LineEnding::LF, der).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Pieces that PEM files are made of, put together in any way.
+    fn pieces() -> impl Strategy<Value = Vec<u8>> {
+        let piece = prop_oneof![
+            Just(b"-----BEGIN CERTIFICATE-----\n".to_vec()),
+            Just(b"-----END CERTIFICATE-----\r\n".to_vec()),
+            Just(b"-----BEGIN PRIVATE KEY-----".to_vec()),
+            Just(b"-----END PRIVATE KEY-----\n".to_vec()),
+            Just(b"-----BEGIN ENCRYPTED PRIVATE KEY-----\n".to_vec()),
+            Just(b"-----END ENCRYPTED PRIVATE KEY-----\n".to_vec()),
+            Just(b"-----BEGIN ".to_vec()),
+            Just(b"Proc-Type: 4,ENCRYPTED\n\n".to_vec()),
+            Just(b"MIIBCgKCAQEA\n".to_vec()),
+            Just(b"\n".to_vec()),
+            proptest::collection::vec(any::<u8>(), 0..40),
+        ];
+        proptest::collection::vec(piece, 0..12).prop_map(|pieces| pieces.concat())
+    }
+
+    fn read_all(bytes: &[u8]) {
+        let _ = certificates(bytes);
+        let _ = private_key(bytes, None);
+        let _ = private_key(bytes, Some(b"passphrase"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+            read_all(&bytes);
+        }
+
+        #[test]
+        fn any_pieces_of_pem_are_read_without_a_panic(bytes in pieces()) {
+            read_all(&bytes);
+        }
+    }
+
+    // FI-3: a file cut anywhere is never taken for a whole one, and counts as one being written.
+    #[test]
+    fn fi_3_a_cut_file_is_seen_as_half_written() {
+        let key = rcgen::KeyPair::generate().unwrap().serialize_pem();
+        assert!(private_key(key.as_bytes(), None).is_ok());
+        let whole = key.trim_end().len();
+        for end in 0..whole {
+            let error = private_key(&key.as_bytes()[..end], None).err();
+            assert!(
+                error.is_some_and(|error| error.may_be_half_written()),
+                "{end}"
+            );
+        }
+    }
+
+    #[test]
+    fn lines_are_counted_as_editors_count_them() {
+        for text in [
+            "# a\n# b\n-----BEGIN X-----\n",
+            "# a\r\n# b\r\n-----BEGIN X-----\r\n",
+        ] {
+            let error = certificates(text.as_bytes()).unwrap_err();
+            let label = "X".to_owned();
+            assert_eq!(error, PemError::Unterminated { label, line: 3 });
+        }
+    }
+}

@@ -12,9 +12,13 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::clock::rfc3339;
 use crate::{
-    Clock, Code, Explained, Identity, IdentityWatch, Provider, ProviderError, ProviderKind,
+    Clock, Code, Explained, Failure, Health, Identity, IdentityWatch, Provider, ProviderError,
     Published,
 };
+
+use backoff::backoff;
+
+mod backoff;
 
 /// Says whether an identity may be put to use, with the checks its peers will make.
 pub trait Vet: Send + Sync + 'static {
@@ -22,47 +26,8 @@ pub trait Vet: Send + Sync + 'static {
     fn vet(&self, candidate: &Identity, now: SystemTime) -> Result<(), Explained>;
 }
 
-/// How the identity is doing, for status, metrics, readiness and audit.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Health {
-    /// Which provider.
-    pub provider: ProviderKind,
-    /// Generation in use; 0 before the first.
-    pub generation: u64,
-    /// How often a new identity replaced an old one.
-    pub rotations: u64,
-    /// Failures since the last success.
-    pub failures: u32,
-    /// The last failure, until a success clears it.
-    pub last_error: Option<Failure>,
-    /// When the provider is expected to give the next identity, where it knows.
-    pub next_renewal: Option<SystemTime>,
-    /// End of validity of the identity in use.
-    pub not_after: Option<SystemTime>,
-}
-
-/// One failure to get or to use a new identity.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failure {
-    /// When.
-    pub at: SystemTime,
-    /// What and why.
-    pub explained: Explained,
-    /// How long until the next attempt, which comes earlier when the source changes; `None` when there will be none.
-    pub retry_in: Option<Duration>,
-}
-
 /// The longest sleep between two looks at the wall clock, which may have been moved.
 const TICK: Duration = Duration::from_secs(30);
-
-/// The first backoff.
-const BACKOFF_FIRST: Duration = Duration::from_secs(1);
-
-/// The longest backoff.
-const BACKOFF_MAX: Duration = Duration::from_secs(60);
-
-/// The least time between two attempts, whatever the jitter.
-const BACKOFF_MIN: Duration = Duration::from_millis(100);
 
 /// The least time between two log lines about a source that changed nothing.
 const UNCHANGED_GAP: Duration = Duration::from_secs(1);
@@ -497,17 +462,4 @@ fn expired(serial: &str, not_after: SystemTime, now: SystemTime) -> Explained {
         rfc3339(now)
     ))
     .hint("renew the certificate where it comes from; `ah agent doctor` checks provider and clock")
-}
-
-/// Exponential backoff with full jitter. While something is left of the identity in use, the attempt comes before
-/// half of that is over, so that an attempt is always made before it expires.
-///
-/// `failures` counts those before this one, `jitter` is from 0 to 1.
-fn backoff(failures: u32, left: Option<Duration>, jitter: f64) -> Duration {
-    let doubled = 2u32.saturating_pow(failures.min(16));
-    let mut most = BACKOFF_FIRST.saturating_mul(doubled).min(BACKOFF_MAX);
-    if let Some(left) = left.filter(|left| !left.is_zero()) {
-        most = most.min(left / 2);
-    }
-    most.mul_f64(jitter).max(BACKOFF_MIN)
 }

@@ -34,6 +34,30 @@ pub(super) struct Authority {
     pub(super) certificate: CertificateDer<'static>,
     pub(super) not_after: SystemTime,
     pub(super) issuer: Issuer<'static, KeyPair>,
+    /// What was done to have it, when it was not simply read.
+    pub(super) made: Option<Made>,
+}
+
+/// Why a new CA certificate was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Made {
+    /// There was none.
+    First,
+    /// The one there was had this much life left, too little, or was not valid yet.
+    Anew(Duration),
+}
+
+impl Made {
+    pub(super) fn log(self, path: &Path) {
+        match self {
+            Self::First => tracing::info!(path = %path.display(), "development CA made"),
+            Self::Anew(left) => tracing::warn!(
+                path = %path.display(),
+                days_left = left.as_secs() / DAY.as_secs(),
+                "development CA certificate expired, about to expire or not yet valid: made anew for the same key"
+            ),
+        }
+    }
 }
 
 /// Where the authority is kept.
@@ -63,12 +87,7 @@ impl Store {
                 Some((_, pair)) => pair,
                 None => self.make_key()?,
             };
-            let authority = self.make_certificate(key, now)?;
-            tracing::info!(
-                path = %self.path("ca.pem").display(),
-                "development CA made"
-            );
-            return Ok(authority);
+            return self.make_certificate(key, now, Made::First);
         };
         let certificate = self.parse_certificate(&pem)?;
         let Some((key, pair)) = key else {
@@ -86,13 +105,7 @@ impl Store {
         }
         let left = facts.not_after.duration_since(now).unwrap_or_default();
         if left < self.margin || facts.not_before > now {
-            let authority = self.make_certificate(pair, now)?;
-            tracing::warn!(
-                path = %self.path("ca.pem").display(),
-                days_left = left.as_secs() / DAY.as_secs(),
-                "development CA certificate expired, about to expire or not yet valid: made anew for the same key"
-            );
-            return Ok(authority);
+            return self.make_certificate(pair, now, Made::Anew(left));
         }
         let issuer = Issuer::from_ca_cert_der(&certificate, pair)
             .map_err(|error| self.corrupt("ca.pem", &error.to_string()))?;
@@ -100,6 +113,7 @@ impl Store {
             certificate,
             not_after: facts.not_after,
             issuer,
+            made: None,
         })
     }
 
@@ -131,7 +145,12 @@ impl Store {
     }
 
     /// Obeys SV-24, SV-27, SV-29 and SV-30.
-    fn make_certificate(&self, key: KeyPair, now: SystemTime) -> Result<Authority, Explained> {
+    fn make_certificate(
+        &self,
+        key: KeyPair,
+        now: SystemTime,
+        made_as: Made,
+    ) -> Result<Authority, Explained> {
         let not_after = now.checked_add(CA_LIFETIME).unwrap_or(now);
         let mut params = CertificateParams::default();
         params.not_before = now.checked_sub(BACKDATE.max(DAY)).unwrap_or(now).into();
@@ -153,6 +172,7 @@ impl Store {
             issuer: Issuer::from_ca_cert_der(&certificate, key).map_err(unexpected)?,
             certificate,
             not_after: facts.not_after,
+            made: Some(made_as),
         })
     }
 
@@ -212,7 +232,7 @@ impl Store {
         written.map_err(|error| self.failed("write", &path, &error))
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.directory.join(name)
     }
 

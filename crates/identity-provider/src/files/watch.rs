@@ -197,3 +197,120 @@ fn absolute(path: &Path) -> PathBuf {
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     tokio::task::spawn_blocking(work).await.ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::unix::fs::symlink;
+    use std::time::{Duration, SystemTime};
+
+    use tokio::time::timeout;
+
+    use super::*;
+
+    /// Notification is what these tests are about: nothing here looks at the files a second time by itself.
+    async fn assert_notified(watch: &Watch) {
+        let woken = timeout(Duration::from_secs(20), watch.notified()).await;
+        assert!(woken.is_ok(), "no notification");
+    }
+
+    async fn watching(path: &Path) -> (Watch, Fingerprint) {
+        let mut watch = Watch::new(vec![path.to_owned()]);
+        let looks = watch.look().await;
+        (watch, looks)
+    }
+
+    // FI-2
+    #[tokio::test]
+    async fn fi_2_each_way_to_change_a_file_notifies() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("cert.pem");
+        let new = dir.path().join("new");
+        let ways: [&dyn Fn(); 5] = [
+            &|| fs::write(&path, "in place").unwrap(),
+            &|| fs::rename(&new, &path).unwrap(),
+            &|| fs::remove_file(&path).unwrap(),
+            &|| fs::write(&path, "made again").unwrap(),
+            &|| {
+                let file = File::options().append(true).open(&path).unwrap();
+                file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+            },
+        ];
+        fs::write(&path, "first").unwrap();
+        fs::write(&new, "renamed").unwrap();
+        for change in ways {
+            let (mut watch, before) = watching(&path).await;
+            change();
+            assert_notified(&watch).await;
+            assert_ne!(watch.look().await, before);
+        }
+    }
+
+    // FI-2: the links of a Kubernetes volume, and the directory behind them.
+    #[tokio::test]
+    async fn fi_2_every_directory_on_the_way_is_watched() {
+        let dir = tempfile::tempdir().unwrap();
+        let mount = dir.path().join("mount");
+        let elsewhere = dir.path().join("elsewhere");
+        for made in [&mount.join("..1"), &mount.join("..2"), &elsewhere] {
+            fs::create_dir_all(made).unwrap();
+        }
+        fs::write(mount.join("..1/cert.pem"), "one").unwrap();
+        symlink(elsewhere.join("cert.pem"), mount.join("..2/cert.pem")).unwrap();
+        symlink("..1", mount.join("..data")).unwrap();
+        symlink("..data/cert.pem", mount.join("cert.pem")).unwrap();
+        let path = mount.join("cert.pem");
+
+        let (mut watch, before) = watching(&path).await;
+        symlink("..2", mount.join("swap")).unwrap();
+        fs::rename(mount.join("swap"), mount.join("..data")).unwrap();
+        assert_notified(&watch).await;
+        assert_ne!(watch.look().await, before);
+
+        // Three links on, in another directory, a file appears.
+        let (mut watch, before) = watching(&path).await;
+        fs::write(elsewhere.join("cert.pem"), "two").unwrap();
+        assert_notified(&watch).await;
+        assert_ne!(watch.look().await, before);
+    }
+
+    #[tokio::test]
+    async fn fi_2_a_replaced_directory_is_watched_anew() {
+        let outer = tempfile::tempdir().unwrap();
+        let dir = outer.path().join("pki");
+        fs::create_dir(&dir).unwrap();
+        let path = dir.join("cert.pem");
+        let (mut watch, _) = watching(&path).await;
+        fs::rename(&dir, outer.path().join("aside")).unwrap();
+        fs::create_dir(&dir).unwrap();
+        watch.look().await;
+        // News of the old directory is not what is waited for.
+        while timeout(Duration::from_millis(100), watch.notified())
+            .await
+            .is_ok()
+        {}
+        fs::write(&path, "in the new one").unwrap();
+        assert_notified(&watch).await;
+    }
+
+    #[test]
+    fn links_in_a_circle_come_to_an_end() {
+        let dir = tempfile::tempdir().unwrap();
+        symlink("b", dir.path().join("a")).unwrap();
+        symlink("a", dir.path().join("b")).unwrap();
+        let found = directories(&[dir.path().join("a/cert.pem")]);
+        assert!(found.contains_key(dir.path()));
+    }
+
+    // Reading must not look like a change, or each look would cause the next.
+    #[test]
+    fn reading_is_no_news() {
+        use notify::event::{CreateKind, ModifyKind};
+        let open = AccessKind::Open(AccessMode::Any);
+        let closed = AccessKind::Close(AccessMode::Read);
+        assert!(!matters(EventKind::Access(open)));
+        assert!(!matters(EventKind::Access(closed)));
+        assert!(matters(EventKind::Create(CreateKind::File)));
+        assert!(matters(EventKind::Modify(ModifyKind::Any)));
+    }
+}
