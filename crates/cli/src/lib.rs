@@ -80,7 +80,7 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
         AgentCommand::Status(args) => commands::status::run(&args),
         AgentCommand::Fleet(args) => commands::fleet::run(&args),
         AgentCommand::Audit(args) => match args.command {
-            AuditCommand::Verify { .. } => not_in_this_build("audit verify"),
+            AuditCommand::Verify { file, json } => commands::audit::verify(&file, json),
         },
         AgentCommand::Demo(_) => not_in_this_build("demo"),
         AgentCommand::Completions(args) => commands::completions::print(&args),

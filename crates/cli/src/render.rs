@@ -130,7 +130,11 @@ impl<const N: usize> Table<N> {
 
 /// Lines of a label and a value, the values under each other.
 pub fn aligned(rows: &[(&str, String)]) -> String {
-    let width = rows.iter().map(|(label, _)| label.len()).max().unwrap_or_default();
+    let width = rows
+        .iter()
+        .map(|(label, _)| label.len())
+        .max()
+        .unwrap_or_default();
     rows.iter()
         .map(|(label, value)| format!("{label:<width$}  {value}\n"))
         .collect()

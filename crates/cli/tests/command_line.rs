@@ -449,7 +449,7 @@ fn labels_come_from_flags_and_file_and_the_socket_from_the_name() {
     let pair = |k: &str, v: &str| (k.to_owned(), v.to_owned());
     assert_eq!(labels, [pair("rack", "8"), pair("site", "berlin")]);
     assert_eq!(settings.status_socket, Path::new("/run/ah/executor-w.sock"));
-    assert_eq!(settings.once, Some(ah_cli::settings::Once::Failure));
+    assert_eq!(settings.once, Some(ah_fleet::executor::Once::Failed));
     assert_eq!(settings.servers.len(), 2);
     assert!(matches!(settings.identity, IdentitySettings::Dev(_)));
 

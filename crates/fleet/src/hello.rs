@@ -102,7 +102,9 @@ fn within(field: &str, value: &str, least: usize, most: usize) -> Result<(), Exp
         )));
     }
     if value.chars().any(char::is_control) {
-        return Err(usage(format!("{field} of the hello has a control character")));
+        return Err(usage(format!(
+            "{field} of the hello has a control character"
+        )));
     }
     Ok(())
 }

@@ -3,8 +3,8 @@
 //! The table is part of `fleet.proto`; this is its only implementation.
 
 use ah_identity_provider::{Code, Explained};
-use tonic::metadata::{AsciiMetadataValue, MetadataMap};
 use tonic::Status;
+use tonic::metadata::{AsciiMetadataValue, MetadataMap};
 
 const CODE: &str = "ah-code";
 const CAUSE: &str = "ah-cause";
@@ -13,7 +13,10 @@ const HINT: &str = "ah-hint";
 /// The status that ends a call for the reason `explained`.
 pub(crate) fn to_status(explained: &Explained) -> Status {
     let mut metadata = MetadataMap::new();
-    metadata.insert(CODE, AsciiMetadataValue::from_static(explained.code.as_str()));
+    metadata.insert(
+        CODE,
+        AsciiMetadataValue::from_static(explained.code.as_str()),
+    );
     for cause in &explained.causes {
         if let Ok(value) = percent_encode(cause).parse() {
             metadata.append(CAUSE, value);

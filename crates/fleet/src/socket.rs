@@ -33,7 +33,9 @@ impl PrivateSocket {
                 Code::Usage,
                 format!("{who} is running already: {} answers", path.display()),
             )
-            .hint(format!("stop the other one, or give this one another path with {flag}")));
+            .hint(format!(
+                "stop the other one, or give this one another path with {flag}"
+            )));
         }
         // Bound under another name first, so that no one can connect before the mode is set.
         let mut draft = path.as_os_str().to_owned();

@@ -5,9 +5,10 @@
 //! new identity is in use within milliseconds; what cannot be used yet, such as a new certificate beside the
 //! old key (FI-3), is given a moment to become whole before it is reported.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustls_pki_types::CertificateDer;
 use tokio::time::{Instant, sleep_until};
 
 use crate::{Code, Explained, Identity, Provider, ProviderError, ProviderKind};
@@ -193,6 +194,11 @@ impl Provider for FilesProvider {
 }
 
 /// Every fault of a file waits for whoever owns the file.
+/// The certificates of the PEM file `path`, which `--ca` named.
+pub(crate) fn read_roots(path: &Path) -> Result<Vec<CertificateDer<'static>>, ProviderError> {
+    load::roots(path, "--ca").map_err(ProviderError::Operator)
+}
+
 fn operator(error: ProviderError) -> ProviderError {
     match error {
         ProviderError::Retry(explained) => ProviderError::Operator(explained),

@@ -130,6 +130,16 @@ impl Identity {
         &self.leaf
     }
 
+    /// The same identity, trusting `roots` besides, for any name.
+    #[must_use]
+    pub fn trusting_also(
+        mut self,
+        roots: impl IntoIterator<Item = CertificateDer<'static>>,
+    ) -> Self {
+        self.bundles.unscoped.extend(roots);
+        self
+    }
+
     /// Whether `other` would behave the same in every handshake.
     pub fn same_material(&self, other: &Self) -> bool {
         self.chain == other.chain && self.key == other.key && self.bundles == other.bundles

@@ -9,6 +9,7 @@ pub mod chain;
 mod clock;
 pub mod dev;
 mod explain;
+pub mod extra_roots;
 pub mod files;
 mod health;
 mod identity;

@@ -8,14 +8,14 @@ use std::future::Future;
 use std::sync::Arc;
 
 use ah_identity_provider::{
-    Clock, Code, Explained, Identity, IdentityWatch, ProviderKind, Published,
+    Clock, Code, Explained, Identity, IdentityWatch, PrivateKey, ProviderKind, Published,
 };
 use rustls::client::Resumption;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::CertifiedKey;
 use rustls::time_provider::TimeProvider;
-use rustls_pki_types::UnixTime;
+use rustls_pki_types::{CertificateDer, UnixTime};
 use spiffe::SpiffeId;
 use tokio::sync::watch;
 
@@ -305,4 +305,25 @@ impl TimeProvider for Time {
         let since_epoch = self.0.now().duration_since(std::time::UNIX_EPOCH).ok()?;
         Some(UnixTime::since_unix_epoch(since_epoch))
     }
+}
+
+/// A plain HTTPS server's configuration, for the HTTP side of an access point: TLS 1.3, no client
+/// certificate, ALPN `http/1.1`.
+pub fn https_config(
+    chain: Vec<CertificateDer<'static>>,
+    key: &PrivateKey,
+) -> Result<Arc<rustls::ServerConfig>, Explained> {
+    let unusable = |error: rustls::Error| {
+        Explained::new(Code::Other, "the HTTPS certificate cannot be used")
+            .cause(error)
+            .hint("check that --http-cert and --http-key belong together")
+    };
+    let mut config = rustls::ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(unusable)?
+        .with_no_client_auth()
+        .with_single_cert(chain, key.der().clone_key())
+        .map_err(unusable)?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
 }

@@ -17,7 +17,7 @@ mod vet;
 
 pub use accept::{AcceptObserver, Accepted, HandshakeLimits, Handshakes, Rejection, bind, serve};
 pub use alert::{code_of_alert, explain_io};
-pub use configs::{ClientConfigs, ClientTls, Expect, ServerConfigs, ServerTls};
+pub use configs::{ClientConfigs, ClientTls, Expect, ServerConfigs, ServerTls, https_config};
 pub use connect::{Connected, ExecutorStream, Fate, connect};
 pub use peer::{PeerIdentity, PeerName, Refusal};
 pub use policy::{Policy, PolicyCell, Revocations, SanRules};

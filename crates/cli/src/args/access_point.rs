@@ -5,12 +5,11 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ah_fleet::audit::AuditTarget;
 use clap::{Args, ValueHint};
 
 use super::{DuplicatesArg, IdentityChoice, MaterialArgs, ProcessArgs};
-use crate::settings::value::{
-    AuditTarget, DbUrl, DnsPattern, IpRange, UriPrefix, duration, listen_address,
-};
+use crate::settings::value::{DbUrl, audit_target, duration, listen_address};
 
 /// Everything that can be said to an access point.
 #[derive(Debug, Args)]
@@ -89,7 +88,7 @@ pub struct AdmissionArgs {
     /// A SPIFFE prefix also pins the trust domain. A certificate is admitted when it matches one rule of
     /// any kind; with no rule at all, any certificate that chains to a trusted root is.
     #[arg(long, id = "executor-san-uri-prefix", value_name = "PREFIX")]
-    pub executor_san_uri_prefix: Vec<UriPrefix>,
+    pub executor_san_uri_prefix: Vec<String>,
 
     /// Admit certificates with this DNS SAN; `*.example.com` matches one label (repeatable, comma list)
     #[arg(
@@ -98,7 +97,7 @@ pub struct AdmissionArgs {
         value_name = "NAME",
         value_delimiter = ','
     )]
-    pub executor_san_dns: Vec<DnsPattern>,
+    pub executor_san_dns: Vec<String>,
 
     /// Admit certificates with this IP SAN (repeatable, comma list)
     #[arg(
@@ -107,7 +106,7 @@ pub struct AdmissionArgs {
         value_name = "IP|CIDR",
         value_delimiter = ','
     )]
-    pub executor_san_ip: Vec<IpRange>,
+    pub executor_san_ip: Vec<String>,
 
     /// Refuse certificates with a SPIFFE ID that merely depart from what issuers are told to do
     #[arg(long, id = "strict-svid")]
@@ -148,6 +147,7 @@ pub struct StoreArgs {
         long,
         id = "audit-log",
         value_name = "PATH|-|journald",
+        value_parser = audit_target,
         allow_hyphen_values = true
     )]
     pub audit_log: Option<AuditTarget>,

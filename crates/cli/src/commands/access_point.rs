@@ -18,8 +18,8 @@ use ah_fleet::access_point::{
 use ah_fleet::audit::AuditLog;
 use ah_fleet::store::AnyStore;
 use ah_identity_provider::dev::DevRole;
-use ah_identity_provider::{Clock, Code, Explained, Refresher, SystemClock};
-use ah_tls::{HandshakeLimits, Handshakes, Role, SanRules, https_config};
+use ah_identity_provider::{Clock, Code, Explained, Refresher, SystemClock, pem};
+use ah_tls::{HandshakeLimits, Handshakes, Role, https_config};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
@@ -39,7 +39,10 @@ pub fn run(launch: Launch<AccessPointSettings>) -> ExitCode {
     if let Err(error) = ah_daemon::limits::raise_open_files() {
         tracing::warn!(%error, "the limit of open files cannot be raised");
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => return errors::fail(&[no_runtime(&error)]),
     };
@@ -59,6 +62,26 @@ pub(super) fn no_runtime(error: &std::io::Error) -> Explained {
     Explained::new(Code::Other, "cannot start the event loop")
         .cause(error)
         .hint("check the limits of open files and threads: ulimit -a")
+}
+
+/// What `--validate` looks at beyond the form of the settings: the identity itself (AP-18).
+pub fn check(settings: &AccessPointSettings) -> Vec<Explained> {
+    let strict = settings.admission.strict_svid;
+    let mut faults = super::identity::check(
+        &settings.identity,
+        dev_role(settings),
+        Role::AccessPoint,
+        strict,
+    );
+    if let Some(http) = &settings.http {
+        if let Some(tls) = &http.tls {
+            faults.extend(load_https(tls).err());
+        }
+        if let Some(path) = &http.token_file {
+            faults.extend(read_text(path).and_then(|text| Token::new(&text)).err());
+        }
+    }
+    faults
 }
 
 async fn serve(launch: Launch<AccessPointSettings>, logging: Logging) -> Result<(), Explained> {
@@ -98,12 +121,12 @@ async fn serve(launch: Launch<AccessPointSettings>, logging: Logging) -> Result<
             timeout: settings.admission.handshake_timeout,
             ..HandshakeLimits::default()
         }),
-        tunables: tunables(settings)?,
+        tunables: tunables(settings),
         store,
         identity: running.identity,
         health,
         audit,
-        clock,
+        clock: Arc::clone(&clock),
     }
     .bind()
     .await?;
@@ -126,7 +149,10 @@ async fn serve(launch: Launch<AccessPointSettings>, logging: Logging) -> Result<
         }
     };
     tasks.spawn("access point", serving);
-    tasks.spawn("admin socket", admin.serve(operator.clone(), drained.clone()));
+    tasks.spawn(
+        "admin socket",
+        admin.serve(operator.clone(), drained.clone()),
+    );
     let mut reload = Reload {
         launch,
         logging,
@@ -197,7 +223,8 @@ async fn until(
 /// Sockets that were handed over; without any, or where addresses are named, those of `--fleet-listen`.
 async fn listeners(launch: &Launch<AccessPointSettings>) -> Result<Vec<TcpListener>, Explained> {
     let inherited = systemd::inherited_sockets().map_err(|error| {
-        Explained::new(Code::Other, error.to_string()).hint("check the ListenStream= lines of the .socket unit")
+        Explained::new(Code::Other, error.to_string())
+            .hint("check the ListenStream= lines of the .socket unit")
     })?;
     let mut listeners = Vec::new();
     for socket in inherited.tcp {
@@ -219,13 +246,15 @@ fn dev_role(settings: &AccessPointSettings) -> DevRole {
     let listening = settings.fleet_listen.iter().map(std::net::SocketAddr::ip);
     DevRole::AccessPoint {
         names: if remote { vec![host] } else { Vec::new() },
-        ips: listening.filter(|ip: &IpAddr| !ip.is_unspecified()).collect(),
+        ips: listening
+            .filter(|ip: &IpAddr| !ip.is_unspecified())
+            .collect(),
     }
 }
 
-fn tunables(settings: &AccessPointSettings) -> Result<Tunables, Explained> {
+fn tunables(settings: &AccessPointSettings) -> Tunables {
     let admission = &settings.admission;
-    Ok(Tunables {
+    Tunables {
         rules: admission.rules.clone(),
         strict_svid: admission.strict_svid,
         max_executors: admission.max_executors.map(|max| max.get() as usize),
@@ -233,7 +262,7 @@ fn tunables(settings: &AccessPointSettings) -> Result<Tunables, Explained> {
         handshake_timeout: admission.handshake_timeout,
         duplicates: admission.duplicates,
         drain_timeout: settings.drain_timeout,
-    })
+    }
 }
 
 fn listed(addresses: &[std::net::SocketAddr]) -> String {
@@ -289,7 +318,14 @@ impl Http {
     ) -> std::io::Result<()> {
         match self.tls {
             Some(tls) => {
-                serve_https(self.listener, tls.configs.subscribe(), operator, self.token, stop).await
+                serve_https(
+                    self.listener,
+                    tls.configs.subscribe(),
+                    operator,
+                    self.token,
+                    stop,
+                )
+                .await
             }
             None => serve_http(self.listener, operator, self.token, stop).await,
         }
@@ -297,7 +333,19 @@ impl Http {
 }
 
 fn load_https(files: &HttpTls) -> Result<Arc<rustls::ServerConfig>, Explained> {
-    https_config(&files.cert, &files.key)
+    let unusable = |path: &Path, error: pem::PemError| {
+        Explained::new(
+            Code::Other,
+            format!("cannot use {}: {error}", path.display()),
+        )
+        .hint("--http-cert takes a PEM chain, leaf first, and --http-key its private key")
+    };
+    let chain = pem::certificates(read_text(&files.cert)?.as_bytes())
+        .map_err(|error| unusable(&files.cert, error))?;
+    let key = zeroize::Zeroizing::new(read_text(&files.key)?);
+    let key =
+        pem::private_key(key.as_bytes(), None).map_err(|error| unusable(&files.key, error))?;
+    https_config(chain, &key)
 }
 
 fn read_text(path: &Path) -> Result<String, Explained> {
@@ -340,10 +388,7 @@ impl Reload {
 
     fn adopt(&self, new: &AccessPointSettings) {
         let old = &self.launch.settings;
-        match tunables(new) {
-            Ok(tunables) => self.operator.retune(tunables),
-            Err(explained) => refused("the rules", &[explained]),
-        }
+        self.operator.retune(tunables(new));
         if new.log.level != old.log.level
             && let Err(error) = self.logging.set_level(new.log.level)
         {
@@ -358,7 +403,10 @@ impl Reload {
             ("admin_socket", new.admin_socket != old.admin_socket),
         ];
         for (name, _) in fixed.iter().filter(|(_, changed)| *changed) {
-            tracing::warn!(setting = name, "changed in the settings file; takes a restart");
+            tracing::warn!(
+                setting = name,
+                "changed in the settings file; takes a restart"
+            );
         }
     }
 }

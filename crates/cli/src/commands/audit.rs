@@ -1,101 +1,87 @@
 //! `ah agent audit verify` (AU-2).
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, BufReader};
 use std::path::Path;
 use std::process::ExitCode;
 
+use ah_fleet::audit::{BrokenAt, Start, Verified, verify as verify_log};
 use ah_identity_provider::{Code, Explained};
-use serde::Serialize;
+use serde_json::json;
 
 use crate::{errors, render, settings};
 
-/// An audit log whose chain is unbroken.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Whole {
-    /// How many lines it has.
-    pub lines: u64,
-    /// Sequence of the first line; `None` for an empty log.
-    pub first_sequence: Option<u64>,
-    /// Sequence of the last line.
-    pub last_sequence: Option<u64>,
-    /// Hash of the last line: note it elsewhere, to notice later that lines were cut from the end.
-    pub last_hash: Option<String>,
-    /// Hash of the line before the first, when the log goes on from an earlier file.
-    pub starts_from: Option<String>,
-}
-
-/// The first bad line of an audit log.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Broken {
-    /// Its number, from 1.
-    pub line: u64,
-    /// What is wrong with it.
-    pub what: String,
-}
-
-/// Verifies `file`, or standard input for `-`, with `verify`, and tells the outcome.
+/// Verifies `file`, or standard input for `-`, and tells the outcome.
 ///
 /// Exit code: 0 unbroken, 1 broken or unreadable.
-pub fn verify(
-    file: &Path,
-    json: bool,
-    verify: impl FnOnce(&mut dyn BufRead) -> Result<Whole, Broken>,
-) -> ExitCode {
+pub fn verify(file: &Path, as_json: bool) -> ExitCode {
     let outcome = if file == Path::new("-") {
-        verify(&mut io::stdin().lock())
+        verify_log(io::stdin().lock())
     } else {
         if let Some(fault) = settings::unreadable(file) {
             return errors::fail(&[fault]);
         }
         match File::open(file) {
-            Ok(opened) => verify(&mut BufReader::new(opened)),
+            Ok(opened) => verify_log(BufReader::new(opened)),
             Err(error) => return errors::fail(&[settings::read_fault(file, &error)]),
         }
     };
-    tell(file, json, &outcome)
-}
-
-fn tell(file: &Path, json: bool, outcome: &Result<Whole, Broken>) -> ExitCode {
-    let shown = file.display();
-    if json {
-        let printed = match outcome {
-            Ok(whole) => render::print_json(whole),
-            Err(broken) => render::print_json(&serde_json::json!({ "broken_at": broken })),
-        };
-        if let Err(error) = printed {
-            let fault = Explained::new(Code::Other, "cannot print the outcome").cause(error);
-            return errors::fail(&[fault]);
-        }
+    if as_json && let Err(error) = render::print_json(&outcome_json(&outcome)) {
+        return errors::fail(&[
+            Explained::new(Code::Other, "cannot print the outcome").cause(error)
+        ]);
     }
     match outcome {
-        Ok(whole) => {
-            if !json {
-                println!("{}", summary(file, whole));
+        Ok(verified) => {
+            if !as_json {
+                println!("{}", summary(file, &verified));
             }
             ExitCode::SUCCESS
         }
         Err(broken) => errors::fail(&[Explained::new(
             Code::Other,
-            format!("audit log broken at {shown}:{}", broken.line),
+            format!("audit log broken at {}:{}", file.display(), broken.line),
         )
-        .cause(&broken.what)
+        .cause(broken.what)
         .hint("lines before it are proved; compare the rest with a copy kept elsewhere")]),
     }
 }
 
-fn summary(file: &Path, whole: &Whole) -> String {
-    let mut text = format!("{}: unbroken, {} lines", file.display(), whole.lines);
-    if let (Some(first), Some(last)) = (whole.first_sequence, whole.last_sequence) {
+fn outcome_json(outcome: &Result<Verified, BrokenAt>) -> serde_json::Value {
+    match outcome {
+        Ok(verified) => json!({
+            "lines": verified.lines,
+            "first_sequence": verified.first_sequence,
+            "last_sequence": verified.last_sequence,
+            "last_hash": verified.last_hash,
+            "starts_from": earlier(verified),
+        }),
+        Err(broken) => json!({
+            "broken_at": { "line": broken.line, "what": broken.what.to_string() },
+        }),
+    }
+}
+
+/// Note the last hash elsewhere, to notice later that lines were cut from the end.
+fn summary(file: &Path, verified: &Verified) -> String {
+    let mut text = format!("{}: unbroken, {} lines", file.display(), verified.lines);
+    if let (Some(first), Some(last)) = (verified.first_sequence, verified.last_sequence) {
         text.push_str(&format!(", sequence {first} to {last}"));
     }
-    if let Some(hash) = &whole.last_hash {
+    if let Some(hash) = &verified.last_hash {
         text.push_str(&format!(", last hash {hash}"));
     }
-    if let Some(hash) = &whole.starts_from {
+    if let Some(hash) = earlier(verified) {
         text.push_str(&format!(", goes on from {hash}"));
     }
     text
+}
+
+fn earlier(verified: &Verified) -> Option<&str> {
+    match &verified.starts_from {
+        Start::Earlier(hash) => Some(hash),
+        Start::Beginning => None,
+    }
 }
 
 #[cfg(test)]
@@ -104,33 +90,16 @@ mod tests {
 
     #[test]
     fn the_summary_says_what_to_note_elsewhere() {
-        let whole = Whole {
+        let verified = Verified {
             lines: 2,
             first_sequence: Some(1),
             last_sequence: Some(2),
             last_hash: Some("ab".into()),
-            starts_from: None,
+            starts_from: Start::Beginning,
         };
         assert_eq!(
-            summary(Path::new("audit.jsonl"), &whole),
+            summary(Path::new("audit.jsonl"), &verified),
             "audit.jsonl: unbroken, 2 lines, sequence 1 to 2, last hash ab"
         );
-    }
-
-    // AU-2
-    #[test]
-    fn a_broken_log_fails() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("audit.jsonl");
-        std::fs::write(&path, "one\ntwo\n").unwrap();
-        let second_is_bad = |reader: &mut dyn BufRead| {
-            let lines = reader.lines().count();
-            Err(Broken {
-                line: lines as u64,
-                what: "the hash does not fit".into(),
-            })
-        };
-        let code = verify(&path, false, second_is_bad);
-        assert_eq!(format!("{code:?}"), format!("{:?}", ExitCode::from(1)));
     }
 }

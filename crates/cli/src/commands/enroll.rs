@@ -29,7 +29,10 @@ pub fn run(launch: Launch<EnrollSettings>) -> ExitCode {
         Err(error) => return errors::fail(&[log_fault(&error)]),
     };
     // One thread: an executor has one connection, and its memory counts on every host.
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => return errors::fail(&[no_runtime(&error)]),
     };
@@ -44,6 +47,22 @@ pub fn run(launch: Launch<EnrollSettings>) -> ExitCode {
     }
 }
 
+/// What `--validate` looks at beyond the form of the settings: the identity itself (AP-18).
+pub fn check(settings: &EnrollSettings) -> Vec<Explained> {
+    super::identity::check(
+        &settings.identity,
+        dev_role(settings),
+        Role::Executor,
+        false,
+    )
+}
+
+fn dev_role(settings: &EnrollSettings) -> DevRole {
+    DevRole::Executor {
+        name: settings.name.as_str().to_owned(),
+    }
+}
+
 async fn serve(mut launch: Launch<EnrollSettings>, logging: Logging) -> Result<(), Explained> {
     let settings = launch.settings.clone();
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
@@ -52,10 +71,13 @@ async fn serve(mut launch: Launch<EnrollSettings>, logging: Logging) -> Result<(
     tokio::spawn(signals.act_on(shutdown.clone()));
 
     let socket = StatusSocket::bind(&settings.status_socket)?;
-    let dev = DevRole::Executor {
-        name: settings.name.as_str().to_owned(),
-    };
-    let source = Source::new(&settings.identity, dev, Role::Executor, false, &clock);
+    let source = Source::new(
+        &settings.identity,
+        dev_role(&settings),
+        Role::Executor,
+        false,
+        &clock,
+    );
     let (kind, health) = (source.kind, source.health.clone());
     let refresher = source.refresher.clone();
     let running = tokio::select! {
@@ -67,7 +89,8 @@ async fn serve(mut launch: Launch<EnrollSettings>, logging: Logging) -> Result<(
         kind,
         &running.identity.current().identity,
     );
-    let (configs, follow) = ClientConfigs::publish(running.identity, expect, false, Arc::clone(&clock))?;
+    let (configs, follow) =
+        ClientConfigs::publish(running.identity, expect, false, Arc::clone(&clock))?;
     let executor = Executor {
         remotes: settings.servers.iter().map(remote).collect(),
         name: settings.name.as_str().to_owned(),
@@ -148,12 +171,18 @@ fn remote(server: &crate::settings::value::RemoteServer) -> Remote {
 /// What a person at the terminal reads at once: the error in full, and what happens next (EN-13).
 fn tell(event: &Event) {
     match event {
-        Event::Failed { explained, retry_in } => {
+        Event::Failed {
+            explained,
+            retry_in,
+        } => {
             errors::print(std::slice::from_ref(explained));
             eprintln!("retrying in {}", brief(*retry_in));
         }
         Event::Draining { retry_in } => {
-            eprintln!("access point is draining; reconnecting in {}", brief(*retry_in));
+            eprintln!(
+                "access point is draining; reconnecting in {}",
+                brief(*retry_in)
+            );
             systemd::status("access point is draining");
         }
         Event::Enrolled {
@@ -185,7 +214,9 @@ fn reload(launch: &mut Launch<EnrollSettings>, logging: &Logging) {
             let mut comparable = old;
             comparable.log = launch.settings.log;
             if comparable != launch.settings {
-                tracing::warn!("settings besides the log level changed in the settings file; they take a restart");
+                tracing::warn!(
+                    "settings besides the log level changed in the settings file; they take a restart"
+                );
             }
         }
         Err(faults) => {

@@ -23,7 +23,10 @@ use crate::{errors, settings};
 
 /// Asks the access point of this machine, and shows the answer.
 pub fn run(args: &FleetArgs) -> ExitCode {
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => return errors::fail(&[no_runtime(&error)]),
     };
@@ -49,13 +52,17 @@ async fn answer(args: &FleetArgs) -> Result<(), Explained> {
             printed(show_listing(&listing, args.json))
         }
         FleetCommand::Show(who) => {
-            let view: ExecutorView = door.ask(Method::GET, &executor_path(&who.who, ""), None).await?;
+            let view: ExecutorView = door
+                .ask(Method::GET, &executor_path(&who.who, ""), None)
+                .await?;
             printed(show_executor(&view, args.json))
         }
         FleetCommand::Revoke(revoke) => {
             let reason = serde_json::json!({ "reason": revoke.reason.clone().unwrap_or_default() });
             let path = executor_path(&revoke.who, "/revoke");
-            let target: RevocationTarget = door.ask(Method::POST, &path, Some(reason.to_string())).await?;
+            let target: RevocationTarget = door
+                .ask(Method::POST, &path, Some(reason.to_string()))
+                .await?;
             printed(show_target("revoked", &target, args.json))
         }
         FleetCommand::Reinstate(who) => {
@@ -69,7 +76,10 @@ async fn answer(args: &FleetArgs) -> Result<(), Explained> {
             if args.json {
                 return printed(render::print_json(&gone));
             }
-            println!("disconnected {}", printable(gone["id"].as_str().unwrap_or_default()));
+            println!(
+                "disconnected {}",
+                printable(gone["id"].as_str().unwrap_or_default())
+            );
             Ok(())
         }
         FleetCommand::Watch(_) => watch(&door, args.json).await,
@@ -86,7 +96,9 @@ fn printed(shown: io::Result<()>) -> Result<(), Explained> {
 }
 
 fn joined(labels: &[settings::value::Label]) -> String {
-    let labels = labels.iter().map(|label| format!("{}={}", label.key, label.value));
+    let labels = labels
+        .iter()
+        .map(|label| format!("{}={}", label.key, label.value));
     labels.collect::<Vec<_>>().join(",")
 }
 
@@ -170,9 +182,10 @@ impl Door {
         let stream = UnixStream::connect(&self.socket)
             .await
             .map_err(|error| unreachable(&self.socket, &error))?;
-        let (mut requests, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(|error| self.garbled(&error.to_string()))?;
+        let (mut requests, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream))
+                .await
+                .map_err(|error| self.garbled(&error.to_string()))?;
         tokio::spawn(connection);
         let mut request = Request::builder()
             .method(method)
@@ -193,7 +206,10 @@ impl Door {
     fn garbled(&self, why: &str) -> Explained {
         Explained::new(
             Code::Other,
-            format!("cannot understand the answer from {}", self.socket.display()),
+            format!(
+                "cannot understand the answer from {}",
+                self.socket.display()
+            ),
         )
         .cause(why)
         .hint("check that the socket is an access point's, of this version")
@@ -203,9 +219,12 @@ impl Door {
 fn unreachable(socket: &Path, error: &io::Error) -> Explained {
     let shown = socket.display();
     match error.kind() {
-        io::ErrorKind::NotFound => Explained::new(Code::NoSuchFile, format!("no such file: {shown}"))
-            .cause("an access point makes this socket when it starts")
-            .hint("check that one runs (systemctl status ah-access-point), or give its --admin-socket"),
+        io::ErrorKind::NotFound => Explained::new(
+            Code::NoSuchFile,
+            format!("no such file: {shown}"),
+        )
+        .cause("an access point makes this socket when it starts")
+        .hint("check that one runs (systemctl status ah-access-point), or give its --admin-socket"),
         io::ErrorKind::PermissionDenied => Explained::new(
             Code::PermissionDenied,
             format!("permission denied reading {shown}"),
@@ -226,13 +245,23 @@ fn refusal(status: StatusCode, body: &[u8]) -> Explained {
 
 fn show_listing(listing: &Listing, json: bool) -> io::Result<()> {
     if let Some(error) = &listing.store_error {
-        eprintln!("warning: the registry's store does not answer ({error}); only live executors are listed");
+        eprintln!(
+            "warning: the registry's store does not answer ({error}); only live executors are listed"
+        );
     }
     if json {
         return render::print_json(listing);
     }
     let now = SystemTime::now();
-    let mut table = Table::new(["NAME", "ID", "STATE", "PEER", "LAST HEARD", "CERT EXPIRES", "PROVIDER"]);
+    let mut table = Table::new([
+        "NAME",
+        "ID",
+        "STATE",
+        "PEER",
+        "LAST HEARD",
+        "CERT EXPIRES",
+        "PROVIDER",
+    ]);
     for view in &listing.executors {
         let live = view.live.as_ref();
         table.row([
@@ -241,11 +270,16 @@ fn show_listing(listing: &Listing, json: bool) -> io::Result<()> {
             state(view).to_owned(),
             live.map(|live| live.peer.to_string()).unwrap_or_default(),
             live.map(|live| {
-                render::relative(now, now - std::time::Duration::from_millis(live.last_heard_ms))
+                render::relative(
+                    now,
+                    now - std::time::Duration::from_millis(live.last_heard_ms),
+                )
             })
             .unwrap_or_else(|| render::relative(now, view.last_enrolled.into())),
             render::relative(now, view.certificate.not_after.into()),
-            view.provider.map(|provider| provider.to_string()).unwrap_or_default(),
+            view.provider
+                .map(|provider| provider.to_string())
+                .unwrap_or_default(),
         ]);
     }
     print!("{}", table.fitted(Terminal::stdout()));
@@ -300,7 +334,10 @@ fn show_executor(view: &ExecutorView, json: bool) -> io::Result<()> {
     rows.push(("cert serial", view.certificate.serial.clone()));
     rows.push(("cert SHA-256", view.certificate.sha256.clone()));
     rows.push(("cert expires", moment(view.certificate.not_after)));
-    rows.extend(view.provider.map(|provider| ("provider", provider.to_string())));
+    rows.extend(
+        view.provider
+            .map(|provider| ("provider", provider.to_string())),
+    );
     rows.push(("version", printable(&view.version)));
     for (key, value) in &view.labels {
         rows.push(("label", printable(&format!("{key}={value}"))));
@@ -310,7 +347,12 @@ fn show_executor(view: &ExecutorView, json: bool) -> io::Result<()> {
         "host",
         printable(&format!(
             "{} ({} {}, {}, {} cpus, {} MiB)",
-            host.hostname, host.os, host.arch, host.kernel, host.cpus, host.memory_bytes >> 20
+            host.hostname,
+            host.os,
+            host.arch,
+            host.kernel,
+            host.cpus,
+            host.memory_bytes >> 20
         )),
     ));
     for past in &view.history {
@@ -319,7 +361,9 @@ fn show_executor(view: &ExecutorView, json: bool) -> io::Result<()> {
             format!(
                 "{} {} certificate {}",
                 moment(past.at),
-                past.provider.map(|provider| provider.to_string()).unwrap_or_default(),
+                past.provider
+                    .map(|provider| provider.to_string())
+                    .unwrap_or_default(),
                 past.certificate.serial
             ),
         ));
@@ -370,7 +414,10 @@ fn show_event(line: &str, json: bool) -> io::Result<()> {
             } else {
                 format!(" ({})", event.name)
             };
-            let reason = event.reason.map(|reason| format!(": {reason}")).unwrap_or_default();
+            let reason = event
+                .reason
+                .map(|reason| format!(": {reason}"))
+                .unwrap_or_default();
             let text = format!("{at} {} {}{name}{reason}", event.event.as_str(), event.id);
             writeln!(out, "{}", printable(&text))?;
         }

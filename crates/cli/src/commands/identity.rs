@@ -3,12 +3,14 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ah_identity_provider::dev::{DevConfig, DevProvider, DevRole};
 use ah_identity_provider::extra_roots::ExtraRoots;
 use ah_identity_provider::files::{FilesConfig, FilesProvider};
 use ah_identity_provider::{
-    Clock, Explained, Health, IdentityWatch, Provider, ProviderKind, Refresher, Supervisor, Vet,
+    Clock, Code, Explained, Health, IdentityWatch, Provider, ProviderKind, Refresher, Supervisor,
+    SystemClock, Vet,
 };
 use ah_tls::{IdentityVet, Role};
 use tokio::sync::watch;
@@ -80,6 +82,44 @@ impl Source {
         }
     }
 }
+
+/// Gets one identity from files and vets it as at start-up, without starting anything. The dev provider is
+/// left alone: it would make a CA.
+pub(super) fn check(
+    settings: &IdentitySettings,
+    dev: DevRole,
+    role: Role,
+    strict_svid: bool,
+) -> Vec<Explained> {
+    if matches!(settings, IdentitySettings::Dev(_)) {
+        return Vec::new();
+    }
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let runtime = match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => return vec![super::access_point::no_runtime(&error)],
+    };
+    runtime.block_on(async {
+        let source = Source::new(settings, dev, role, strict_svid, &clock);
+        let first = source.first(|_| {});
+        match tokio::time::timeout(CHECK_WITHIN, first).await {
+            Ok(running) => running.err().into_iter().collect(),
+            Err(_) => vec![Explained::new(
+                Code::Unavailable,
+                format!(
+                    "the {} identity gave nothing within {CHECK_WITHIN:?}",
+                    settings.kind()
+                ),
+            )],
+        }
+    })
+}
+
+/// How long `--validate` waits for an identity.
+const CHECK_WITHIN: Duration = Duration::from_secs(30);
 
 fn supervised<P: Provider>(provider: P, vet: Arc<dyn Vet>, clock: &Arc<dyn Clock>) -> Source {
     let kind = provider.kind();

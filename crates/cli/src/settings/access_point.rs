@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use ah_daemon::logging::LogSettings;
 use ah_daemon::paths::Paths;
+use ah_fleet::access_point::Duplicates;
+use ah_fleet::audit::AuditTarget;
 use ah_identity_provider::Explained;
+use ah_tls::SanRules;
 
 use super::identity::{self, Side, dev_leaves, in_state};
-use super::value::{
-    AuditTarget, DbUrl, DnsPattern, IpRange, MAX_SOCKET_PATH, UriPrefix, is_loopback,
-};
+use super::value::{DbUrl, MAX_SOCKET_PATH, is_loopback};
 use super::{IdentitySettings, Settings, log_settings, no_directory, usage};
 use crate::args::{AccessPointArgs, AdmissionArgs, ControlArgs, DuplicatesArg};
 
@@ -43,12 +44,8 @@ pub struct AccessPointSettings {
 /// Who is let in, and how many (AP-5 to AP-8, AP-16, RG-2).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdmissionSettings {
-    /// AP-5
-    pub uri_prefixes: Vec<UriPrefix>,
-    /// AP-6
-    pub dns: Vec<DnsPattern>,
-    /// AP-7
-    pub ip: Vec<IpRange>,
+    /// AP-5 to AP-7
+    pub rules: SanRules,
     /// AP-8: refuse what the `I` rows name, too.
     pub strict_svid: bool,
     /// RG-2
@@ -61,15 +58,6 @@ pub struct AdmissionSettings {
     pub handshake_timeout: Duration,
     /// Between two heartbeats of one side: 100 ms to 1 h.
     pub heartbeat_interval: Duration,
-}
-
-/// What becomes of a second live process with an enrolled executor id (RG-2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Duplicates {
-    /// It is refused.
-    Reject,
-    /// It takes over.
-    Replace,
 }
 
 /// HTTP (AP-13). An address that others can reach has TLS and a token.
@@ -178,10 +166,16 @@ fn admission(args: &AdmissionArgs, faults: &mut Vec<Explained>) -> AdmissionSett
             humantime::format_duration(interval)
         )));
     }
+    let rules = SanRules::parse(
+        &args.executor_san_uri_prefix,
+        &args.executor_san_dns,
+        &args.executor_san_ip,
+    );
     AdmissionSettings {
-        uri_prefixes: args.executor_san_uri_prefix.clone(),
-        dns: args.executor_san_dns.clone(),
-        ip: args.executor_san_ip.clone(),
+        rules: rules.unwrap_or_else(|wrong| {
+            faults.extend(wrong);
+            SanRules::default()
+        }),
         strict_svid: args.strict_svid,
         duplicates: match args.duplicates {
             DuplicatesArg::Reject => Duplicates::Reject,

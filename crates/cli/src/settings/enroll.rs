@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use ah_daemon::logging::LogSettings;
 use ah_daemon::paths::Paths;
+use ah_fleet::MAX_LABELS;
+use ah_fleet::executor::Once;
 use ah_identity_provider::Explained;
 use spiffe::SpiffeId;
 
@@ -15,9 +17,6 @@ use super::identity::{self, Side, dev_leaves};
 use super::value::{Label, Name, RemoteServer, default_status_socket};
 use super::{IdentitySettings, Settings, log_settings, read_fault, usage};
 use crate::args::{EnrollArgs, OnceArg};
-
-/// Labels that a hello may carry (`Hello.labels`).
-const MAX_LABELS: usize = 64;
 
 /// Everything an executor needs to know before it starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,15 +42,6 @@ pub struct EnrollSettings {
     pub log: LogSettings,
     /// How long a goodbye may take (AP-19).
     pub drain_timeout: Duration,
-}
-
-/// `--once` (EN-10)
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Once {
-    /// After the first failure.
-    Failure,
-    /// After the first failure or the first welcome.
-    Enrolled,
 }
 
 impl Settings for EnrollSettings {
@@ -107,7 +97,7 @@ impl Settings for EnrollSettings {
                 connect_timeout: args.remote.connect_timeout,
                 once: match args.remote.once {
                     None | Some(OnceArg::Off) => None,
-                    Some(OnceArg::Failure) => Some(Once::Failure),
+                    Some(OnceArg::Failure) => Some(Once::Failed),
                     Some(OnceArg::Enrolled) => Some(Once::Enrolled),
                 },
                 status_socket,

@@ -20,8 +20,8 @@ pub enum IdentitySettings {
 /// The dev provider's settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DevSettings {
-    /// Where the development CA lives: `<state>/dev`.
-    pub directory: PathBuf,
+    /// `<state>`; the development CA lives in its folder `dev`.
+    pub state: PathBuf,
     /// Whether it may leave this machine (DV-2).
     pub allow_remote: bool,
     /// More authorities to trust (AP-3).
@@ -149,7 +149,7 @@ fn dev(
     }
     match paths.state() {
         Ok(state) => Some(DevSettings {
-            directory: state.join("dev"),
+            state: state.to_owned(),
             allow_remote: material.dev_allow_remote,
             extra_roots: material.ca.clone(),
         }),

@@ -19,8 +19,8 @@ use ah_daemon::logging::{Format, Level, LogSettings};
 use ah_daemon::paths::{NoDirectory, Paths};
 use ah_identity_provider::{Code, Explained};
 
-pub use access_point::{AccessPointSettings, AdmissionSettings, Duplicates, HttpSettings, HttpTls};
-pub use enroll::{EnrollSettings, Once};
+pub use access_point::{AccessPointSettings, AdmissionSettings, HttpSettings, HttpTls};
+pub use enroll::EnrollSettings;
 pub use identity::{DevSettings, FilesSettings, IdentitySettings};
 pub use validate::{Check, report};
 

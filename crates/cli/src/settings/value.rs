@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use spiffe::{SpiffeId, TrustDomain};
+use ah_fleet::audit::AuditTarget;
+use spiffe::SpiffeId;
 
 /// The port of the fleet (contract §9).
 pub const FLEET_PORT: u16 = 4433;
@@ -307,137 +308,6 @@ impl FromStr for Label {
     }
 }
 
-/// `--executor-san-uri-prefix` (AP-5), without a final slash: it matches on whole path segments.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct UriPrefix(String);
-
-impl UriPrefix {
-    /// The prefix as it was written, so that its final slash, if any, is kept.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for UriPrefix {
-    type Err = Wrong;
-
-    fn from_str(text: &str) -> Result<Self, Wrong> {
-        let form = "write it like spiffe://example.org/ah/agent/";
-        let Some((scheme, rest)) = text.split_once("://") else {
-            return Err(Wrong::new("the scheme is missing").hint(form));
-        };
-        if scheme.is_empty() || rest.is_empty() || text.chars().any(|c| c.is_control() || c == ' ')
-        {
-            return Err(Wrong::new("not a URI").hint(form));
-        }
-        if scheme.eq_ignore_ascii_case("spiffe") {
-            let (domain, path) = rest.split_once('/').unwrap_or((rest, ""));
-            // SPIFFE-ID §2.1: lower case, so that such a rule would never match.
-            if domain.chars().any(|c| c.is_ascii_uppercase()) {
-                return Err(
-                    Wrong::new(format!("trust domain '{domain}' has upper case"))
-                        .hint(format!("write {}", domain.to_ascii_lowercase())),
-                );
-            }
-            TrustDomain::new(domain)
-                .map_err(|e| Wrong::new(format!("trust domain '{domain}': {e}")).hint(form))?;
-            let path = path.strip_suffix('/').unwrap_or(path);
-            if !path.is_empty() {
-                SpiffeId::new(format!("spiffe://{domain}/{path}"))
-                    .map_err(|e| Wrong::new(e.to_string()).hint(form))?;
-            }
-        }
-        Ok(Self(text.to_owned()))
-    }
-}
-
-impl fmt::Display for UriPrefix {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-/// `--executor-san-dns` (AP-6): a DNS name, lower case; `*` may stand for the whole first label.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct DnsPattern(String);
-
-impl DnsPattern {
-    /// The pattern.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for DnsPattern {
-    type Err = Wrong;
-
-    fn from_str(text: &str) -> Result<Self, Wrong> {
-        let lower = text.trim().to_ascii_lowercase();
-        let name = lower.strip_suffix('.').unwrap_or(&lower);
-        let fixed = name.strip_prefix("*.").unwrap_or(name);
-        if fixed.contains('*') {
-            return Err(Wrong::new("'*' stands for the whole first label only")
-                .hint("write it like *.example.com"));
-        }
-        if !is_dns_name(fixed) {
-            return Err(Wrong::new(format!("'{text}' is not a DNS name")));
-        }
-        Ok(Self(name.to_owned()))
-    }
-}
-
-impl fmt::Display for DnsPattern {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-/// `--executor-san-ip` (AP-7): an address, or all that share its first bits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct IpRange {
-    /// An address of the range.
-    pub address: IpAddr,
-    /// How many of its first bits count: at most 32 or 128.
-    pub prefix_length: u8,
-}
-
-impl FromStr for IpRange {
-    type Err = Wrong;
-
-    fn from_str(text: &str) -> Result<Self, Wrong> {
-        let text = text.trim();
-        let (ip, length) = match text.split_once('/') {
-            Some((ip, length)) => (ip, Some(length)),
-            None => (text, None),
-        };
-        let address: IpAddr = ip.parse().map_err(|_| {
-            Wrong::new(format!("'{ip}' is not an IP address")).hint("write 10.0.0.7 or 10.0.0.0/8")
-        })?;
-        let bits = if address.is_ipv4() { 32 } else { 128 };
-        let prefix_length = match length {
-            None => bits,
-            Some(length) => match length.parse() {
-                Ok(length) if length <= bits => length,
-                _ => {
-                    return Err(Wrong::new(format!(
-                        "'/{length}' is not a prefix length of 0 to {bits}"
-                    )));
-                }
-            },
-        };
-        Ok(Self {
-            address,
-            prefix_length,
-        })
-    }
-}
-
-impl fmt::Display for IpRange {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.address, self.prefix_length)
-    }
-}
-
 /// `--db` (AP-11). `Debug` and `Display` hide a password.
 #[derive(Clone, PartialEq, Eq)]
 pub enum DbUrl {
@@ -513,26 +383,10 @@ impl fmt::Debug for DbUrl {
 }
 
 /// `--audit-log` (AP-12).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum AuditTarget {
-    /// A file.
-    File(PathBuf),
-    /// Standard output.
-    Stdout,
-    /// The journal of systemd.
-    Journald,
-}
-
-impl FromStr for AuditTarget {
-    type Err = Wrong;
-
-    fn from_str(text: &str) -> Result<Self, Wrong> {
-        Ok(match text {
-            "" => return Err(Wrong::new("a path is missing")),
-            "-" => Self::Stdout,
-            "journald" => Self::Journald,
-            path => Self::File(PathBuf::from(path)),
-        })
+pub fn audit_target(text: &str) -> Result<AuditTarget, Wrong> {
+    match text {
+        "" => Err(Wrong::new("a path is missing")),
+        text => Ok(AuditTarget::parse(text)),
     }
 }
 
@@ -647,46 +501,6 @@ mod tests {
         assert!(long(63, 255).parse::<Label>().is_ok());
         for bad in [&long(64, 1), &long(1, 256), "=x", "x", "a=\n"] {
             assert!(bad.parse::<Label>().is_err(), "{bad}");
-        }
-    }
-
-    // AP-5, AP-6, AP-7
-    #[test]
-    fn admission_rules_are_checked_when_they_are_read() {
-        assert!(
-            "spiffe://example.org/ah/agent/"
-                .parse::<UriPrefix>()
-                .is_ok()
-        );
-        assert!("spiffe://example.org".parse::<UriPrefix>().is_ok());
-        assert!("https://example.org/x".parse::<UriPrefix>().is_ok());
-        for bad in [
-            "",
-            "example.org",
-            "spiffe://",
-            "spiffe://UPPER/x",
-            "spiffe://a//b",
-            "a://x y",
-        ] {
-            assert!(bad.parse::<UriPrefix>().is_err(), "{bad}");
-        }
-        let pattern: DnsPattern = "*.Example.com".parse().unwrap();
-        assert_eq!(pattern.as_str(), "*.example.com");
-        for bad in ["", "*", "a.*.b", "*a.b", "a..b", "https://a"] {
-            assert!(bad.parse::<DnsPattern>().is_err(), "{bad}");
-        }
-        let range: IpRange = "10.0.0.0/8".parse().unwrap();
-        assert_eq!(range.prefix_length, 8);
-        assert_eq!("::1".parse::<IpRange>().unwrap().prefix_length, 128);
-        for bad in [
-            "",
-            "10.0.0.0/33",
-            "10.0.0/8",
-            "::1/129",
-            "1.1.1.1/-1",
-            "1.1.1.1/256",
-        ] {
-            assert!(bad.parse::<IpRange>().is_err(), "{bad}");
         }
     }
 

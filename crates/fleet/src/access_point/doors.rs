@@ -98,7 +98,9 @@ impl TlsListener {
                                 Ok(Ok(stream)) => {
                                     place.send((stream, peer));
                                 }
-                                Ok(Err(error)) => tracing::debug!(%peer, %error, "HTTPS handshake failed"),
+                                Ok(Err(error)) => {
+                                    tracing::debug!(%peer, %error, "HTTPS handshake failed")
+                                }
                                 Err(_) => tracing::debug!(%peer, "HTTPS handshake timed out"),
                             }
                         });

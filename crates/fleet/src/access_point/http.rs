@@ -138,7 +138,9 @@ async fn admit(token: Option<Token>, request: Request, next: Next) -> Response {
     )
     .into_response();
     let challenge = header::HeaderValue::from_static("Bearer");
-    refused.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+    refused
+        .headers_mut()
+        .insert(header::WWW_AUTHENTICATE, challenge);
     refused
 }
 
@@ -231,7 +233,9 @@ async fn revoke(
     Path(selector): Path<String>,
     request: Option<Json<RevokeRequest>>,
 ) -> Result<Json<RevocationTarget>, Failure> {
-    let reason = request.map(|Json(request)| request.reason).unwrap_or_default();
+    let reason = request
+        .map(|Json(request)| request.reason)
+        .unwrap_or_default();
     Ok(Json(operator.revoke(&Selector(selector), &reason).await?))
 }
 
@@ -276,7 +280,10 @@ async fn events(State(operator): State<Operator>) -> impl IntoResponse {
         };
         Some((Ok::<_, Infallible>(line + "\n"), events))
     });
-    ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines))
+    (
+        [(header::CONTENT_TYPE, "application/x-ndjson")],
+        Body::from_stream(lines),
+    )
 }
 
 #[derive(OpenApi)]

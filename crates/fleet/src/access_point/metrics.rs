@@ -101,7 +101,10 @@ impl Metrics {
             registry: Registry::default(),
         };
         metrics.register(&mut registry);
-        Self { registry, ..metrics }
+        Self {
+            registry,
+            ..metrics
+        }
     }
 
     fn register(&self, to: &mut Registry) {
@@ -255,7 +258,11 @@ impl Sampled {
             "Failures to renew this access point's identity since the last success; 0 when all is well",
             self.identity_failures.clone(),
         );
-        to.register("store_up", "1 while the registry's store takes writes", self.store_up.clone());
+        to.register(
+            "store_up",
+            "1 while the registry's store takes writes",
+            self.store_up.clone(),
+        );
         to.register(
             "store_pending",
             "Changes that wait for the store",
@@ -267,7 +274,11 @@ impl Sampled {
             Unit::Seconds,
             self.store_lag.clone(),
         );
-        to.register("audit_up", "1 while the audit log takes lines", self.audit_up.clone());
+        to.register(
+            "audit_up",
+            "1 while the audit log takes lines",
+            self.audit_up.clone(),
+        );
         to.register(
             "audit_pending",
             "Audit lines that wait to be written",
@@ -278,15 +289,27 @@ impl Sampled {
     fn set(&self, sample: &Sample) {
         self.sessions.set(i64_of(sample.sessions.len()));
         let lag = sample.sessions.iter().map(|(_, silence)| *silence).max();
-        self.heartbeat_lag.set(lag.unwrap_or_default().as_secs_f64());
-        let earliest = sample.sessions.iter().map(|(not_after, _)| *not_after).min();
+        self.heartbeat_lag
+            .set(lag.unwrap_or_default().as_secs_f64());
+        let earliest = sample
+            .sessions
+            .iter()
+            .map(|(not_after, _)| *not_after)
+            .min();
         self.earliest_expiry.set(earliest.map_or(0.0, unix_seconds));
         for (within, horizon) in HORIZONS {
             let by = sample.now + horizon;
-            let count = sample.sessions.iter().filter(|(not_after, _)| *not_after <= by).count();
-            self.expiring.get_or_create(&Within { within }).set(i64_of(count));
+            let count = sample
+                .sessions
+                .iter()
+                .filter(|(not_after, _)| *not_after <= by)
+                .count();
+            self.expiring
+                .get_or_create(&Within { within })
+                .set(i64_of(count));
         }
-        self.identity_expiry.set(sample.identity.not_after.map_or(0.0, unix_seconds));
+        self.identity_expiry
+            .set(sample.identity.not_after.map_or(0.0, unix_seconds));
         self.identity_generation
             .set(i64::try_from(sample.identity.generation).unwrap_or(i64::MAX));
         self.identity_rotations

@@ -31,7 +31,7 @@ pub use doors::{AdminSocket, serve_http, serve_https};
 pub use operations::{ExecutorView, FleetEvent, ListFilter, Listing, LiveView, Selector};
 pub use registry::Duplicates;
 
-use crate::audit::{AuditLog, Entry, Event, Outcome};
+use crate::audit::{AuditLog, AuditTask, Entry, Event, Outcome};
 use crate::store::{AnyStore, ExecutorId, RevocationTarget, Store, StoreWriter};
 use metrics::{Metrics, Sample};
 use registry::{End, Limits, Registry, lock};
@@ -72,8 +72,8 @@ pub struct AccessPoint {
     pub identity: IdentityWatch,
     /// How our identity is doing.
     pub health: watch::Receiver<Health>,
-    /// The audit log (AP-12).
-    pub audit: AuditLog,
+    /// The audit log (AP-12), and the task that writes it.
+    pub audit: (AuditLog, AuditTask),
     /// Time.
     pub clock: Arc<dyn Clock>,
 }
@@ -145,10 +145,7 @@ fn told_to_executor(refusal: &VerifyError) -> Explained {
             "client certificate rejected: certificate revoked",
         )
         .hint("ask the fleet's operator: ah agent fleet reinstate lifts a revocation"),
-        _ => Explained::new(
-            refusal.code(),
-            refusal.explained().text.clone(),
-        ),
+        _ => Explained::new(refusal.code(), refusal.explained().text.clone()),
     }
 }
 
@@ -180,6 +177,7 @@ impl AccessPoint {
         });
         let (configs, follow) =
             ServerConfigs::publish(self.identity, policy.clone(), Arc::clone(&self.clock))?;
+        let (audit, write_audit) = self.audit;
         let (writer, write) = StoreWriter::new(self.store.clone());
         let registry = Registry::default();
         registry.remember(known.into_iter().map(|record| record.id));
@@ -192,7 +190,7 @@ impl AccessPoint {
             store: self.store,
             writer,
             unwritten_bars: Mutex::default(),
-            audit: self.audit,
+            audit,
             metrics: Metrics::new(),
             started_at: self.clock.now(),
             clock: self.clock,
@@ -201,6 +199,7 @@ impl AccessPoint {
         let mut background = JoinSet::new();
         background.spawn(follow);
         background.spawn(write.run());
+        background.spawn(write_audit.run());
         background.spawn(follow_trust(Arc::clone(&shared)));
         background.spawn(follow_revocations(Arc::clone(&shared)));
         background.spawn(audit_identity(Arc::clone(&shared)));
@@ -264,18 +263,31 @@ impl Bound {
         let spread = spread_for(shared.registry.len());
         tracing::info!(executors = shared.registry.len(), "draining");
         let drained = tokio::time::timeout(timeout, async {
-            shared.registry.drain(Duration::from_millis(100), spread).await;
+            shared
+                .registry
+                .drain(Duration::from_millis(100), spread)
+                .await;
             while listeners.join_next().await.is_some() {}
         });
         if drained.await.is_err() {
-            tracing::warn!(executors = shared.registry.len(), ?timeout, "drain timed out");
+            tracing::warn!(
+                executors = shared.registry.len(),
+                ?timeout,
+                "drain timed out"
+            );
         }
         listeners.shutdown().await;
         shared.note(Event::Stopped, Outcome::Success, None);
         if let Err(error) = shared.writer.close(FLUSH_TIMEOUT).await {
             tracing::error!("{error}");
         }
-        shared.audit.flush(FLUSH_TIMEOUT).await;
+        let unwritten = shared.audit.close(FLUSH_TIMEOUT).await;
+        if unwritten > 0 {
+            tracing::error!(
+                unwritten,
+                "audit events could not be written before the end"
+            );
+        }
         self.background.shutdown().await;
         ended
     }
@@ -400,7 +412,8 @@ impl Shared {
             }
         }
         // Under the lock, so that a bar set in this moment is not overwritten by what was read before it.
-        self.policy.update(|policy| policy.revocations = revocation_set(held.iter().cloned()));
+        self.policy
+            .update(|policy| policy.revocations = revocation_set(held.iter().cloned()));
         drop(unwritten);
         self.end_unadmitted();
     }

@@ -14,8 +14,8 @@ use super::registry::{End, Session};
 use super::{Operator, Tunables};
 use crate::audit::{Entry, Event, Outcome};
 use crate::store::{
-    CertificateRecord, Change, Durability, ExecutorId, ExecutorRecord, HostRecord, Revocation,
-    RevocationTarget, Store,
+    CertificateRecord, Change, Durability, ExecutorId, ExecutorRecord, HistoryEntry, HostRecord,
+    Revocation, RevocationTarget, Store,
 };
 
 /// An executor as operators see it: what is remembered, and what is live.
@@ -37,7 +37,11 @@ pub struct ExecutorView {
     /// The last certificate it enrolled with.
     pub certificate: CertificateRecord,
     /// First enrollment ever; absent while the store has not answered for it.
-    #[serde(with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none", default)]
+    #[serde(
+        with = "time::serde::rfc3339::option",
+        skip_serializing_if = "Option::is_none",
+        default
+    )]
     #[schema(value_type = Option<String>, format = DateTime)]
     pub first_enrolled: Option<OffsetDateTime>,
     /// Last enrollment or rotation.
@@ -50,6 +54,9 @@ pub struct ExecutorView {
     /// The live session at this access point, if any.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub live: Option<LiveView>,
+    /// The certificates it enrolled with, oldest first. Only when one executor is asked for.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub history: Vec<HistoryEntry>,
 }
 
 /// The live session of an executor.
@@ -119,9 +126,13 @@ pub struct ListFilter {
 impl ListFilter {
     fn admits(&self, view: &ExecutorView) -> bool {
         self.live.is_none_or(|live| live == view.live.is_some())
-            && self.revoked.is_none_or(|revoked| revoked == view.revocation.is_some())
+            && self
+                .revoked
+                .is_none_or(|revoked| revoked == view.revocation.is_some())
             && self.conditions().all(|(key, value)| {
-                view.labels.get(key).is_some_and(|has| value.is_none_or(|value| has == value))
+                view.labels
+                    .get(key)
+                    .is_some_and(|has| value.is_none_or(|value| has == value))
             })
     }
 
@@ -164,7 +175,10 @@ impl Operator {
             view.live = Some(live(&session));
         }
         Listing {
-            executors: views.into_values().filter(|view| filter.admits(view)).collect(),
+            executors: views
+                .into_values()
+                .filter(|view| filter.admits(view))
+                .collect(),
             store_error,
         }
     }
@@ -173,13 +187,23 @@ impl Operator {
     pub async fn show(&self, selector: &Selector) -> Result<ExecutorView, Explained> {
         let mut found = self.matching(selector).await?;
         match (found.pop(), found.len()) {
-            (Some(view), 0) => Ok(view),
+            (Some(mut view), 0) => {
+                // Without its history an answer is still an answer.
+                let history = self.0.store.history(&ExecutorId(view.id.clone())).await;
+                view.history = history.unwrap_or_default();
+                Ok(view)
+            }
             (Some(view), others) => Err(Explained::new(
                 Code::Usage,
                 format!("{} executors are named {}", others + 1, selector.0),
             )
             .cause(
-                found.iter().chain([&view]).map(|view| view.id.as_str()).collect::<Vec<_>>().join(", "),
+                found
+                    .iter()
+                    .chain([&view])
+                    .map(|view| view.id.as_str())
+                    .collect::<Vec<_>>()
+                    .join(", "),
             )
             .hint("give the executor id instead")),
             (None, _) => Err(unknown(selector)),
@@ -190,7 +214,11 @@ impl Operator {
     ///
     /// The bar is in force when this returns, also when the store refused it: then the error says that it
     /// will not survive a restart unless the store recovers, which the writer keeps waiting for.
-    pub async fn revoke(&self, selector: &Selector, reason: &str) -> Result<RevocationTarget, Explained> {
+    pub async fn revoke(
+        &self,
+        selector: &Selector,
+        reason: &str,
+    ) -> Result<RevocationTarget, Explained> {
         let target = self.target(selector).await?;
         let shared = &self.0;
         shared.bar(&target, true);
@@ -198,7 +226,9 @@ impl Operator {
             at: shared.clock.now().into(),
             reason: reason.to_owned(),
         };
-        let written = shared.writer.submit(Change::Revoked(target.clone(), revocation));
+        let written = shared
+            .writer
+            .submit(Change::Revoked(target.clone(), revocation));
         let ended = shared.end_unadmitted();
         tracing::info!(what = ?target, sessions.ended = ended, reason, "revoked");
         self.record(Event::Revoked, &target, Some(reason));
@@ -227,7 +257,10 @@ impl Operator {
         let view = self.show(selector).await?;
         let id = ExecutorId(view.id);
         let Some(session) = self.0.registry.session(&id) else {
-            return Err(Explained::new(Code::Usage, format!("{} is not connected", id.0)));
+            return Err(Explained::new(
+                Code::Usage,
+                format!("{} is not connected", id.0),
+            ));
         };
         session.end(End::Refused(Explained::new(
             Code::Unavailable,
@@ -261,7 +294,10 @@ impl Operator {
             reasons.push(format!("audit: {error} ({} lines wait)", audit.pending));
         }
         let health = shared.health.borrow();
-        if health.not_after.is_some_and(|end| end <= shared.clock.now()) {
+        if health
+            .not_after
+            .is_some_and(|end| end <= shared.clock.now())
+        {
             reasons.push("identity: our certificate has expired".to_owned());
         }
         reasons
@@ -308,7 +344,11 @@ impl Operator {
         }
         found.retain(is_it);
         match (found.is_empty(), listing.store_error) {
-            (true, Some(error)) => Err(Explained::new(Code::Unavailable, "cannot read the registry's store").cause(error)),
+            (true, Some(error)) => Err(Explained::new(
+                Code::Unavailable,
+                "cannot read the registry's store",
+            )
+            .cause(error)),
             _ => Ok(found),
         }
     }
@@ -417,6 +457,7 @@ fn remembered(record: ExecutorRecord, revocation: Option<Revocation>) -> Executo
         last_enrolled: record.last_enrolled,
         revocation,
         live: None,
+        history: Vec::new(),
     }
 }
 
@@ -434,6 +475,7 @@ fn unwritten(session: &Session) -> ExecutorView {
         last_enrolled: session.enrolled_at.into(),
         revocation: None,
         live: None,
+        history: Vec::new(),
     }
 }
 
@@ -443,7 +485,9 @@ fn live(session: &Session) -> LiveView {
         peer: session.remote,
         since: session.enrolled_at.into(),
         last_heard_ms: whole(session.silence(), Duration::as_millis),
-        round_trip_us: session.round_trip().map(|trip| whole(trip, Duration::as_micros)),
+        round_trip_us: session
+            .round_trip()
+            .map(|trip| whole(trip, Duration::as_micros)),
     }
 }
 
@@ -452,9 +496,11 @@ fn whole(duration: Duration, unit: fn(&Duration) -> u128) -> u64 {
 }
 
 fn unknown(selector: &Selector) -> Explained {
-    Explained::new(Code::Usage, format!("no executor is known as {}", selector.0)).hint(
-        "`ah agent fleet list` shows ids and names; a serial number or SHA-256 takes hex digits",
+    Explained::new(
+        Code::Usage,
+        format!("no executor is known as {}", selector.0),
     )
+    .hint("`ah agent fleet list` shows ids and names; a serial number or SHA-256 takes hex digits")
 }
 
 fn durable(written: Durability, what: &str) -> Result<(), Explained> {

@@ -224,7 +224,10 @@ impl Registry {
                 peer = %rival.remote,
                 "older session did not answer; a newer one takes its place"
             );
-            let silent = Explained::new(Code::Unavailable, "session was silent and another replaced it");
+            let silent = Explained::new(
+                Code::Unavailable,
+                "session was silent and another replaced it",
+            );
             rival.end(End::Refused(silent));
             self.leave(&rival);
         }
@@ -244,7 +247,10 @@ impl Registry {
         let previous = inner.live.get(&session.executor).cloned();
         let admission = match &previous {
             None => {
-                if limits.max_executors.is_some_and(|max| inner.live.len() >= max) {
+                if limits
+                    .max_executors
+                    .is_some_and(|max| inner.live.len() >= max)
+                {
                     return Err(full(inner.live.len()));
                 }
                 if inner.known.contains(&session.executor) {
@@ -260,7 +266,9 @@ impl Registry {
             Some(old) => return Ok(Err(Arc::clone(old))),
         };
         inner.known.insert(session.executor.clone());
-        inner.live.insert(session.executor.clone(), Arc::clone(session));
+        inner
+            .live
+            .insert(session.executor.clone(), Arc::clone(session));
         drop(inner);
         if let Some(old) = previous {
             old.end(match admission {

@@ -14,8 +14,8 @@ use futures_util::Stream;
 use tokio::time::Instant;
 use tonic::{Status, Streaming};
 
-use super::registry::{Admission, End, Order, Session};
 use super::Shared;
+use super::registry::{Admission, End, Order, Session};
 use crate::audit::{Entry, Event, Outcome};
 use crate::hello::{Greeting, PROTOCOL};
 use crate::proto::access_point_message::Kind as Outgoing;
@@ -125,7 +125,12 @@ impl Call {
         if let Err(explained) = self.shared.judge(&self.peer, now) {
             return Err(self.reject(Some(&session), explained));
         }
-        let admission = match self.shared.registry.admit(&session, &self.shared.limits()).await {
+        let admission = match self
+            .shared
+            .registry
+            .admit(&session, &self.shared.limits())
+            .await
+        {
             Ok(admission) => admission,
             Err(explained) => return Err(self.reject(Some(&session), explained)),
         };
@@ -180,7 +185,10 @@ impl Call {
             Code::Duplicate => "possible stolen identity: ",
             _ => "",
         };
-        let causes = explained.causes.iter().fold(String::new(), |all, cause| all + "; " + cause);
+        let causes = explained
+            .causes
+            .iter()
+            .fold(String::new(), |all, cause| all + "; " + cause);
         self.shared.audit.record(Entry {
             event: Event::Rejected,
             outcome: Outcome::Failure,
@@ -305,19 +313,27 @@ impl Enrolled {
         let session = &self.session;
         let event = match admission {
             Admission::First => Event::Enrolled,
-            Admission::Moved { new_certificate: true } => Event::Rotated,
-            Admission::Again | Admission::Moved { new_certificate: false } => Event::ReEnrolled,
+            Admission::Moved {
+                new_certificate: true,
+            } => Event::Rotated,
+            Admission::Again
+            | Admission::Moved {
+                new_certificate: false,
+            } => Event::ReEnrolled,
         };
-        let written = self.shared.writer.submit(Change::Enrolled(Box::new(Enrollment {
-            id: session.executor.clone(),
-            name: session.greeting.name.clone(),
-            provider: session.greeting.provider,
-            version: session.greeting.version.clone(),
-            labels: session.greeting.labels.clone(),
-            host: session.greeting.host.clone(),
-            certificate: session.certificate.clone(),
-            at: session.enrolled_at.into(),
-        })));
+        let written = self
+            .shared
+            .writer
+            .submit(Change::Enrolled(Box::new(Enrollment {
+                id: session.executor.clone(),
+                name: session.greeting.name.clone(),
+                provider: session.greeting.provider,
+                version: session.greeting.version.clone(),
+                labels: session.greeting.labels.clone(),
+                host: session.greeting.host.clone(),
+                certificate: session.certificate.clone(),
+                at: session.enrolled_at.into(),
+            })));
         written.await;
         let what = match event {
             Event::Rotated => "executor certificate rotated",
@@ -364,7 +380,9 @@ impl Drop for Enrolled {
                 reason,
                 "executor disconnected"
             );
-            self.shared.audit.record(self.entry(Event::Disconnected, Some(reason)));
+            self.shared
+                .audit
+                .record(self.entry(Event::Disconnected, Some(reason)));
         }
     }
 }
@@ -378,7 +396,9 @@ fn expired(session: &Session) -> Explained {
         "the certificate that opened this session ended at {}",
         session.certificate.not_after
     ))
-    .hint("renew the executor's certificate; the executor reconnects by itself once it has a new one")
+    .hint(
+        "renew the executor's certificate; the executor reconnects by itself once it has a new one",
+    )
 }
 
 /// The peer's stream failed: too large a message, a reset, a connection lost.
@@ -387,7 +407,10 @@ fn broken(status: Status) -> Explained {
         tonic::Code::OutOfRange | tonic::Code::ResourceExhausted => {
             Explained::new(Code::Usage, status.message().to_owned())
         }
-        _ => Explained::new(Code::Unavailable, format!("connection lost: {}", status.message())),
+        _ => Explained::new(
+            Code::Unavailable,
+            format!("connection lost: {}", status.message()),
+        ),
     }
 }
 
@@ -396,6 +419,8 @@ fn millis_u32(duration: Duration) -> u32 {
 }
 
 fn unix_millis(time: SystemTime) -> i64 {
-    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let since = time
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }

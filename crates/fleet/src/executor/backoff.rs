@@ -64,7 +64,9 @@ mod tests {
 
     #[test]
     fn waits_spread_over_the_whole_window() {
-        let waits = (0..200).map(|_| Backoff { window: LAST }.next()).collect::<Vec<_>>();
+        let waits = (0..200)
+            .map(|_| Backoff { window: LAST }.next())
+            .collect::<Vec<_>>();
         assert!(waits.iter().any(|wait| *wait < LAST / 4));
         assert!(waits.iter().any(|wait| *wait > LAST * 3 / 4));
     }

@@ -45,7 +45,9 @@ pub(super) async fn open(
     match tokio::time::timeout_at(deadline, welcomed).await {
         Ok(Ok(link)) => Ok(link),
         Ok(Err(explained)) => Err(fate.explain().unwrap_or(explained)),
-        Err(_) => Err(fate.explain().unwrap_or_else(|| no_welcome(&remote, timeout))),
+        Err(_) => Err(fate
+            .explain()
+            .unwrap_or_else(|| no_welcome(&remote, timeout))),
     }
 }
 
@@ -122,9 +124,12 @@ fn refused(status: &tonic::Status, fate: &Fate, remote: &Remote) -> Explained {
 }
 
 pub(super) fn lost(remote: &Remote, why: &str) -> Explained {
-    Explained::new(Code::Unavailable, format!("connection to {remote} was lost"))
-        .cause(why)
-        .hint("the access point's log tells why, if it ended the connection")
+    Explained::new(
+        Code::Unavailable,
+        format!("connection to {remote} was lost"),
+    )
+    .cause(why)
+    .hint("the access point's log tells why, if it ended the connection")
 }
 
 fn no_welcome(remote: &Remote, timeout: Duration) -> Explained {
@@ -132,7 +137,9 @@ fn no_welcome(remote: &Remote, timeout: Duration) -> Explained {
         Code::ConnectionTimedOut,
         format!("connection timed out after {}", humane(timeout)),
     )
-    .cause(format!("{remote} accepted the connection but sent no welcome"))
+    .cause(format!(
+        "{remote} accepted the connection but sent no welcome"
+    ))
     .hint("check that the port is an access point's and that it is not overloaded")
 }
 
@@ -152,8 +159,11 @@ struct Channel(SendRequest<Body>);
 impl tower::Service<http::Request<Body>> for Channel {
     type Response = http::Response<hyper::body::Incoming>;
     type Error = hyper::Error;
-    type Future =
-        Pin<Box<dyn Future<Output = Result<http::Response<hyper::body::Incoming>, hyper::Error>> + Send>>;
+    type Future = Pin<
+        Box<
+            dyn Future<Output = Result<http::Response<hyper::body::Incoming>, hyper::Error>> + Send,
+        >,
+    >;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), hyper::Error>> {
         self.0.poll_ready(context)

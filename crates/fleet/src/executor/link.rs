@@ -14,7 +14,9 @@ use tonic::Streaming;
 use super::{Remote, dial};
 use crate::proto::access_point_message::Kind as Incoming;
 use crate::proto::executor_message::Kind as Outgoing;
-use crate::proto::{AccessPointMessage, ExecutorMessage, Goodbye, Heartbeat, HeartbeatReply, Welcome};
+use crate::proto::{
+    AccessPointMessage, ExecutorMessage, Goodbye, Heartbeat, HeartbeatReply, Welcome,
+};
 use crate::refusal;
 
 /// Bounds on what an access point may ask of us.
@@ -54,7 +56,10 @@ pub(super) enum News {
 }
 
 impl Link {
-    #[expect(clippy::too_many_arguments, reason = "called once, where each of them was just made")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "called once, where each of them was just made"
+    )]
     pub(super) fn new(
         target: Remote,
         remote: SocketAddr,
@@ -173,7 +178,9 @@ impl Link {
     }
 
     fn lost(&self, why: &str) -> Explained {
-        self.fate.explain().unwrap_or_else(|| dial::lost(&self.target, why))
+        self.fate
+            .explain()
+            .unwrap_or_else(|| dial::lost(&self.target, why))
     }
 }
 

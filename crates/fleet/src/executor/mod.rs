@@ -320,7 +320,8 @@ impl<T: Fn(&Event) + Send> Run<T> {
             session = %link.welcome.session_id,
             "enrolled"
         );
-        self.status.send_modify(|status| status.enrolled(link, self.executor.clock.now()));
+        self.status
+            .send_modify(|status| status.enrolled(link, self.executor.clock.now()));
         (self.tell)(&Event::Enrolled {
             executor_id: link.welcome.executor_id.clone(),
             access_point: link.target.to_string(),
@@ -335,7 +336,8 @@ impl<T: Fn(&Event) + Send> Run<T> {
             cert.not_after = %status::rfc3339(leaf.not_after),
             "certificate rotated; enrollment moved to a new connection"
         );
-        self.status.send_modify(|status| status.moved(link, self.executor.clock.now()));
+        self.status
+            .send_modify(|status| status.moved(link, self.executor.clock.now()));
         (self.tell)(&Event::Rotated {
             serial: leaf.serial.clone(),
         });
@@ -350,16 +352,25 @@ impl<T: Fn(&Event) + Send> Run<T> {
     }
 
     /// How long to wait before the next attempt; `Err` when there is to be none.
-    fn note_failure(&self, explained: Explained, retry_in: Duration) -> Result<Duration, Explained> {
+    fn note_failure(
+        &self,
+        explained: Explained,
+        retry_in: Duration,
+    ) -> Result<Duration, Explained> {
         let now = self.executor.clock.now();
-        let gives_up = self.executor.once.is_some() || is_permanent(explained.code, self.ever_enrolled);
+        let gives_up =
+            self.executor.once.is_some() || is_permanent(explained.code, self.ever_enrolled);
         let retry = (!gives_up).then_some(retry_in);
-        self.status.send_modify(|status| status.failed(explained.clone(), now, retry));
+        self.status
+            .send_modify(|status| status.failed(explained.clone(), now, retry));
         if gives_up {
             return Err(explained);
         }
         tracing::warn!(?retry_in, "{explained}");
-        (self.tell)(&Event::Failed { explained, retry_in });
+        (self.tell)(&Event::Failed {
+            explained,
+            retry_in,
+        });
         Ok(retry_in)
     }
 
@@ -391,7 +402,10 @@ struct Opener {
 }
 
 impl Opener {
-    fn open(&self, remote: &Remote) -> Pin<Box<dyn Future<Output = Result<Link, Explained>> + Send>> {
+    fn open(
+        &self,
+        remote: &Remote,
+    ) -> Pin<Box<dyn Future<Output = Result<Link, Explained>> + Send>> {
         Box::pin(dial::open(
             remote.clone(),
             self.configs.clone(),

@@ -53,7 +53,11 @@ pub struct Status {
     /// Where the identity comes from.
     pub provider: ProviderKind,
     /// Since when we are enrolled without a break; a rotation is none.
-    #[serde(with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none", default)]
+    #[serde(
+        with = "time::serde::rfc3339::option",
+        skip_serializing_if = "Option::is_none",
+        default
+    )]
     pub since: Option<OffsetDateTime>,
     /// Heartbeats of the session.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -65,7 +69,11 @@ pub struct Status {
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub certificate: Option<CertificateStatus>,
     /// When the provider expects the next identity, where it knows.
-    #[serde(with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none", default)]
+    #[serde(
+        with = "time::serde::rfc3339::option",
+        skip_serializing_if = "Option::is_none",
+        default
+    )]
     pub next_renewal: Option<OffsetDateTime>,
     /// How often a new identity replaced an old one.
     pub rotations: u64,
@@ -76,7 +84,11 @@ pub struct Status {
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub identity_error: Option<Problem>,
     /// When the next attempt to connect is made.
-    #[serde(with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none", default)]
+    #[serde(
+        with = "time::serde::rfc3339::option",
+        skip_serializing_if = "Option::is_none",
+        default
+    )]
     pub next_attempt: Option<OffsetDateTime>,
     /// Process id.
     pub pid: u32,
@@ -88,7 +100,11 @@ pub struct Status {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Heartbeats {
     /// When the access point was last heard.
-    #[serde(with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none", default)]
+    #[serde(
+        with = "time::serde::rfc3339::option",
+        skip_serializing_if = "Option::is_none",
+        default
+    )]
     pub last: Option<OffsetDateTime>,
     /// Last round trip in microseconds.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -209,7 +225,10 @@ impl Status {
             at: failure.at.into(),
             error: failure.explained.clone(),
         });
-        let current = self.certificate.as_ref().map(|certificate| certificate.generation);
+        let current = self
+            .certificate
+            .as_ref()
+            .map(|certificate| certificate.generation);
         if current != Some(published.generation) {
             self.certificate = Some(CertificateStatus::of(published));
         }
@@ -220,7 +239,8 @@ impl CertificateStatus {
     /// What `published` presents and trusts.
     pub fn of(published: &Published) -> Self {
         let identity = &published.identity;
-        let facts = |der: &rustls_pki_types::CertificateDer<'_>| CertificateFacts::from_der(der).ok();
+        let facts =
+            |der: &rustls_pki_types::CertificateDer<'_>| CertificateFacts::from_der(der).ok();
         let bundles = identity.bundles();
         let unscoped = bundles.unscoped.iter().map(|root| (None, root));
         let scoped = bundles
@@ -234,7 +254,11 @@ impl CertificateStatus {
                 .chain(scoped)
                 .filter_map(|(domain, root)| Some((domain.map(ToString::to_string), facts(root)?)))
                 .collect(),
-            pem: identity.chain().iter().map(|der| ah_identity_provider::pem::certificate_pem(der)).collect(),
+            pem: identity
+                .chain()
+                .iter()
+                .map(|der| ah_identity_provider::pem::certificate_pem(der))
+                .collect(),
             generation: published.generation,
         }
     }
@@ -292,6 +316,9 @@ async fn write(mut stream: UnixStream, status: &Status) -> io::Result<()> {
 pub async fn read_status(path: &Path) -> io::Result<Status> {
     let stream = UnixStream::connect(path).await?;
     let mut document = Vec::new();
-    stream.take(MAX_STATUS_BYTES).read_to_end(&mut document).await?;
+    stream
+        .take(MAX_STATUS_BYTES)
+        .read_to_end(&mut document)
+        .await?;
     Ok(serde_json::from_slice(&document)?)
 }

@@ -147,12 +147,14 @@ pub struct ExecutorRecord {
 /// One certificate an executor enrolled with, and where it came from.
 ///
 /// Coming back with the certificate and the provider of the entry before makes no new entry.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct HistoryEntry {
     /// When the executor first enrolled with it.
     #[serde(with = "time::serde::rfc3339")]
+    #[schema(value_type = String, format = DateTime)]
     pub at: OffsetDateTime,
     /// Where the identity came from.
+    #[schema(value_type = Option<String>)]
     pub provider: Option<ProviderKind>,
     /// The certificate.
     pub certificate: CertificateRecord,

@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustls_pki_types::CertificateDer;
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
@@ -203,6 +204,12 @@ fn read(path: &Path, flag: &str) -> Result<Zeroizing<Vec<u8>>, Fault> {
         .and_then(|file| file.take(limit.saturating_add(1)).read_to_end(&mut bytes))
         .map_err(failed)?;
     Ok(bytes)
+}
+
+/// The certificates of a PEM file that holds roots. An error waits for an operator: the file is wrong as it is.
+pub(super) fn roots(path: &Path, flag: &str) -> Result<Vec<CertificateDer<'static>>, Explained> {
+    let bytes = read(path, flag).map_err(|fault| fault.explained)?;
+    pem::certificates(&bytes).map_err(|error| bad_pem(path, flag, error).explained)
 }
 
 /// FI-4.
