@@ -228,6 +228,7 @@ impl<'a> BarRow<'a> {
 }
 
 /// Reads one row of `executors`, its columns in the order of the table.
+#[expect(clippy::type_complexity, reason = "one column each, named on the left")]
 pub(super) fn executor(
     (id, name, word, version, labels, host, serial, sha256, not_after, first, last): (
         String,
