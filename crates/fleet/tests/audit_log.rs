@@ -1,10 +1,5 @@
 //! The audit log under faults (AU-1, AU-2): real files, real processes.
-#![expect(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    reason = "a test fails by panicking"
-)]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod child;
 

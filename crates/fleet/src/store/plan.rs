@@ -227,24 +227,23 @@ impl<'a> BarRow<'a> {
     }
 }
 
-/// An executor's columns, in the order of the table.
-pub(super) type ExecutorColumns = (
-    String,
-    String,
-    Option<String>,
-    String,
-    String,
-    String,
-    String,
-    String,
-    i64,
-    i64,
-    i64,
-);
-
-/// Reads one row of `executors`.
-pub(super) fn executor(row: ExecutorColumns) -> Result<ExecutorRecord, StoreError> {
-    let (id, name, word, version, labels, host, serial, sha256, not_after, first, last) = row;
+/// Reads one row of `executors`, its columns in the order of the table.
+#[expect(clippy::type_complexity, reason = "one column each, named on the left")]
+pub(super) fn executor(
+    (id, name, word, version, labels, host, serial, sha256, not_after, first, last): (
+        String,
+        String,
+        Option<String>,
+        String,
+        String,
+        String,
+        String,
+        String,
+        i64,
+        i64,
+        i64,
+    ),
+) -> Result<ExecutorRecord, StoreError> {
     let unreadable = |what: &str, e: &serde_json::Error| {
         StoreError::Broken(format!("{what} of executor {id} in the database: {e}"))
     };
