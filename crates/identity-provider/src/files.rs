@@ -1,6 +1,6 @@
 //! The `files` provider: PEM files that somebody else renews (FI-1 to FI-4).
 //!
-//! Three things are kept apart: [`watch`] knows when files look different, [`load`] makes an identity of what
+//! Three things are kept apart: `watch` knows when files look different, `load` makes an identity of what
 //! they hold, and the provider here decides when to look. A change is read the moment it is seen, so that a
 //! new identity is in use within milliseconds; what cannot be used yet, such as a new certificate beside the
 //! old key (FI-3), is given a moment to become whole before it is reported.

@@ -1,7 +1,7 @@
 //! Where this process's identity comes from.
 //!
 //! A [`Provider`] produces an [`Identity`] (chain, private key, trust bundles of one moment) and nothing
-//! else. The supervisor ([`supervise`]) drives it: it vets what arrives, keeps the last good identity,
+//! else. The [`Supervisor`] drives it: it vets what arrives, keeps the last good identity,
 //! retries with bounded backoff and publishes numbered generations through an [`IdentityWatch`].
 
 mod cert;
