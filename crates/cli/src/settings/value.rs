@@ -526,6 +526,16 @@ impl FromStr for AuditTarget {
     }
 }
 
+impl fmt::Display for AuditTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => path.display().fmt(f),
+            Self::Stdout => f.write_str("-"),
+            Self::Journald => f.write_str("journald"),
+        }
+    }
+}
+
 /// Where the executor `name` listens for `ah agent status` by default (EN-11): `<run>/executor-<name>.sock`.
 ///
 /// Bytes of the name that have no place in a file name are written `%XX`. A path longer than what a
