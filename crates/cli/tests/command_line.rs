@@ -27,9 +27,11 @@ struct Outcome {
 
 impl Machine {
     fn new() -> Self {
-        Self {
+        let machine = Self {
             dir: tempfile::tempdir().unwrap(),
-        }
+        };
+        machine.write("empty.toml", "");
+        machine
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -48,6 +50,8 @@ impl Machine {
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap())
             .env("HOME", self.dir.path())
+            // Instead of what /etc/ah may hold.
+            .env("AH_CONFIG", self.path("empty.toml"))
             .env("STATE_DIRECTORY", self.path("state"))
             .env("RUNTIME_DIRECTORY", self.path("run"))
             .current_dir(self.dir.path())
