@@ -35,12 +35,15 @@ pub fn explain(error: &clap::Error) -> Explained {
     let arg = arg.as_deref().unwrap_or("an argument");
     let value = context.text(ContextKind::InvalidValue).unwrap_or_default();
     let mut hints = Vec::new();
+    let mut near = suggested(&context);
     let text = match error.kind() {
         ErrorKind::UnknownArgument => {
             if let Some(provider) = later_provider(arg) {
                 hints.push(format!(
                     "identity {provider} is not in this build, which has dev and files"
                 ));
+                // What looks alike is not what was meant.
+                near = None;
             }
             format!("unexpected argument '{arg}'")
         }
@@ -84,17 +87,13 @@ pub fn explain(error: &clap::Error) -> Explained {
             None => explained = explained.cause(source),
         }
     }
-    let suggested = [
-        ContextKind::SuggestedArg,
-        ContextKind::SuggestedValue,
-        ContextKind::SuggestedSubcommand,
-    ];
-    if let Some(near) = suggested.iter().find_map(|kind| context.text(*kind)) {
-        hints.push(format!("did you mean '{near}'?"));
-    }
-    if let Some(all) = context.text(ContextKind::ValidValue) {
-        hints.push(format!("possible values: {all}"));
-    }
+    let all = context.text(ContextKind::ValidValue);
+    hints.extend(match (near, all) {
+        (Some(near), Some(all)) => Some(format!("did you mean '{near}'? possible values: {all}")),
+        (Some(near), None) => Some(format!("did you mean '{near}'?")),
+        (None, Some(all)) => Some(format!("possible values: {all}")),
+        (None, None) => None,
+    });
     if hints.is_empty() {
         if let Some(usage) = context.text(ContextKind::Usage) {
             // It comes with its own heading and may span lines; a hint is one line.
@@ -106,6 +105,17 @@ pub fn explain(error: &clap::Error) -> Explained {
         hints.push("--help tells more".to_owned());
     }
     explained.hint(hints.join("; "))
+}
+
+/// What may have been meant.
+fn suggested(context: &Context<'_>) -> Option<String> {
+    [
+        ContextKind::SuggestedArg,
+        ContextKind::SuggestedValue,
+        ContextKind::SuggestedSubcommand,
+    ]
+    .into_iter()
+    .find_map(|kind| context.text(kind))
 }
 
 /// A reader of clap's context by kind.

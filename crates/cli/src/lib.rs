@@ -11,6 +11,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use ah_daemon::layer::{Layers, Parsed};
+use ah_daemon::logging::{LogEnvironment, LogError, LogSettings, Logging};
 use ah_identity_provider::{Code, Explained};
 use clap::FromArgMatches;
 use clap::error::ErrorKind;
@@ -64,7 +65,7 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
         AgentCommand::AccessPoint(args) => {
             let checks = [Check {
                 name: "identity",
-                faults: Box::new(commands::access_point::check),
+                faults: commands::access_point::check,
             }];
             let run = commands::access_point::run;
             launch(layers, &parsed, args.process.validate, &checks, run)
@@ -72,7 +73,7 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
         AgentCommand::Enroll(args) => {
             let checks = [Check {
                 name: "identity",
-                faults: Box::new(commands::enroll::check),
+                faults: commands::enroll::check,
             }];
             let run = commands::enroll::run;
             launch(layers, &parsed, args.process.validate, &checks, run)
@@ -100,9 +101,10 @@ fn launch<S: Settings>(
     match Launch::<S>::new(layers, parsed, settings::paths()) {
         Ok(launch) if !validate => run(launch),
         Ok(launch) => {
-            let faults = launch.faults(checks);
+            let mut faults = launch.faults(checks);
+            faults.extend(log_environment().err());
             if faults.is_empty() {
-                print!("{}", settings::report(parsed, S::PATH));
+                print!("{}", launch.report(parsed));
                 println!("valid");
                 ExitCode::SUCCESS
             } else {
@@ -116,6 +118,20 @@ fn launch<S: Settings>(
         }
         Err(faults) => errors::fail(&faults),
     }
+}
+
+/// Starts logging as a command's settings say (AP-15).
+pub fn start_logging(settings: LogSettings) -> Result<Logging, Explained> {
+    Logging::start(settings, LOG_TARGETS, log_environment()?).map_err(|e| bad_log(&e))
+}
+
+fn log_environment() -> Result<LogEnvironment, Explained> {
+    LogEnvironment::of_process().map_err(|e| bad_log(&e))
+}
+
+fn bad_log(error: &LogError) -> Explained {
+    Explained::new(Code::Usage, error.to_string())
+        .hint("write it like RUST_LOG=ah_identity_provider=debug,ah_cli=debug, or unset it")
 }
 
 fn not_in_this_build(command: &str) -> ExitCode {

@@ -2,8 +2,6 @@
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
     reason = "a test fails by panicking"
 )]
 
@@ -29,9 +27,11 @@ struct Outcome {
 
 impl Machine {
     fn new() -> Self {
-        Self {
+        let machine = Self {
             dir: tempfile::tempdir().unwrap(),
-        }
+        };
+        machine.write("empty.toml", "");
+        machine
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -50,6 +50,8 @@ impl Machine {
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap())
             .env("HOME", self.dir.path())
+            // Instead of what /etc/ah may hold.
+            .env("AH_CONFIG", self.path("empty.toml"))
             .env("STATE_DIRECTORY", self.path("state"))
             .env("RUNTIME_DIRECTORY", self.path("run"))
             .current_dir(self.dir.path())
@@ -199,6 +201,43 @@ fn usage_errors_have_the_shape_of_every_error_and_say_what_to_do() {
     let outcome = machine.run(&["access-point", "--db", "mysql://ah:hunter2@db"]);
     outcome.fails(2, &["error: invalid value for --db <URL>"]);
     assert!(!outcome.err.contains("hunter2"), "{}", outcome.err);
+}
+
+// AP-15
+#[test]
+fn ap_15_a_bad_rust_log_is_named() {
+    let machine = Machine::new();
+    let mut command = machine.ah(&["access-point", "--validate"]);
+    command.env("RUST_LOG", "ah_cli=loud");
+    outcome(command).fails(1, &["error: invalid RUST_LOG 'ah_cli=loud'"]);
+    let mut command = machine.ah(&["access-point", "--validate"]);
+    command.env("RUST_LOG", "ah_identity_provider=debug,ah_cli=debug");
+    assert_eq!(outcome(command).code, 0);
+}
+
+// AP-11, AP-12, AP-14, EN-11: defaults below <state> and <run>, and no password shown.
+#[test]
+fn validate_shows_what_the_defaults_come_to() {
+    let machine = Machine::new();
+    let outcome = machine.run(&["access-point", "--validate"]);
+    for path in [
+        "state/access-point.db",
+        "state/audit.jsonl",
+        "run/access-point.sock",
+    ] {
+        let path = machine.path(path).display().to_string();
+        assert!(outcome.out.contains(&path), "no {path} in\n{}", outcome.out);
+    }
+    let db = "postgres://ah:hunter2@db/fleet";
+    let outcome = machine.run(&["access-point", "--validate", "--db", db]);
+    assert_eq!(outcome.code, 0, "{}", outcome.err);
+    assert!(outcome.out.contains("postgres://ah@db/fleet") && !outcome.out.contains("hunter2"));
+    let outcome = machine.run(&[&LOCAL[..], &["--name", "w", "--validate"]].concat());
+    assert!(
+        outcome.out.contains("run/executor-w.sock"),
+        "{}",
+        outcome.out
+    );
 }
 
 #[test]

@@ -100,7 +100,7 @@ impl Level {
 }
 
 impl LogEnvironment {
-    /// The environment of this process.
+    /// The environment of this process. A `RUST_LOG` that is no filter is an error.
     pub fn of_process() -> Result<Self, LogError> {
         let rust_log = match std::env::var_os("RUST_LOG") {
             None => None,
@@ -109,8 +109,12 @@ impl LogEnvironment {
                 why: "not UTF-8".to_owned(),
             })?),
         };
+        let rust_log = rust_log.filter(|value| !value.trim().is_empty());
+        if let Some(value) = &rust_log {
+            parse_filter(value)?;
+        }
         Ok(Self {
-            rust_log: rust_log.filter(|value| !value.trim().is_empty()),
+            rust_log,
             no_color: std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty()),
         })
     }
@@ -163,8 +167,12 @@ fn filter(
             directives
         }
     };
-    EnvFilter::from_str(&directives).map_err(|e| LogError::RustLog {
-        value: directives,
+    parse_filter(&directives)
+}
+
+fn parse_filter(directives: &str) -> Result<EnvFilter, LogError> {
+    EnvFilter::from_str(directives).map_err(|e| LogError::RustLog {
+        value: directives.to_owned(),
         why: e.to_string(),
     })
 }

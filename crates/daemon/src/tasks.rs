@@ -75,26 +75,20 @@ impl Tasks {
     pub async fn run(mut self, drain_timeout: Duration) -> Result<Drained, TaskFailed> {
         let mut failed = None;
         let shutdown = self.shutdown.clone();
-        loop {
-            tokio::select! {
-                biased;
-                () = shutdown.now.cancelled() => {
-                    shutdown.drain.cancel();
-                    break;
+        tokio::select! {
+            biased;
+            () = shutdown.now.cancelled() => {}
+            () = shutdown.drain.cancelled() => {}
+            ended = self.set.join_next_with_id() => match ended {
+                Some(ended) => {
+                    // A task may ask for the drain itself and end before this select sees the former.
+                    let expected = shutdown.drain.is_cancelled();
+                    failed = self.judge(ended, expected);
                 }
-                () = shutdown.drain.cancelled() => break,
-                ended = self.set.join_next_with_id() => match ended {
-                    Some(ended) => {
-                        // A task may cancel the drain itself and end before this loop sees the former.
-                        let expected = shutdown.drain.is_cancelled();
-                        failed = self.judge(ended, expected);
-                        shutdown.drain.cancel();
-                        break;
-                    }
-                    None => return Ok(Drained::default()),
-                }
+                None => return Ok(Drained::default()),
             }
         }
+        shutdown.drain.cancel();
 
         let deadline = tokio::time::sleep(drain_timeout);
         tokio::pin!(deadline);

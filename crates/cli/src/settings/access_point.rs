@@ -156,6 +156,14 @@ impl Settings for AccessPointSettings {
         }
         files
     }
+
+    fn derived(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("db", self.db.to_string()),
+            ("audit-log", self.audit_log.to_string()),
+            ("admin-socket", self.admin_socket.display().to_string()),
+        ]
+    }
 }
 
 fn admission(args: &AdmissionArgs, faults: &mut Vec<Explained>) -> AdmissionSettings {

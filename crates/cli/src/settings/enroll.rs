@@ -111,6 +111,13 @@ impl Settings for EnrollSettings {
     fn files(&self) -> Vec<&Path> {
         self.identity.files()
     }
+
+    fn derived(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("name", self.name.to_string()),
+            ("status-socket", self.status_socket.display().to_string()),
+        ]
+    }
 }
 
 fn host_name(faults: &mut Vec<Explained>) -> Option<Name> {

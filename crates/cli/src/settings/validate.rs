@@ -1,12 +1,12 @@
 //! `--validate` (AP-18): every fault at once, and where each setting comes from.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use ah_daemon::layer::Parsed;
 use ah_identity_provider::Explained;
 use clap::ArgMatches;
 
-use super::value::DbUrl;
 use super::{Launch, Settings, unreadable};
 use crate::render::Table;
 
@@ -15,7 +15,7 @@ pub struct Check<S> {
     /// What is checked.
     pub name: &'static str,
     /// The faults found.
-    pub faults: Box<dyn Fn(&S) -> Vec<Explained>>,
+    pub faults: fn(&S) -> Vec<Explained>,
 }
 
 impl<S> fmt::Debug for Check<S> {
@@ -43,31 +43,31 @@ impl<S: Settings> Launch<S> {
             .flat_map(|check| (check.faults)(&self.settings));
         found.collect()
     }
-}
 
-/// The settings of a command with the origin of each, as a table for people.
-pub fn report(parsed: &Parsed, path: &[&str]) -> String {
-    let mut table = Table::new(["SETTING", "VALUE", "FROM"]);
-    let matches = path.iter().try_fold(&parsed.matches, |matches, name| {
-        matches.subcommand_matches(name)
-    });
-    if let Some(matches) = matches {
-        for (id, origin) in &parsed.origins {
-            // These two say what to do, not how.
-            if id == "validate" || id == "help" || id == "version" {
-                continue;
+    /// Every setting that has a value, with its origin, as a table for people.
+    pub fn report(&self, parsed: &Parsed) -> String {
+        let mut table = Table::new(["SETTING", "VALUE", "FROM"]);
+        let derived: BTreeMap<_, _> = self.settings.derived().into_iter().collect();
+        let matches = S::PATH.iter().try_fold(&parsed.matches, |matches, name| {
+            matches.subcommand_matches(name)
+        });
+        for (id, origin) in &self.origins {
+            let value = match derived.get(id.as_str()) {
+                Some(value) => value.clone(),
+                None => matches
+                    .map(|matches| shown(matches, id))
+                    .unwrap_or_default(),
+            };
+            // `validate` says what to do, not how.
+            if !value.is_empty() && id != "validate" {
+                table.row([id.replace('-', "_"), value, origin.to_string()]);
             }
-            table.row([id.replace('-', "_"), shown(matches, id), origin.to_string()]);
         }
+        table.plain()
     }
-    table.plain()
 }
 
 fn shown(matches: &ArgMatches, id: &str) -> String {
-    if let Ok(Some(db)) = matches.try_get_one::<DbUrl>(id) {
-        // Hides a password.
-        return db.to_string();
-    }
     match matches.try_get_raw(id) {
         Ok(Some(values)) => {
             let values: Vec<_> = values.map(|value| value.to_string_lossy()).collect();

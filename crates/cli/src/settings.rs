@@ -22,7 +22,7 @@ use ah_identity_provider::{Code, Explained};
 pub use access_point::{AccessPointSettings, AdmissionSettings, HttpSettings, HttpTls};
 pub use enroll::EnrollSettings;
 pub use identity::{DevSettings, FilesSettings, IdentitySettings};
-pub use validate::{Check, report};
+pub use validate::Check;
 
 use crate::args::{LogFormatArg, LogLevelArg, ProcessArgs};
 use crate::errors;
@@ -46,6 +46,9 @@ pub trait Settings: Sized {
 
     /// Files that must be readable when the process starts.
     fn files(&self) -> Vec<&Path>;
+
+    /// Defaults that depend on the machine, by flag, as a person would write them.
+    fn derived(&self) -> Vec<(&'static str, String)>;
 }
 
 /// Settings with what is needed to resolve them again.

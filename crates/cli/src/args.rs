@@ -1,5 +1,13 @@
 //! What can be typed. Doc comments here are the help texts, man pages and completions.
 
+#![cfg_attr(
+    doc,
+    expect(
+        rustdoc::invalid_html_tags,
+        reason = "help texts name directories as the contract does: <state>, <run>"
+    )
+)]
+
 mod access_point;
 mod enroll;
 mod operate;
