@@ -1,8 +1,5 @@
 //! A person's own PKI made with openssl, and openssl's client against our accept loop.
-#![expect(
-    clippy::unwrap_used,
-    reason = "a test fails by panicking"
-)]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::Path;
 use std::process::{Command, Stdio};
