@@ -10,7 +10,7 @@ use std::time::Duration;
 use ah_identity_provider::{Code, Explained, Published};
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -241,7 +241,8 @@ impl Target<'_> {
             return Ok(vec![SocketAddr::new(ip, self.port)]);
         }
         let unresolved = |cause: String| {
-            Explained::new(Code::Other, format!("cannot resolve {}", self.host))
+            // A resolver that is down comes back: worth another attempt, as EN-13 has it.
+            Explained::new(Code::Unavailable, format!("cannot resolve {}", self.host))
                 .cause(cause)
                 .hint(format!(
                     "`dig {}` or `getent hosts {}` shows what the resolver knows; try the IP address of the access point",
@@ -279,7 +280,7 @@ impl Target<'_> {
             let left = deadline.saturating_duration_since(Instant::now());
             let untried = u32::try_from(addresses.len() - tried).unwrap_or(u32::MAX);
             let is_last = untried == 1;
-            let connecting = TcpStream::connect(address);
+            let connecting = open(*address);
             let outcome = if is_last {
                 // The deadline over all of it ends this one, and names the timeout as configured.
                 connecting.await
@@ -289,10 +290,7 @@ impl Target<'_> {
                     .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
             };
             match outcome {
-                Ok(stream) => {
-                    let _ = stream.set_nodelay(true);
-                    return Ok((stream, *address));
-                }
+                Ok(stream) => return Ok((stream, *address)),
                 Err(error) => failures.push((format!("{address}: {error}"), error.kind())),
             }
         }
@@ -355,6 +353,16 @@ impl Target<'_> {
                 .hint("check that host and port are the access point's, and its log"),
         }
     }
+}
+
+async fn open(address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4(),
+        SocketAddr::V6(_) => TcpSocket::new_v6(),
+    }?;
+    socket.set_keepalive(true)?;
+    socket.set_nodelay(true)?;
+    socket.connect(address).await
 }
 
 /// `30s`, `1m30s`, `250ms`: as people type it.

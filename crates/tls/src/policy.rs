@@ -340,3 +340,206 @@ fn host_name(name: &str) -> Option<String> {
     DnsName::try_from(name.as_str()).ok()?;
     Some(name)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use ah_identity_provider::KeyKind;
+
+    use super::*;
+
+    fn strings(values: &[&str]) -> Vec<String> {
+        values.iter().map(ToString::to_string).collect()
+    }
+
+    fn rules(uris: &[&str], dns: &[&str], ips: &[&str]) -> SanRules {
+        SanRules::parse(&strings(uris), &strings(dns), &strings(ips)).unwrap()
+    }
+
+    fn leaf(uris: &[&str], dns: &[&str], ips: &[&str]) -> CertificateFacts {
+        CertificateFacts {
+            subject: String::new(),
+            issuer: String::new(),
+            serial: "01ab".into(),
+            sha256: "ff00".into(),
+            not_before: SystemTime::UNIX_EPOCH,
+            not_after: SystemTime::UNIX_EPOCH,
+            uris: strings(uris),
+            dns: strings(dns),
+            ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
+            key: KeyKind::Ed25519,
+            is_ca: false,
+        }
+    }
+
+    fn name(rules: &SanRules, leaf: &CertificateFacts) -> Option<String> {
+        let id = leaf.uris.first().and_then(|uri| parse_spiffe_id(uri).ok());
+        rules.admit(leaf, id.as_ref()).map(|name| name.to_string())
+    }
+
+    #[test]
+    fn ap_5_prefixes_match_whole_segments_and_pin_the_trust_domain() {
+        // AP-5
+        let matches = |prefix: &str, uri: &str| {
+            name(&rules(&[prefix], &[], &[]), &leaf(&[uri], &[], &[])).is_some()
+        };
+        for prefix in [
+            "spiffe://example.org/ah/agent",
+            "spiffe://example.org/ah/agent/",
+        ] {
+            assert!(matches(prefix, "spiffe://example.org/ah/agent/x"));
+            assert!(matches(prefix, "spiffe://example.org/ah/agent/x/y"));
+            assert!(!matches(prefix, "spiffe://example.org/ah/agent-evil"));
+            assert!(!matches(prefix, "spiffe://example.org/ah"));
+            assert!(!matches(prefix, "spiffe://example.org.evil/ah/agent/x"));
+            assert!(!matches(prefix, "spiffe://evil.org/ah/agent/x"));
+        }
+        assert!(matches(
+            "spiffe://example.org/ah/agent",
+            "spiffe://example.org/ah/agent"
+        ));
+        assert!(!matches(
+            "spiffe://example.org/ah/agent/",
+            "spiffe://example.org/ah/agent"
+        ));
+        assert!(matches("spiffe://example.org", "spiffe://example.org/any"));
+        assert!(!matches(
+            "spiffe://example.org",
+            "spiffe://example.organic/any"
+        ));
+    }
+
+    #[test]
+    fn ap_5_a_prefix_of_another_scheme_matches_but_names_nobody() {
+        // AP-5, AP-8: the certificate needs a DNS or IP SAN to be known by.
+        let rules = rules(&["https://ids.example.com/agents"], &[], &[]);
+        let uri = "https://ids.example.com/agents/1";
+        assert_eq!(name(&rules, &leaf(&[uri], &[], &[])), None);
+        assert_eq!(
+            name(&rules, &leaf(&[uri], &["a.example.com"], &[])).unwrap(),
+            "a.example.com"
+        );
+    }
+
+    #[test]
+    fn ap_6_names_fold_case_and_a_wildcard_is_one_label() {
+        // AP-6
+        let rules = rules(&[], &["Worker-1.Example.com, *.fleet.example.com"], &[]);
+        let admits = |dns: &str| name(&rules, &leaf(&[], &[dns], &[]));
+        assert_eq!(
+            admits("worker-1.EXAMPLE.com").unwrap(),
+            "worker-1.example.com"
+        );
+        assert!(admits("a.fleet.example.com").is_some());
+        assert!(admits("a.b.fleet.example.com").is_none());
+        assert!(admits("fleet.example.com").is_none());
+        assert!(
+            admits("*.fleet.example.com").is_none(),
+            "a wildcard SAN is nobody"
+        );
+        assert!(admits("worker-2.example.com").is_none());
+    }
+
+    #[test]
+    fn ap_7_addresses_and_networks_of_both_families() {
+        // AP-7
+        let rules = rules(&[], &[], &["10.1.2.3,192.168.0.0/16", "2001:db8::/32"]);
+        let admits = |ip: &str| name(&rules, &leaf(&[], &[], &[ip]));
+        assert_eq!(admits("10.1.2.3").unwrap(), "10.1.2.3");
+        assert_eq!(admits("::ffff:10.1.2.3").unwrap(), "10.1.2.3");
+        assert!(admits("192.168.255.1").is_some());
+        assert!(admits("2001:db8:1::1").is_some());
+        for stranger in ["10.1.2.4", "192.169.0.1", "2001:db9::1", "::10.1.2.3"] {
+            assert!(admits(stranger).is_none(), "{stranger}");
+        }
+        let everyone = SanRules::parse(&[], &[], &strings(&["0.0.0.0/0"])).unwrap();
+        assert!(name(&everyone, &leaf(&[], &[], &["8.8.8.8"])).is_some());
+        assert!(name(&everyone, &leaf(&[], &[], &["::1"])).is_none());
+    }
+
+    #[test]
+    fn ap_8_one_match_of_any_kind_admits_and_no_rule_admits_whoever_has_a_name() {
+        // AP-8
+        let all = rules(
+            &["spiffe://example.org/ah"],
+            &["a.example.com"],
+            &["10.0.0.1"],
+        );
+        let id = "spiffe://example.org/ah/1";
+        assert_eq!(name(&all, &leaf(&[id], &[], &[])).unwrap(), id);
+        assert_eq!(
+            name(
+                &all,
+                &leaf(&["spiffe://other.org/x"], &["a.example.com"], &[])
+            )
+            .unwrap(),
+            "spiffe://other.org/x"
+        );
+        let many = leaf(&[], &["first.example.com", "a.example.com"], &["10.0.0.1"]);
+        assert_eq!(name(&all, &many).unwrap(), "a.example.com");
+        assert_eq!(
+            name(&all, &leaf(&[], &["b.example.com"], &["10.0.0.1"])).unwrap(),
+            "10.0.0.1"
+        );
+        assert_eq!(name(&all, &leaf(&[], &["b.example.com"], &[])), None);
+
+        let none = SanRules::default();
+        assert_eq!(name(&none, &many).unwrap(), "first.example.com");
+        assert_eq!(name(&none, &leaf(&[], &["*.example.com"], &[])), None);
+        assert_eq!(name(&none, &leaf(&[], &[], &[])), None);
+        // What is written in a DNS SAN cannot pass for a SPIFFE ID.
+        assert_eq!(
+            name(&none, &leaf(&[], &["spiffe://example.org/ah/1"], &[])),
+            None
+        );
+    }
+
+    #[test]
+    fn every_bad_rule_is_named_at_once() {
+        let faults = SanRules::parse(
+            &strings(&[
+                "spiffe://Example.org/a",
+                "no-scheme",
+                "spiffe://example.org",
+            ]),
+            &strings(&["a..b", "ok.example.com,*.*.example.com"]),
+            &strings(&["10.0.0.0/33", "300.1.1.1", "::/0", "10.0.0.1/+8"]),
+        )
+        .unwrap_err();
+        assert_eq!(faults.len(), 7, "{faults:?}");
+        assert!(
+            faults
+                .iter()
+                .all(|fault| fault.code == Code::Usage && fault.hint.is_some())
+        );
+    }
+
+    #[test]
+    fn fl_1_revocation_by_id_serial_or_fingerprint() {
+        // FL-1
+        let peer = leaf(&[], &["a.example.com"], &[]);
+        let cell = PolicyCell::new(Policy::default());
+        assert!(cell.load().admit(&peer, None).is_ok());
+        let one = |value: &str| HashSet::from([value.to_owned()]);
+        for revocations in [
+            Revocations {
+                ids: one("a.example.com"),
+                ..Revocations::default()
+            },
+            Revocations {
+                serials: one("01ab"),
+                ..Revocations::default()
+            },
+            Revocations {
+                sha256s: one("ff00"),
+                ..Revocations::default()
+            },
+        ] {
+            cell.update(|policy| policy.revocations = revocations.clone());
+            assert_eq!(cell.load().admit(&peer, None), Err(Refusal::Revoked));
+        }
+        cell.store(Policy::default());
+        assert!(cell.load().admit(&peer, None).is_ok());
+    }
+}

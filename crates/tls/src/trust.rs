@@ -75,6 +75,13 @@ impl Anchors {
         &self.webpki
     }
 
+    /// The roots whose URI constraints leave `id` out (SV-35).
+    pub(crate) fn outside<'a>(&'a self, id: &'a SpiffeId) -> impl Iterator<Item = SvidFault> + 'a {
+        self.roots
+            .iter()
+            .filter_map(|root| root.constraints.fault(id))
+    }
+
     /// The root that `anchor`, one of [`Anchors::for_webpki`], stands for.
     pub(crate) fn root(&self, anchor: &TrustAnchor<'_>) -> Option<&Root> {
         let position = self.webpki.iter().position(|candidate| {

@@ -35,10 +35,6 @@ impl UriConstraints {
         }
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.permitted.is_empty() && self.excluded.is_empty()
-    }
-
     /// SV-35, when `id` is outside.
     pub(crate) fn fault(&self, id: &SpiffeId) -> Option<SvidFault> {
         let host = id.trust_domain_name();

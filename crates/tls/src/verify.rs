@@ -207,6 +207,9 @@ impl<'a> Leaf<'a> {
                 Err(webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey),
                 _,
             ) => Err(self.unknown_issuer(anchors, trust)),
+            (Err(webpki::Error::NameConstraintViolation), _) => {
+                Err(self.outside_constraints(anchors, id))
+            }
             (Err(error), _) => Err(self.webpki_fault(&error, now)),
             (Ok(_), None) => Err(Fault::Refused("the path was not judged".into())),
         }
@@ -255,8 +258,27 @@ impl<'a> Leaf<'a> {
         })
     }
 
-    /// What can be said of a chain without trusting its root: each certificate is valid now and signed
-    /// by the next.
+    /// SV-35. webpki takes any URI for a violation as soon as a signer constrains URIs, so an ID inside
+    /// such constraints is refused too: too strict, never too lax.
+    fn outside_constraints(&self, anchors: &Anchors, id: Option<&SpiffeId>) -> Fault {
+        let Some(id) = id else {
+            return Fault::Refused("a name is outside the name constraints of a signer".into());
+        };
+        let sent = self.chain.iter().skip(1).filter_map(|der| {
+            let (_, signer) = X509Certificate::from_der(der).ok()?;
+            UriConstraints::of(&signer).fault(id)
+        });
+        let faults: Vec<SvidFault> = sent.chain(anchors.outside(id)).collect();
+        if faults.is_empty() {
+            return Fault::Refused(
+                "a signer sets name constraints that leave no room for its SANs; constraints on URIs are not supported".into(),
+            );
+        }
+        Fault::Svid(faults)
+    }
+
+    /// What can be said of a chain without trusting its root: each certificate is valid now and names the
+    /// next as its issuer.
     pub(crate) fn check_alone(&self, now: SystemTime) -> Result<(), Fault> {
         let mut certs = Vec::with_capacity(self.chain.len());
         for der in self.chain {
