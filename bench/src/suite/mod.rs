@@ -59,7 +59,7 @@ impl Suite {
         let mut bench = Bench::new(self.places(scratch.path())?, self.effort());
         Authority::create(&bench.places.files())?;
         let mut rows = Vec::new();
-        for (bar, measure) in MEASUREMENTS {
+        for Measurement { bar, measure } in MEASUREMENTS {
             if self.only.is_empty() || self.only.iter().any(|only| only == bar) {
                 eprintln!("measuring bar {bar}");
                 match measure(&mut bench) {
@@ -126,17 +126,27 @@ impl Suite {
     }
 }
 
-/// One bar or several that are measured together.
-const MEASUREMENTS: [(&str, fn(&mut Bench) -> io::Result<Vec<Row>>); 11] = [
-    ("1", |bench| Ok(throughput::sessions(bench))),
-    ("2", |bench| Ok(throughput::accept_path(bench))),
-    ("4", |bench| Ok(memory::idle(bench))),
-    ("5", |bench| Ok(memory::stuck(bench))),
-    ("6", |bench| faults::rotation(bench)),
-    ("7", |bench| faults::revocation(bench)),
-    ("8", faults::restart),
-    ("9", faults::hostile),
-    ("10", |bench| faults::noise(bench)),
-    ("E1", |bench| Ok(throughput::durable(bench))),
-    ("17", churn::churn),
+/// One bar, or several rows that are measured together.
+struct Measurement {
+    bar: &'static str,
+    measure: fn(&mut Bench) -> io::Result<Vec<Row>>,
+}
+
+const fn bar(bar: &'static str, measure: fn(&mut Bench) -> io::Result<Vec<Row>>) -> Measurement {
+    Measurement { bar, measure }
+}
+
+const MEASUREMENTS: [Measurement; 12] = [
+    bar("1", |bench| Ok(throughput::sessions(bench))),
+    bar("2", |bench| Ok(throughput::accept_path(bench))),
+    bar("4", |bench| Ok(memory::idle(bench))),
+    bar("5", |bench| Ok(memory::stuck(bench))),
+    bar("6", |bench| faults::rotation(bench)),
+    bar("7", |bench| faults::revocation(bench)),
+    bar("8", faults::restart),
+    bar("9", faults::hostile),
+    bar("10", |bench| faults::noise(bench)),
+    bar("E1", |bench| Ok(throughput::durable(bench))),
+    bar("E2", |bench| memory::executor(bench)),
+    bar("17", churn::churn),
 ];
