@@ -1,5 +1,26 @@
 //! From an identity to TLS: configurations built once per generation, verification, peer policy, accept, connect.
 
+mod accept;
+mod alert;
+mod configs;
+mod connect;
+mod fault;
+mod handshake;
 mod peer;
+mod policy;
+mod slots;
+mod svid;
+mod trust;
+mod uri_constraints;
+mod verify;
+mod vet;
 
-pub use peer::{PeerName, Refusal};
+pub use accept::{AcceptObserver, Accepted, HandshakeLimits, Handshakes, Rejection, bind, serve};
+pub use alert::{code_of_alert, explain_io};
+pub use configs::{ClientConfigs, ClientTls, Expect, ServerConfigs, ServerTls};
+pub use connect::{Connected, ExecutorStream, Fate, connect};
+pub use peer::{PeerIdentity, PeerName, Refusal};
+pub use policy::{Policy, PolicyCell, Revocations, SanRules};
+pub use svid::{Severity, SvidFault, parse_spiffe_id, svid_faults};
+pub use verify::{ExpectedServer, Trust, VerifyError, verify_access_point, verify_executor};
+pub use vet::{IdentityVet, Role};

@@ -2,8 +2,15 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::SystemTime;
 
+use ah_identity_provider::CertificateFacts;
+use rustls_pki_types::CertificateDer;
 use spiffe::SpiffeId;
+
+use crate::verify::{self, Trust, VerifyError};
+use crate::{Policy, SvidFault};
 
 /// The name a verified certificate stands for: what the contract calls executor id.
 ///
@@ -25,6 +32,97 @@ impl fmt::Display for PeerName {
             Self::Dns(name) => f.write_str(name),
             Self::Ip(ip) => ip.fmt(f),
         }
+    }
+}
+
+/// A peer whose certificate was verified: only the verifier makes one.
+///
+/// Cheap to clone.
+#[derive(Clone)]
+pub struct PeerIdentity(Arc<Verified>);
+
+struct Verified {
+    name: PeerName,
+    id: Option<SpiffeId>,
+    leaf: CertificateFacts,
+    chain: Vec<CertificateDer<'static>>,
+    not_after: SystemTime,
+    issuer_faults: Vec<SvidFault>,
+}
+
+impl PeerIdentity {
+    pub(crate) fn new(
+        name: PeerName,
+        id: Option<SpiffeId>,
+        leaf: CertificateFacts,
+        chain: Vec<CertificateDer<'static>>,
+        not_after: SystemTime,
+        issuer_faults: Vec<SvidFault>,
+    ) -> Self {
+        Self(Arc::new(Verified {
+            name,
+            id,
+            leaf,
+            chain,
+            not_after,
+            issuer_faults,
+        }))
+    }
+
+    /// The executor id, or the access point's name.
+    pub fn name(&self) -> &PeerName {
+        &self.0.name
+    }
+
+    /// What the leaf says.
+    pub fn leaf(&self) -> &CertificateFacts {
+        &self.0.leaf
+    }
+
+    /// The certificates as the peer sent them, leaf first.
+    pub fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.0.chain
+    }
+
+    /// When the first certificate of the verified path ends: a session ends then (EN-14).
+    pub fn not_after(&self) -> SystemTime {
+        self.0.not_after
+    }
+
+    /// What the SPIFFE standards ask of the issuer and this certificate lacks (`I` rows).
+    pub fn issuer_faults(&self) -> &[SvidFault] {
+        &self.0.issuer_faults
+    }
+
+    /// Whether `policy` still admits this executor: rules, revocation, strictness. Does no arithmetic on keys;
+    /// meant for every live session after each change of the policy.
+    pub fn still_admitted(&self, policy: &Policy) -> Result<(), VerifyError> {
+        verify::readmit(
+            &self.0.leaf,
+            self.0.id.as_ref(),
+            &self.0.issuer_faults,
+            policy,
+        )
+    }
+
+    /// Whether this executor's certificate would pass a new handshake: for live sessions after a change of
+    /// the trust bundles.
+    pub fn still_trusted(
+        &self,
+        trust: &Trust,
+        policy: &Policy,
+        now: SystemTime,
+    ) -> Result<(), VerifyError> {
+        verify::verify_executor(&self.0.chain, trust, policy, now).map(|_| ())
+    }
+}
+
+impl fmt::Debug for PeerIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PeerIdentity")
+            .field("name", &self.0.name)
+            .field("sha256", &self.0.leaf.sha256)
+            .finish_non_exhaustive()
     }
 }
 

@@ -1,0 +1,452 @@
+//! The access point's accept loop: bounded, with a deadline for each handshake, one task for each peer (AP-16).
+//!
+//! A socket that sends nothing costs a task and no TLS state. A place among the handshakes is taken only
+//! when a whole ClientHello is there, and who finds none is reset before any cryptography: a server that
+//! queues handshakes instead finishes them for clients that have given up, and never recovers.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ah_identity_provider::{CertificateFacts, Code, Explained};
+use rustls::server::Acceptor;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_rustls::LazyConfigAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use crate::alert::{explain_accept, find_tls};
+use crate::handshake::with_verdict;
+use crate::slots::Slots;
+use crate::{PeerIdentity, ServerConfigs};
+
+/// Admission control (AP-16).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HandshakeLimits {
+    /// Handshakes at a time; whoever comes above that is reset.
+    pub max_handshakes: usize,
+    /// From accept to the end of the handshake.
+    pub timeout: Duration,
+    /// Sockets that have not yet sent a whole ClientHello; above that the longest silent is reset.
+    pub max_waiting: usize,
+}
+
+impl Default for HandshakeLimits {
+    fn default() -> Self {
+        Self {
+            max_handshakes: 256,
+            timeout: Duration::from_secs(10),
+            max_waiting: 4096,
+        }
+    }
+}
+
+/// The places that all listeners of a process share. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Handshakes {
+    timeout: Duration,
+    /// Also those that are told why they were refused.
+    waiting: Slots,
+    running: Slots,
+}
+
+impl Handshakes {
+    /// Places within `limits`.
+    pub fn new(limits: HandshakeLimits) -> Self {
+        Self {
+            timeout: limits.timeout,
+            waiting: Slots::new(limits.max_waiting.max(1), Duration::ZERO),
+            running: Slots::new(limits.max_handshakes.max(1), STALLED),
+        }
+    }
+}
+
+/// A handshake this old makes room for another when all places are taken.
+const STALLED: Duration = Duration::from_secs(2);
+/// How long a refused peer may take to read why.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// A connection whose peer was verified.
+#[derive(Debug)]
+pub struct Accepted {
+    /// The encrypted stream.
+    pub stream: TlsStream<TcpStream>,
+    /// Who is at the other end.
+    pub peer: PeerIdentity,
+    /// Where the other end is.
+    pub remote: SocketAddr,
+    /// Generation of the identity that we presented.
+    pub generation: u64,
+}
+
+/// A connection that was refused.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rejection {
+    /// Where the peer is.
+    pub remote: SocketAddr,
+    /// Why, with its code.
+    pub explained: Explained,
+    /// What the peer's certificate says, where one was presented and could be read.
+    pub certificate: Option<CertificateFacts>,
+}
+
+/// Is told what the accept loop sees, on the connection's own task: count, do not wait.
+pub trait AcceptObserver: Send + Sync + 'static {
+    /// A handshake has a place.
+    fn started(&self) {}
+    /// A handshake succeeded, this long after its ClientHello.
+    fn completed(&self, took: Duration) {
+        let _ = took;
+    }
+    /// A peer was reset for want of a place.
+    fn shed(&self, remote: SocketAddr) {
+        let _ = remote;
+    }
+    /// A peer did not finish in time.
+    fn timed_out(&self, remote: SocketAddr) {
+        let _ = remote;
+    }
+    /// A peer went away in the middle.
+    fn abandoned(&self, remote: SocketAddr) {
+        let _ = remote;
+    }
+    /// A peer was refused.
+    fn rejected(&self, rejection: Rejection) {
+        let _ = rejection;
+    }
+    /// The operating system gave no connection.
+    fn accept_failed(&self, error: &io::Error) {
+        let _ = error;
+    }
+}
+
+/// A listening socket on `addr`; port 0 takes any free port. Must be called in a tokio runtime.
+pub fn bind(addr: SocketAddr) -> Result<TcpListener, Explained> {
+    let listen = || {
+        let socket = match addr {
+            SocketAddr::V4(_) => TcpSocket::new_v4(),
+            SocketAddr::V6(_) => TcpSocket::new_v6(),
+        }?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(addr)?;
+        socket.listen(BACKLOG)
+    };
+    listen().map_err(|error| {
+        let explained =
+            Explained::new(Code::Other, format!("cannot listen on {addr}")).cause(&error);
+        match error.kind() {
+            io::ErrorKind::AddrInUse => explained.hint(format!(
+                "another process has the port: `ss -tlnp | grep :{}` names it",
+                addr.port()
+            )),
+            io::ErrorKind::AddrNotAvailable => explained
+                .hint("the address is not of this machine: `ip address` lists those that are"),
+            io::ErrorKind::PermissionDenied => {
+                explained.hint("ports below 1024 need CAP_NET_BIND_SERVICE; the usual port is 4433")
+            }
+            _ => explained.hint("check --fleet-listen"),
+        }
+    })
+}
+
+/// Connections that the kernel holds for us while we are busy.
+const BACKLOG: u32 = 4096;
+
+/// Accepts connections on `listener` and runs `on_connection` for each whose peer was verified.
+///
+/// Each handshake takes the configuration that is current when its ClientHello is read. When `stop`
+/// resolves, the listener and every handshake end; the future ends with the last connection. Dropping it
+/// cuts all connections.
+pub async fn serve<F, Fut>(
+    listener: TcpListener,
+    configs: ServerConfigs,
+    handshakes: Handshakes,
+    observer: Arc<dyn AcceptObserver>,
+    on_connection: F,
+    stop: impl Future<Output = ()> + Send,
+) where
+    F: Fn(Accepted) -> Fut + Clone + Send + Sync + 'static,
+    Fut: Future<Output = ()> + Send + 'static,
+{
+    let mut stop = pin!(stop);
+    let (stopping, stopped) = watch::channel(false);
+    let mut tasks = JoinSet::new();
+    let mut failures = AcceptFailures::default();
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = &mut stop => break,
+            Some(ended) = tasks.join_next() => {
+                report_panic(ended);
+                continue;
+            }
+            accepted = listener.accept() => accepted,
+        };
+        let (stream, remote) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                observer.accept_failed(&error);
+                if failures.exhausts_resources(&error) {
+                    // Peers that send nothing hold the descriptors that others need.
+                    handshakes.waiting.cut_oldest(CUT_WHEN_EXHAUSTED);
+                    tokio::select! {
+                        () = &mut stop => break,
+                        () = tokio::time::sleep(failures.pause()) => {}
+                    }
+                }
+                continue;
+            }
+        };
+        failures.over();
+        let task = Handshake {
+            remote,
+            deadline: Instant::now() + handshakes.timeout,
+            configs: configs.clone(),
+            handshakes: handshakes.clone(),
+            observer: observer.clone(),
+        };
+        let on_connection = on_connection.clone();
+        let mut stopped = stopped.clone();
+        tasks.spawn(async move {
+            // Boxed, so that a connection does not carry the memory of its handshake.
+            let accepted = tokio::select! {
+                accepted = Box::pin(task.run(stream)) => accepted,
+                _ = stopped.changed() => None,
+            };
+            drop(stopped);
+            if let Some(accepted) = accepted {
+                on_connection(accepted).await;
+            }
+        });
+    }
+    drop(listener);
+    let _ = stopping.send(true);
+    while let Some(ended) = tasks.join_next().await {
+        report_panic(ended);
+    }
+}
+
+fn report_panic(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        tracing::error!(%error, "a connection's task panicked");
+    }
+}
+
+/// How many silent sockets make room when the process is out of descriptors.
+const CUT_WHEN_EXHAUSTED: usize = 64;
+
+#[derive(Default)]
+struct AcceptFailures {
+    in_a_row: u32,
+    logged: Option<Instant>,
+}
+
+impl AcceptFailures {
+    /// Whether to pause. A connection that was gone before we took it is no failure.
+    fn exhausts_resources(&mut self, error: &io::Error) -> bool {
+        if matches!(
+            error.kind(),
+            io::ErrorKind::ConnectionAborted
+                | io::ErrorKind::ConnectionReset
+                | io::ErrorKind::Interrupted
+        ) {
+            return false;
+        }
+        self.in_a_row = self.in_a_row.saturating_add(1);
+        let due = self
+            .logged
+            .is_none_or(|logged| logged.elapsed() >= Duration::from_secs(10));
+        if due {
+            self.logged = Some(Instant::now());
+            tracing::error!(
+                %error,
+                "cannot accept connections; raise the limit of open files (LimitNOFILE) if it says too many"
+            );
+        }
+        true
+    }
+
+    /// 20 ms, doubling to 100 ms.
+    fn pause(&self) -> Duration {
+        let doublings = self.in_a_row.saturating_sub(1).min(3);
+        Duration::from_millis(100.min(20 << doublings))
+    }
+
+    fn over(&mut self) {
+        self.in_a_row = 0;
+    }
+}
+
+/// One peer on its way to being accepted.
+struct Handshake {
+    remote: SocketAddr,
+    deadline: Instant,
+    configs: ServerConfigs,
+    handshakes: Handshakes,
+    observer: Arc<dyn AcceptObserver>,
+}
+
+impl Handshake {
+    async fn run(self, stream: TcpStream) -> Option<Accepted> {
+        let _ = stream.set_nodelay(true);
+        let hello = self.client_hello(stream).await?;
+        let Some(mut slot) = self.handshakes.running.take() else {
+            reset(&hello.io);
+            self.observer.shed(self.remote);
+            return None;
+        };
+        self.observer.started();
+        let started = Instant::now();
+        let tls = self.configs.current();
+        let handshake = with_verdict(hello.into_stream(tls.config().clone()).into_fallible());
+        let (outcome, verdict) = tokio::select! {
+            outcome = handshake => outcome,
+            () = slot.cut() => {
+                self.observer.shed(self.remote);
+                return None;
+            }
+            () = tokio::time::sleep_until(self.deadline) => {
+                self.observer.timed_out(self.remote);
+                return None;
+            }
+        };
+        drop(slot);
+        match (outcome, verdict) {
+            (Ok(stream), Some(Ok(peer))) => {
+                self.observer.completed(started.elapsed());
+                Some(Accepted {
+                    stream,
+                    peer,
+                    remote: self.remote,
+                    generation: tls.generation(),
+                })
+            }
+            // Client certificates are mandatory, so a handshake without a verdict cannot succeed.
+            (Ok(_), _) => None,
+            (Err((_, stream)), Some(Err(refused))) => {
+                self.reject(refused.explained().clone(), refused.certificate().cloned());
+                self.last_words(stream).await;
+                None
+            }
+            (Err((error, stream)), verdict) => {
+                let presented = verdict.and_then(Result::ok);
+                if self.failed(&error, presented.map(|peer| peer.leaf().clone())) {
+                    self.last_words(stream).await;
+                }
+                None
+            }
+        }
+    }
+
+    /// Waits for a whole ClientHello. No buffer is held while the peer sends nothing at all.
+    async fn client_hello(
+        &self,
+        stream: TcpStream,
+    ) -> Option<tokio_rustls::StartHandshake<TcpStream>> {
+        let Some(mut slot) = self.handshakes.waiting.take() else {
+            reset(&stream);
+            self.observer.shed(self.remote);
+            return None;
+        };
+        let readable = tokio::select! {
+            readable = stream.readable() => readable,
+            () = slot.cut() => {
+                reset(&stream);
+                self.observer.shed(self.remote);
+                return None;
+            }
+            () = tokio::time::sleep_until(self.deadline) => {
+                self.observer.timed_out(self.remote);
+                return None;
+            }
+        };
+        if readable.is_err() {
+            self.observer.abandoned(self.remote);
+            return None;
+        }
+        let mut acceptor = pin!(LazyConfigAcceptor::new(Acceptor::default(), stream));
+        tokio::select! {
+            hello = acceptor.as_mut() => match hello {
+                Ok(hello) => Some(hello),
+                Err(error) => {
+                    self.failed(&error, None);
+                    None
+                }
+            },
+            () = slot.cut() => {
+                if let Some(stream) = acceptor.take_io() {
+                    reset(&stream);
+                }
+                self.observer.shed(self.remote);
+                None
+            }
+            () = tokio::time::sleep_until(self.deadline) => {
+                self.observer.timed_out(self.remote);
+                None
+            }
+        }
+    }
+
+    /// Tells the observer. `true` when the peer is still there and was sent an alert.
+    fn failed(&self, error: &io::Error, certificate: Option<CertificateFacts>) -> bool {
+        match find_tls(error) {
+            Some(tls) => {
+                self.reject(explain_accept(tls), certificate);
+                true
+            }
+            None => {
+                self.observer.abandoned(self.remote);
+                false
+            }
+        }
+    }
+
+    fn reject(&self, explained: Explained, certificate: Option<CertificateFacts>) {
+        self.observer.rejected(Rejection {
+            remote: self.remote,
+            explained,
+            certificate,
+        });
+    }
+
+    /// Lets the alert arrive: closing a socket with unread bytes makes the kernel send a reset, which
+    /// may overtake the alert and leave the peer without the reason.
+    async fn last_words(&self, mut stream: TcpStream) {
+        let Some(mut slot) = self.handshakes.waiting.take() else {
+            return;
+        };
+        let drain = async {
+            stream.shutdown().await?;
+            let mut scrap = [0; 1024];
+            let mut left = MAX_SCRAP;
+            while left > 0 {
+                match stream.read(&mut scrap).await? {
+                    0 => break,
+                    read => left = left.saturating_sub(read),
+                }
+            }
+            io::Result::Ok(())
+        };
+        tokio::select! {
+            _ = drain => {}
+            () = slot.cut() => {}
+            () = tokio::time::sleep(LAST_WORDS) => {}
+        }
+    }
+}
+
+/// What a refused peer may still send before it is cut.
+const MAX_SCRAP: usize = 64 * 1024;
+
+/// Makes the kernel answer with a reset when the socket is dropped: no state is left behind.
+fn reset(stream: &TcpStream) {
+    let _ = stream.set_zero_linger();
+}
