@@ -136,9 +136,10 @@ const fn bar(bar: &'static str, measure: fn(&mut Bench) -> io::Result<Vec<Row>>)
     Measurement { bar, measure }
 }
 
-const MEASUREMENTS: [Measurement; 12] = [
+const MEASUREMENTS: [Measurement; 13] = [
     bar("1", |bench| Ok(throughput::sessions(bench))),
     bar("2", |bench| Ok(throughput::accept_path(bench))),
+    bar("3", throughput::validation),
     bar("4", |bench| Ok(memory::idle(bench))),
     bar("5", |bench| Ok(memory::stuck(bench))),
     bar("6", |bench| faults::rotation(bench)),

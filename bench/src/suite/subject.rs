@@ -15,6 +15,8 @@ use crate::pki::{self, Authority, Files};
 pub(crate) enum Subject {
     /// `ah agent access-point`.
     AccessPoint,
+    /// The access point's accept path alone.
+    Accept,
     /// Bare tokio-rustls.
     Tcp,
     /// Bare hyper HTTP/2 over rustls.
@@ -28,6 +30,7 @@ impl Subject {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::AccessPoint => "access point",
+            Self::Accept => "accept path",
             Self::Tcp => "bare tokio-rustls",
             Self::H2 => "bare hyper-h2",
             Self::Nginx => "nginx",
@@ -40,7 +43,7 @@ impl Subject {
     pub(crate) fn protocol(self) -> Protocol {
         match self {
             Self::AccessPoint => Protocol::Fleet,
-            Self::Tcp | Self::Ghostunnel => Protocol::Tcp,
+            Self::Accept | Self::Tcp | Self::Ghostunnel => Protocol::Tcp,
             Self::H2 | Self::GrpcGo => Protocol::H2,
             Self::Nginx => Protocol::Http1,
         }
@@ -71,6 +74,7 @@ impl Places {
     pub(crate) fn start(&self, subject: Subject) -> io::Result<Server> {
         let started = match subject {
             Subject::AccessPoint => AccessPoint::new(self)?.start(),
+            Subject::Accept => self.bare("accept", SERVER_CORE),
             Subject::Tcp => self.bare("tcp", SERVER_CORE),
             Subject::H2 => self.bare("h2", SERVER_CORE),
             Subject::Nginx => self.nginx(),
