@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::pki::{Authority, Files};
 use crate::product;
+use crate::suite::Sample;
 use crate::tls::{ClientTemplate, server_config};
 
 #[derive(Args, Clone, Debug)]
@@ -24,7 +25,7 @@ pub(crate) struct Handshake {
     count: usize,
 }
 
-/// Mean time of the server's side of a full mutual handshake.
+/// Median time of the server's side of a full mutual handshake: what interrupts a few of them does not count.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct Cost {
     /// With the chain verified and nothing else, in microseconds.
@@ -50,24 +51,24 @@ impl Handshake {
         let product = configs.current().config().clone();
 
         let mut clients = clients.iter().cycle();
-        let mut times = [Duration::ZERO; 2];
+        let mut times = [Vec::new(), Vec::new()];
         // The first turn of each warms caches and is not counted.
         for turn in 0..=self.count / TURN {
-            for (server, time) in [&bare, &product].into_iter().zip(&mut times) {
-                let mut spent = Duration::ZERO;
+            for (server, times) in [&bare, &product].into_iter().zip(&mut times) {
                 for client in clients.by_ref().take(TURN) {
-                    spent += server_side(server, client)?;
-                }
-                if turn > 0 {
-                    *time += spent;
+                    let time = server_side(server, client)?;
+                    if turn > 0 {
+                        times.push(time.as_secs_f64() * 1e6);
+                    }
                 }
             }
         }
-        let counted = (self.count / TURN * TURN) as f64;
-        let [bare_us, product_us] = times.map(|time| time.as_secs_f64() * 1e6 / counted);
+        let [Some(bare), Some(product)] = times.map(Sample::of) else {
+            return Err(io::Error::other("no handshake was asked for"));
+        };
         Ok(Cost {
-            bare_us,
-            product_us,
+            bare_us: bare.median,
+            product_us: product.median,
         })
     }
 }

@@ -20,6 +20,7 @@ use clap::Args;
 
 use self::bench::{Bench, Effort};
 use self::subject::Places;
+pub(crate) use self::table::Sample;
 use self::table::{Row, Verdict, markdown};
 use crate::load::MOST;
 use crate::pki::Authority;
@@ -120,6 +121,7 @@ impl Suite {
             pki: scratch.to_owned(),
             scratch: scratch.to_owned(),
             ah,
+            disk: source.join("../target"),
             tools: source.join("../target/bench-tools"),
             grpc_go: source.join("peers/grpc-go"),
         })

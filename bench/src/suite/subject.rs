@@ -57,6 +57,8 @@ pub(crate) struct Places {
     pub(crate) pki: PathBuf,
     /// Folder for everything a server writes; the run removes it.
     pub(crate) scratch: PathBuf,
+    /// Folder on a real disk, which the scratch folder need not be.
+    pub(crate) disk: PathBuf,
     /// The `ah` binary.
     pub(crate) ah: PathBuf,
     /// Peers that are built and not installed.
@@ -207,8 +209,9 @@ impl AccessPoint {
         })
     }
 
-    pub(crate) fn database(mut self, url: &str) -> Self {
-        url.clone_into(&mut self.database);
+    /// Keeps the registry in `file`.
+    pub(crate) fn registry(mut self, file: &Path) -> Self {
+        self.database = format!("sqlite:{}", file.display());
         self
     }
 
