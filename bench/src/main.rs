@@ -1,8 +1,10 @@
 //! Benchmarks: bare servers, a load generator, and the suite that compares them and prints the table of bars.
 
+mod handshake;
 mod load;
 mod pki;
 mod procfs;
+mod product;
 mod serve;
 mod suite;
 mod tls;
@@ -34,6 +36,8 @@ enum Command {
     /// Put load on a server.
     #[command(subcommand)]
     Load(load::Load),
+    /// Measure handshakes in memory, without and with SPIFFE validation.
+    Handshake(handshake::Handshake),
     /// Measure the bars and print their table.
     Suite(suite::Suite),
 }
@@ -57,6 +61,7 @@ fn run(command: Command) -> io::Result<ExitCode> {
         }
         Command::Serve(serve) => single_threaded()?.block_on(serve.run())?,
         Command::Load(load) => single_threaded()?.block_on(load.run())?,
+        Command::Handshake(handshake) => println!("{}", serde_json::to_string(&handshake.run()?)?),
         Command::Suite(suite) => return suite.run(),
     }
     Ok(ExitCode::SUCCESS)

@@ -61,6 +61,15 @@ impl Leaf {
         replace(&files.server_key(), &self.key_pem)?;
         replace(&files.server(), &self.certificate_pem)
     }
+
+    /// Writes the pair into `dir` and returns the paths of certificate and key.
+    pub(crate) fn write(&self, dir: &Path, name: &str) -> io::Result<(PathBuf, PathBuf)> {
+        let certificate = dir.join(format!("{name}.pem"));
+        let key = dir.join(format!("{name}.key"));
+        replace(&key, &self.key_pem)?;
+        replace(&certificate, &self.certificate_pem)?;
+        Ok((certificate, key))
+    }
 }
 
 /// Issues certificates for servers and simulated executors.
@@ -166,8 +175,15 @@ fn uri(text: &str) -> io::Result<SanType> {
     Ok(SanType::URI(text.try_into().map_err(io::Error::other)?))
 }
 
+/// `server.pem` and `server.key` must not share their file aside.
+fn aside(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    PathBuf::from(name)
+}
+
 fn replace(path: &Path, text: &str) -> io::Result<()> {
-    let aside = path.with_extension("new");
+    let aside = aside(path);
     let mut file = fs::OpenOptions::new()
         .write(true)
         .create(true)

@@ -8,7 +8,9 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
+use ah_tls::{AcceptObserver, HandshakeLimits, Handshakes};
 use bytes::Bytes;
 use clap::{Args, Subcommand};
 use http::{HeaderValue, Request, Response, header};
@@ -21,13 +23,15 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use crate::pki::Files;
-use crate::tls;
+use crate::{product, tls};
 
 /// Which bare server.
 #[derive(Subcommand, Clone, Debug)]
 pub(crate) enum Serve {
     /// TLS over TCP, each byte answered by a byte.
     Tcp(ServeArgs),
+    /// The accept path of the access point alone, with its SPIFFE policy, each byte answered by a byte.
+    Accept(ServeArgs),
     /// HTTP/2 over TLS, one bidirectional stream whose first message is sent back.
     H2(ServeArgs),
     /// TCP without TLS, each byte answered: what a TLS proxy has behind it.
@@ -49,11 +53,12 @@ impl Serve {
     pub(crate) async fn run(self) -> io::Result<()> {
         match self {
             Self::Tcp(args) => accept(&args, &[], answer_bytes).await,
+            Self::Accept(args) => accept_path(&args).await,
             Self::H2(args) => accept(&args, &[b"h2"], answer_stream).await,
             Self::Plain(args) => {
                 let listener = listen(&args).await?;
                 loop {
-                    let (stream, _) = listener.accept().await?;
+                    let stream = next_connection(&listener).await;
                     tokio::spawn(answer_bytes(stream));
                 }
             }
@@ -69,7 +74,7 @@ where
     let acceptor = TlsAcceptor::from(Arc::new(tls::server_config(&Files::at(&args.pki), alpn)?));
     let listener = listen(args).await?;
     loop {
-        let (stream, _) = listener.accept().await?;
+        let stream = next_connection(&listener).await;
         let handshake = acceptor.clone();
         tokio::spawn(async move {
             stream.set_nodelay(true)?;
@@ -77,6 +82,36 @@ where
             answer(stream).await
         });
     }
+}
+
+/// Waits for a connection, however many attempts fail for want of descriptors.
+async fn next_connection(listener: &TcpListener) -> TcpStream {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => return stream,
+            Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+        }
+    }
+}
+
+async fn accept_path(args: &ServeArgs) -> io::Result<()> {
+    struct Silent;
+    impl AcceptObserver for Silent {}
+
+    let (_identity, configs, follow) = product::server_configs(&Files::at(&args.pki))?;
+    tokio::spawn(follow);
+    ah_tls::serve(
+        listen(args).await?,
+        configs,
+        Handshakes::new(HandshakeLimits::default()),
+        Arc::new(Silent),
+        |accepted| async {
+            let _ = answer_bytes(accepted.stream).await;
+        },
+        std::future::pending(),
+    )
+    .await;
+    Ok(())
 }
 
 async fn listen(args: &ServeArgs) -> io::Result<TcpListener> {

@@ -15,7 +15,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::session::{self, Stay};
+use super::session::{self, Greeting, Stay};
 use crate::pki::{Authority, Files};
 use crate::tls::ClientTemplate;
 
@@ -67,6 +67,8 @@ pub(crate) struct Target {
 #[derive(Clone)]
 pub(crate) struct Executor {
     pub(crate) number: u32,
+    /// Random per executor and the same for all its sessions: it is one process that comes back.
+    pub(crate) instance: u128,
     tls: TlsConnector,
 }
 
@@ -74,6 +76,7 @@ impl Executor {
     fn new(number: u32, config: Arc<ClientConfig>) -> Self {
         Self {
             number,
+            instance: rand::random(),
             tls: TlsConnector::from(config),
         }
     }
@@ -142,14 +145,18 @@ impl Dialer {
         confirmed: impl FnOnce(),
     ) -> io::Result<()> {
         let stream = dialed.stream;
+        let hello = Greeting {
+            number: executor.number,
+            instance: executor.instance,
+        };
         match self.protocol {
             Protocol::Tcp => session::bytes(stream, b"!", stay, confirmed).await,
             Protocol::Http1 => {
                 let request = b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n";
                 session::bytes(stream, request, stay, confirmed).await
             }
-            Protocol::H2 => session::raw_stream(stream, stay, confirmed).await,
-            Protocol::Fleet => session::fleet(stream, executor.number, stay, confirmed).await,
+            Protocol::H2 => session::raw_stream(stream, &hello, stay, confirmed).await,
+            Protocol::Fleet => session::fleet(stream, &hello, stay, confirmed).await,
         }
     }
 

@@ -154,7 +154,9 @@ impl Storm {
         let enrolled = Arc::new(Enrolled::default());
         let clock = Clock::start(None)?;
         let window = Duration::from_secs_f64(self.window);
-        for executor in executors(&self.target, self.executors)? {
+        let executors = executors(&self.target, self.executors)?;
+        Event::Begun { unix_us: unix_us() }.print();
+        for executor in executors {
             let (dialer, tally, enrolled) = (dialer.clone(), tally.clone(), enrolled.clone());
             tokio::spawn(insist(
                 dialer,

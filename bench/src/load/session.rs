@@ -12,10 +12,8 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use h2::{RecvStream, SendStream};
 use http::{HeaderMap, Method, Request, header};
 use prost::Message;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::MissedTickBehavior;
-use tokio_rustls::client::TlsStream;
 
 /// What to do after the server's answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +39,7 @@ impl Stay {
 
 /// Sends `request`, takes the first bytes that come back as the answer.
 pub(crate) async fn bytes(
-    mut stream: TlsStream<TcpStream>,
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
     request: &[u8],
     stay: Stay,
     confirmed: impl FnOnce(),
@@ -61,13 +59,21 @@ pub(crate) async fn bytes(
     .await
 }
 
+/// What tells one simulated executor's hello from another's.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Greeting {
+    pub(crate) number: u32,
+    pub(crate) instance: u128,
+}
+
 /// Opens one gRPC-shaped stream with a message of a hello's size.
 pub(crate) async fn raw_stream(
-    stream: TlsStream<TcpStream>,
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    greeting: &Greeting,
     stay: Stay,
     confirmed: impl FnOnce(),
 ) -> io::Result<()> {
-    on_call(stream, hello(0), async |mut call: Call| {
+    on_call(stream, hello(greeting), async |mut call: Call| {
         call.next().await?;
         confirmed();
         stay.bound(async {
@@ -81,12 +87,12 @@ pub(crate) async fn raw_stream(
 
 /// Enrolls with the fleet protocol and keeps its rules for as long as the session lasts.
 pub(crate) async fn fleet(
-    stream: TlsStream<TcpStream>,
-    number: u32,
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    greeting: &Greeting,
     stay: Stay,
     confirmed: impl FnOnce(),
 ) -> io::Result<()> {
-    on_call(stream, hello(number), async |mut call: Call| {
+    on_call(stream, hello(greeting), async |mut call: Call| {
         let Some(Answer::Welcome(welcome)) = call.next_message().await? else {
             return Err(io::Error::other("first message is no welcome"));
         };
@@ -120,11 +126,12 @@ async fn heartbeats(call: &mut Call, interval: Duration) -> io::Result<()> {
     }
 }
 
-fn hello(number: u32) -> Bytes {
+fn hello(greeting: &Greeting) -> Bytes {
+    let number = greeting.number;
     let hello = Hello {
         protocol: 1,
         name: format!("bench-{number}"),
-        instance_id: format!("{:032x}", rand::random::<u128>()),
+        instance_id: format!("{:032x}", greeting.instance),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         labels: [("pool".to_owned(), "bench".to_owned())].into(),
         host: Some(HostFacts {
@@ -160,7 +167,7 @@ struct Call {
 
 /// Opens the call, runs `talk` on it and drives the connection meanwhile, all in the caller's task.
 async fn on_call(
-    stream: TlsStream<TcpStream>,
+    stream: impl AsyncRead + AsyncWrite + Unpin,
     first: Bytes,
     talk: impl AsyncFnOnce(Call) -> io::Result<()>,
 ) -> io::Result<()> {
@@ -268,4 +275,95 @@ fn refusal(headers: &HeaderMap) -> Option<io::Error> {
 
 fn closed() -> io::Error {
     io::Error::new(io::ErrorKind::UnexpectedEof, "closed by the server")
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Response;
+    use tokio::io::DuplexStream;
+
+    use ah_fleet::proto::Welcome;
+
+    use super::*;
+
+    const GREETING: Greeting = Greeting {
+        number: 7,
+        instance: 0xabc,
+    };
+
+    fn answer(kind: Answer) -> Bytes {
+        let message = AccessPointMessage { kind: Some(kind) }.encode_to_vec();
+        let mut framed = BytesMut::new();
+        framed.put_u8(0);
+        framed.put_u32(u32::try_from(message.len()).unwrap());
+        framed.put_slice(&message);
+        framed.freeze()
+    }
+
+    fn decode(data: &[u8]) -> Say {
+        ExecutorMessage::decode(&data[5..]).unwrap().kind.unwrap()
+    }
+
+    async fn next(body: &mut RecvStream) -> Say {
+        let data = body.data().await.unwrap().unwrap();
+        body.flow_control().release_capacity(data.len()).unwrap();
+        decode(&data)
+    }
+
+    /// Welcomes in two pieces, asks for a heartbeat's reply, then ends the call with a status.
+    async fn access_point(stream: DuplexStream) -> Vec<Say> {
+        let mut connection = h2::server::handshake(stream).await.unwrap();
+        let (request, mut respond) = connection.accept().await.unwrap().unwrap();
+        let driver = tokio::spawn(async move { while connection.accept().await.is_some() {} });
+        let mut body = request.into_body();
+        let mut heard = vec![next(&mut body).await];
+        let mut send = respond.send_response(Response::new(()), false).unwrap();
+        let mut welcome = answer(Answer::Welcome(Welcome {
+            heartbeat_interval_ms: 3_600_000,
+            ..Welcome::default()
+        }));
+        let rest = welcome.split_off(3);
+        send.send_data(welcome, false).unwrap();
+        send.send_data(rest, false).unwrap();
+        let beat = Heartbeat {
+            sequence: 41,
+            last_round_trip_us: 0,
+        };
+        send.send_data(answer(Answer::Heartbeat(beat)), false)
+            .unwrap();
+        heard.push(next(&mut body).await);
+        let mut trailers = HeaderMap::new();
+        trailers.insert("grpc-status", "7".parse().unwrap());
+        trailers.insert("ah-code", "client_revoked".parse().unwrap());
+        send.send_trailers(trailers).unwrap();
+        driver.await.unwrap();
+        heard
+    }
+
+    #[tokio::test]
+    async fn an_executor_enrolls_answers_heartbeats_and_says_why_it_was_ended() {
+        let (near, far) = tokio::io::duplex(1 << 16);
+        let server = tokio::spawn(access_point(far));
+        let mut confirmed = false;
+        let ended = fleet(near, &GREETING, Stay::UntilClosed, || confirmed = true).await;
+        assert!(confirmed);
+        assert_eq!(
+            ended.unwrap_err().to_string(),
+            "grpc-status 7, ah-code client_revoked"
+        );
+        let heard = server.await.unwrap();
+        let [Say::Hello(hello), Say::HeartbeatReply(reply)] = heard.as_slice() else {
+            panic!("heard {heard:?}");
+        };
+        assert_eq!((hello.protocol, hello.instance_id.len()), (1, 32));
+        assert_eq!(reply.sequence, 41);
+    }
+
+    #[tokio::test]
+    async fn a_server_that_closes_without_an_answer_confirms_nothing() {
+        let (near, far) = tokio::io::duplex(1 << 10);
+        drop(far);
+        let result = bytes(near, b"!", Stay::Leave, || panic!("confirmed")).await;
+        assert!(result.is_err());
+    }
 }

@@ -75,6 +75,7 @@ impl Tally {
             max_us: counts.latency_us.max(),
             load_cpu_seconds: used.load.as_secs_f64(),
             server_cpu_seconds: used.server.map(|cpu| cpu.as_secs_f64()),
+            bottleneck: used.bottleneck(),
         }
     }
 }
@@ -133,6 +134,7 @@ pub(crate) struct Report {
     pub(crate) max_us: u64,
     pub(crate) load_cpu_seconds: f64,
     pub(crate) server_cpu_seconds: Option<f64>,
+    pub(crate) bottleneck: Bottleneck,
 }
 
 impl Report {
@@ -151,13 +153,30 @@ impl Report {
     pub(crate) fn load_busy(&self) -> f64 {
         self.load_cpu_seconds / self.seconds
     }
+}
 
-    /// Which side held the other up.
-    pub(crate) fn bottleneck(&self) -> &'static str {
-        match self.server_busy() {
-            Some(busy) if busy >= 0.95 => "server",
-            _ if self.load_busy() >= 0.95 => "load generator",
-            _ => "neither",
+/// Which side of a load run held the other up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Bottleneck {
+    Server,
+    LoadGenerator,
+    /// Both had time left: the load was not meant to fill them, or something else used their cores.
+    Neither,
+}
+
+/// Share of its one core from which a side counts as full.
+const FULL: f64 = 0.95;
+
+impl Used {
+    fn bottleneck(&self) -> Bottleneck {
+        let full = |cpu: Duration| cpu.as_secs_f64() >= FULL * self.wall.as_secs_f64();
+        if self.server.is_some_and(full) {
+            Bottleneck::Server
+        } else if full(self.load) {
+            Bottleneck::LoadGenerator
+        } else {
+            Bottleneck::Neither
         }
     }
 }
@@ -166,6 +185,8 @@ impl Report {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub(crate) enum Event {
+    /// Preparations are over, the first connection follows.
+    Begun { unix_us: u64 },
     /// So many sessions are open, all that were asked for.
     Held { count: u32, unix_us: u64 },
     /// A held session was ended by the server.
@@ -206,4 +227,38 @@ pub(crate) fn unix_us() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |now| u64::try_from(now.as_micros()).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn used(server_ms: u64, load_ms: u64) -> Used {
+        Used {
+            wall: Duration::from_secs(1),
+            load: Duration::from_millis(load_ms),
+            server: Some(Duration::from_millis(server_ms)),
+        }
+    }
+
+    #[test]
+    fn the_full_side_is_the_bottleneck_and_the_server_counts_first() {
+        assert_eq!(used(970, 500).bottleneck(), Bottleneck::Server);
+        assert_eq!(used(970, 990).bottleneck(), Bottleneck::Server);
+        assert_eq!(used(800, 990).bottleneck(), Bottleneck::LoadGenerator);
+        assert_eq!(used(800, 700).bottleneck(), Bottleneck::Neither);
+    }
+
+    #[test]
+    fn a_warm_up_leaves_nothing_in_the_report() {
+        let tally = Tally::new().unwrap();
+        tally.completed(Duration::from_secs(3));
+        tally.failed(&io::Error::other("early"));
+        tally.reset();
+        tally.completed(Duration::from_millis(2));
+        let report = tally.report(used(500, 0));
+        assert_eq!((report.completed, report.failed), (1, 0));
+        assert!((1_990..=2_010).contains(&report.max_us));
+        assert_eq!(report.per_core_second(), Some(2.0));
+    }
 }

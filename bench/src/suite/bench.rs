@@ -104,10 +104,10 @@ impl Bench {
         }
         if busy < self.effort.least_busy {
             return Err(io::Error::other(format!(
-                "discarded, the server was {:.0} % busy and the load generator {:.0} % (bottleneck: {})",
+                "discarded, the server was {:.0} % busy and the load generator {:.0} % (bottleneck: {:?})",
                 100.0 * busy,
                 100.0 * report.load_busy(),
-                report.bottleneck()
+                report.bottleneck
             )));
         }
         Ok(report)

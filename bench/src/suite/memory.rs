@@ -2,10 +2,11 @@
 
 use std::io;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::bench::Bench;
-use super::process::LoadRun;
+use super::http;
+use super::process::{LoadRun, Server};
 use super::subject::{AccessPoint, Subject};
 use super::table::{Row, Sample, figure};
 use crate::load::Protocol;
@@ -167,6 +168,43 @@ fn bench_cap(rows: &mut Vec<Row>, kind: &str, most_open: u64) {
         most_open.to_string(),
         most_open <= cap,
     ));
+}
+
+/// The bar: resident memory of one executor process that is enrolled and idle.
+pub(crate) fn executor(bench: &Bench) -> io::Result<Vec<Row>> {
+    let access_point = AccessPoint::new(&bench.places)?;
+    let server = access_point.start()?;
+    let executor = access_point.executor(&server)?;
+    let deadline = Instant::now() + Duration::from_secs(15);
+    while enrolled(&server)? == 0.0 {
+        if Instant::now() > deadline {
+            return Err(io::Error::other("the executor did not enroll within 15 s"));
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+    // Long enough for what follows an enrollment, heartbeats among it.
+    thread::sleep(Duration::from_secs(12));
+    let mib = Memory::of(executor.pid())?.resident as f64 / 1_048_576.0;
+    let what = "resident memory of `ah agent enroll`";
+    let measured = format!("{} MiB", figure(mib));
+    Ok(vec![Row::new(
+        "E2",
+        what,
+        "≤ 12 MiB",
+        measured,
+        mib <= 12.0,
+    )])
+}
+
+/// Gauge of the access point: live sessions.
+const SESSIONS: &str = "ah_sessions";
+
+fn enrolled(server: &Server) -> io::Result<f64> {
+    let address = server
+        .http
+        .ok_or_else(|| io::Error::other("serves no metrics"))?;
+    let text = http::get(address, "/metrics")?.body;
+    http::metric(&text, SESSIONS).ok_or_else(|| io::Error::other(format!("no metric {SESSIONS}")))
 }
 
 /// A line of a noise run.

@@ -16,10 +16,13 @@ pub(crate) const SERVER_CORE: u32 = 0;
 /// Core of the load generator and of whatever a peer has behind it.
 pub(crate) const LOAD_CORE: u32 = 1;
 
-/// `program` on one core. `taskset` pins before the program has any thread and then becomes it, so the process id stays.
+/// `program` on one core, ended by the kernel should the suite itself be killed.
+///
+/// Both helpers act before the program has any thread and then become it, so the process id stays.
 pub(crate) fn pinned(core: u32, program: impl AsRef<std::ffi::OsStr>) -> Command {
-    let mut command = Command::new("taskset");
-    command.arg("-c").arg(core.to_string()).arg(program);
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "taskset", "-c"]);
+    command.arg(core.to_string()).arg(program);
     command
 }
 

@@ -4,17 +4,19 @@ use std::fs;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-use super::process::{LOAD_CORE, SERVER_CORE, Server, pinned};
+use super::process::{LOAD_CORE, Running, SERVER_CORE, Server, pinned};
 use crate::load::Protocol;
-use crate::pki::{self, Files};
+use crate::pki::{self, Authority, Files};
 
 /// A server to measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Subject {
     /// `ah agent access-point`.
     AccessPoint,
+    /// The access point's accept path alone.
+    Accept,
     /// Bare tokio-rustls.
     Tcp,
     /// Bare hyper HTTP/2 over rustls.
@@ -28,6 +30,7 @@ impl Subject {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::AccessPoint => "access point",
+            Self::Accept => "accept path",
             Self::Tcp => "bare tokio-rustls",
             Self::H2 => "bare hyper-h2",
             Self::Nginx => "nginx",
@@ -40,7 +43,7 @@ impl Subject {
     pub(crate) fn protocol(self) -> Protocol {
         match self {
             Self::AccessPoint => Protocol::Fleet,
-            Self::Tcp | Self::Ghostunnel => Protocol::Tcp,
+            Self::Accept | Self::Tcp | Self::Ghostunnel => Protocol::Tcp,
             Self::H2 | Self::GrpcGo => Protocol::H2,
             Self::Nginx => Protocol::Http1,
         }
@@ -54,6 +57,8 @@ pub(crate) struct Places {
     pub(crate) pki: PathBuf,
     /// Folder for everything a server writes; the run removes it.
     pub(crate) scratch: PathBuf,
+    /// Folder on a real disk, which the scratch folder need not be.
+    pub(crate) disk: PathBuf,
     /// The `ah` binary.
     pub(crate) ah: PathBuf,
     /// Peers that are built and not installed.
@@ -71,6 +76,7 @@ impl Places {
     pub(crate) fn start(&self, subject: Subject) -> io::Result<Server> {
         let started = match subject {
             Subject::AccessPoint => AccessPoint::new(self)?.start(),
+            Subject::Accept => self.bare("accept", SERVER_CORE),
             Subject::Tcp => self.bare("tcp", SERVER_CORE),
             Subject::H2 => self.bare("h2", SERVER_CORE),
             Subject::Nginx => self.nginx(),
@@ -117,7 +123,7 @@ impl Places {
         let binary = if own.exists() {
             own
         } else {
-            PathBuf::from("ghostunnel")
+            on_path("ghostunnel")?
         };
         let behind = self.bare("plain", LOAD_CORE)?;
         let address = free_address()?;
@@ -135,6 +141,7 @@ impl Places {
 
     /// One process without a master, so that its process id is the worker's.
     fn nginx(&self) -> io::Result<Server> {
+        let program = on_path("nginx")?;
         let address = free_address()?;
         let dir = self.scratch.join("nginx");
         fs::create_dir_all(&dir)?;
@@ -162,7 +169,7 @@ impl Places {
         );
         let path = dir.join("nginx.conf");
         fs::write(&path, config)?;
-        let mut command = pinned(SERVER_CORE, "nginx");
+        let mut command = pinned(SERVER_CORE, program);
         command.arg("-p").arg(&dir).arg("-c").arg(&path);
         command.args(["-e", "stderr"]);
         Server::start_silent(&mut command, address)
@@ -184,6 +191,10 @@ pub(crate) struct AccessPoint {
 impl AccessPoint {
     /// One with new, empty state.
     pub(crate) fn new(places: &Places) -> io::Result<Self> {
+        if !places.ah.exists() {
+            let ah = places.ah.display();
+            return Err(io::Error::other(format!("no {ah}: build ah-cli first")));
+        }
         let state = tempfile::Builder::new()
             .prefix("access-point-")
             .tempdir_in(&places.scratch)?
@@ -198,8 +209,9 @@ impl AccessPoint {
         })
     }
 
-    pub(crate) fn database(mut self, url: &str) -> Self {
-        url.clone_into(&mut self.database);
+    /// Keeps the registry in `file`.
+    pub(crate) fn registry(mut self, file: &Path) -> Self {
+        self.database = format!("sqlite:{}", file.display());
         self
     }
 
@@ -215,6 +227,25 @@ impl AccessPoint {
 
     pub(crate) fn admin_socket(&self) -> PathBuf {
         self.state.join("admin.sock")
+    }
+
+    /// An executor process enrolled with `server`, its certificate beside the access point's state.
+    pub(crate) fn executor(&self, server: &Server) -> io::Result<Running> {
+        let authority = Authority::open(&self.files)?;
+        let leaf = authority.executor(&Authority::executor_key()?, 0)?;
+        let (certificate, key) = leaf.write(&self.state, "executor")?;
+        let mut command = pinned(LOAD_CORE, &self.program);
+        command.args(["agent", "enroll"]);
+        command.arg(format!("--remote-server=https://{}", server.address));
+        command.args(["--identity", "files"]);
+        command.arg("--cert").arg(certificate);
+        command.arg("--key").arg(key);
+        command.arg("--ca").arg(self.files.ca());
+        command.env("XDG_STATE_HOME", &self.state);
+        command.env("XDG_RUNTIME_DIR", &self.state);
+        command.stdin(Stdio::null());
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        Running::start(&mut command)
     }
 
     pub(crate) fn start(&self) -> io::Result<Server> {
@@ -245,6 +276,16 @@ impl AccessPoint {
 pub(crate) fn sibling_ah() -> io::Result<PathBuf> {
     let own = std::env::current_exe()?;
     Ok(own.parent().unwrap_or_else(|| Path::new(".")).join("ah"))
+}
+
+fn on_path(program: &str) -> io::Result<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        // Where Debian keeps servers, which is not on everyone's path.
+        .chain([PathBuf::from("/usr/sbin")])
+        .map(|dir| dir.join(program))
+        .find(|candidate| candidate.is_file())
+        .ok_or_else(|| io::Error::other("not installed"))
 }
 
 fn free_address() -> io::Result<SocketAddr> {

@@ -19,7 +19,7 @@ impl Sample {
         values.sort_by(f64::total_cmp);
         let middle = values.len() / 2;
         let upper = *values.get(middle)?;
-        let median = if values.len() % 2 == 0 {
+        let median = if values.len().is_multiple_of(2) {
             f64::midpoint(*values.get(middle - 1)?, upper)
         } else {
             upper
