@@ -15,7 +15,7 @@ use ah_fleet::access_point::http::Token;
 use ah_fleet::access_point::{
     AccessPoint, AdminSocket, Operator, Tunables, serve_http, serve_https,
 };
-use ah_fleet::audit::AuditLog;
+use ah_fleet::audit::{AuditLog, AuditTarget};
 use ah_fleet::store::AnyStore;
 use ah_identity_provider::dev::DevRole;
 use ah_identity_provider::{Clock, Code, Explained, Refresher, SystemClock, pem};
@@ -24,8 +24,9 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use super::identity::Source;
-use super::{LOG_TARGETS, log_fault};
+use super::{LOG_TARGETS, log_fault, make_room};
 use crate::errors;
+use crate::settings::value::DbUrl;
 use crate::settings::{AccessPointSettings, HttpSettings, HttpTls, IdentitySettings, Launch};
 
 /// Runs an access point until it is told to stop.
@@ -107,6 +108,13 @@ async fn serve(launch: Launch<AccessPointSettings>, logging: Logging) -> Result<
         running = source.first(|failure| errors::print(std::slice::from_ref(failure))) => running?,
         () = shutdown.drain.cancelled() => return Ok(()),
     };
+    make_room(&settings.admin_socket)?;
+    if let DbUrl::Sqlite(path) = &settings.db {
+        make_room(path)?;
+    }
+    if let AuditTarget::File(path) = &settings.audit_log {
+        make_room(path)?;
+    }
     let store = AnyStore::open(&settings.db.reveal()).await?;
     let audit = AuditLog::open(settings.audit_log.clone(), Arc::clone(&clock))?;
     let admin = AdminSocket::bind(&settings.admin_socket)?;

@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 
 use super::access_point::no_runtime;
 use super::identity::Source;
-use super::{LOG_TARGETS, log_fault};
+use super::{LOG_TARGETS, log_fault, make_room};
 use crate::settings::{EnrollSettings, Launch};
 use crate::{errors, render};
 
@@ -70,6 +70,7 @@ async fn serve(mut launch: Launch<EnrollSettings>, logging: Logging) -> Result<(
     let (signals, mut reloads) = Signals::install().map_err(|error| no_runtime(&error))?;
     tokio::spawn(signals.act_on(shutdown.clone()));
 
+    make_room(&settings.status_socket)?;
     let socket = StatusSocket::bind(&settings.status_socket)?;
     let source = Source::new(
         &settings.identity,
