@@ -23,7 +23,10 @@ fn log_fault(error: &LogError) -> Explained {
 
 /// Makes the directory of a file that is about to be made, for this user alone, when it is missing.
 fn make_room(file: &Path) -> Result<(), Explained> {
-    let Some(directory) = file.parent().filter(|parent| !parent.as_os_str().is_empty()) else {
+    let Some(directory) = file
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+    else {
         return Ok(());
     };
     if directory.exists() {
