@@ -78,7 +78,11 @@ async fn answer(args: &FleetArgs) -> Result<(), Explained> {
             }
             println!(
                 "disconnected {}",
-                printable(gone["id"].as_str().unwrap_or_default())
+                printable(
+                    gone.get("id")
+                        .and_then(|id| id.as_str())
+                        .unwrap_or_default()
+                )
             );
             Ok(())
         }

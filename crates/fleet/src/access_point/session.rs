@@ -144,9 +144,7 @@ impl Call {
             reason: None,
         });
         // A revocation that came between the judgement and the admission found no session to end.
-        if let Err(explained) = self.shared.judge(&self.peer, now) {
-            return Err(explained);
-        }
+        self.shared.judge(&self.peer, now)?;
         enrolled.record(admission).await;
         let interval = self.shared.heartbeat_interval();
         Ok(Outgoing::Welcome(Welcome {
