@@ -1,5 +1,6 @@
 //! The `ah` command: what can be typed, settings, rendering, errors and one file for each command.
 
+pub mod admin_client;
 pub mod args;
 pub mod commands;
 pub mod completions;

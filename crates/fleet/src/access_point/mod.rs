@@ -31,7 +31,8 @@ use tokio_util::sync::CancellationToken;
 
 pub use doors::{AdminSocket, serve_http, serve_https};
 pub use operations::{
-    EventFilter, ExecutorView, FleetEvent, ListFilter, Listing, LiveView, NotDone, Selector,
+    AccessPointView, EventFilter, ExecutorView, FleetEvent, ListFilter, Listing, LiveView, NotDone,
+    Selector,
 };
 pub use registry::Duplicates;
 
@@ -106,6 +107,8 @@ pub(crate) struct Shared {
     /// There will be no more events.
     over: CancellationToken,
     started_at: SystemTime,
+    /// Where executors dial, with the real ports.
+    listening: Vec<SocketAddr>,
 }
 
 impl Shared {
@@ -213,6 +216,11 @@ impl AccessPoint {
             events: broadcast::channel(1024).0,
             draining: CancellationToken::new(),
             over: CancellationToken::new(),
+            listening: self
+                .listeners
+                .iter()
+                .filter_map(|listener| listener.local_addr().ok())
+                .collect(),
         });
         let mut background = JoinSet::new();
         background.spawn(follow);
@@ -234,10 +242,7 @@ impl AccessPoint {
 impl Bound {
     /// The addresses executors may dial, with the real ports.
     pub fn addresses(&self) -> Vec<SocketAddr> {
-        self.listeners
-            .iter()
-            .filter_map(|listener| listener.local_addr().ok())
-            .collect()
+        self.shared.listening.clone()
     }
 
     /// The operators' side of this access point.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use ah_identity_provider::{Code, Explained, ProviderKind};
 use serde::{Deserialize, Serialize};
@@ -127,6 +127,31 @@ impl EventFilter {
     pub fn admits(&self, event: &FleetEvent) -> bool {
         labels_admit(self.labels.as_deref(), &event.labels)
     }
+}
+
+/// An access point as it sees itself.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct AccessPointView {
+    /// Version of this software.
+    pub version: String,
+    /// Process id.
+    pub pid: u32,
+    /// Since when it runs.
+    #[serde(with = "time::serde::rfc3339")]
+    #[schema(value_type = String, format = DateTime)]
+    pub started: OffsetDateTime,
+    /// Where executors dial, with the real ports.
+    #[schema(value_type = Vec<String>)]
+    pub listening: Vec<SocketAddr>,
+    /// The certificate that new connections are shown.
+    pub certificate: CertificateRecord,
+    /// Where its identity comes from.
+    #[schema(value_type = String)]
+    pub provider: ProviderKind,
+    /// How often a new identity replaced an old one.
+    pub rotations: u64,
+    /// Executors enrolled now.
+    pub executors: usize,
 }
 
 /// Which executors to list. Every condition given has to hold.
@@ -351,9 +376,20 @@ impl Operator {
         reasons
     }
 
-    /// Since when this access point runs.
-    pub fn started_at(&self) -> SystemTime {
-        self.0.started_at
+    /// The access point itself.
+    pub fn access_point(&self) -> AccessPointView {
+        let shared = &self.0;
+        let published = std::sync::Arc::clone(shared.configs.current().published());
+        AccessPointView {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            started: shared.started_at.into(),
+            listening: shared.listening.clone(),
+            certificate: published.identity.leaf().into(),
+            provider: published.provider,
+            rotations: shared.health.borrow().rotations,
+            executors: shared.registry.len(),
+        }
     }
 
     /// Takes new rules and limits into use, and ends sessions that the new rules do not admit.
