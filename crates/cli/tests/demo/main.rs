@@ -1,7 +1,10 @@
-//! `ah agent demo` as a person starts it.
+//! `ah agent demo`, and the documents: what they tell people to type works as it is written.
 #![expect(
     clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
     reason = "a test fails by panicking"
 )]
 
+mod documents;
 mod play;
