@@ -150,6 +150,48 @@ documents! {
     operations_works_as_typed: "docs/operations.md",
 }
 
+/// No document leads nowhere.
+#[test]
+fn every_link_leads_to_a_file() {
+    let documents = [
+        "README.md",
+        "ARCHITECTURE.md",
+        "docs/access-point.md",
+        "docs/executor.md",
+        "docs/operations.md",
+        "docs/protocol.md",
+        "docs/providers/dev.md",
+        "docs/providers/files.md",
+    ];
+    for document in documents {
+        let path = root().join(document);
+        let text = fs::read_to_string(&path).unwrap();
+        for link in text.split("](").skip(1) {
+            let link = link.split(')').next().unwrap();
+            let target = path.parent().unwrap().join(link);
+            assert!(target.exists(), "{document}: {link}");
+        }
+    }
+}
+
+/// Every flag of the two processes is told of.
+#[test]
+fn every_flag_is_in_its_document() {
+    let definition = ah_cli::args::definition();
+    let agent = definition.find_subcommand("agent").unwrap();
+    for (command, document) in [
+        ("access-point", "docs/access-point.md"),
+        ("enroll", "docs/executor.md"),
+    ] {
+        let text = fs::read_to_string(root().join(document)).unwrap();
+        let command = agent.find_subcommand(command).unwrap();
+        for flag in command.get_arguments().filter_map(|arg| arg.get_long()) {
+            let told = [' ', '`', '[', '='].map(|end| text.contains(&format!("`--{flag}{end}")));
+            assert!(told.contains(&true), "{document} does not tell of --{flag}");
+        }
+    }
+}
+
 /// `AH_UPDATE_DOCS=1 cargo test -p ah-cli --test demo openapi` writes it.
 #[test]
 fn the_openapi_document_is_current() {

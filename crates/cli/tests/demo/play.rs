@@ -95,7 +95,7 @@ fn a_process_that_falls_fails_the_demo_with_its_log() {
 fn an_interrupted_demo_leaves_nothing_behind() {
     let temporary = TempDir::new().unwrap();
     let mut demo = Process::start(&mut demo(temporary.path()));
-    demo.wait_for("worker-1 (process");
+    demo.wait_for("listens on");
     demo.signal(Signal::SIGINT);
     assert_eq!(demo.wait().code(), Some(130), "{:?}", demo.lines());
     let started = processes(&demo.lines());
