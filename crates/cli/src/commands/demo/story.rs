@@ -349,7 +349,15 @@ impl<'a> Story<'a> {
 
     fn start_worker(&self, name: &str) -> Result<Rc<Actor>, Explained> {
         let server = self.server.borrow().clone();
-        let args = ["enroll", "--remote-server", &server, "--name", name];
+        let args = [
+            "enroll",
+            "--remote-server",
+            &server,
+            "--expected-server-id",
+            ACCESS_POINT_ID,
+            "--name",
+            name,
+        ];
         self.start(name, &args)
     }
 
