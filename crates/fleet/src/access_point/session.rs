@@ -17,6 +17,7 @@ use tonic::{Status, Streaming};
 use super::Shared;
 use super::registry::{Admission, End, Order, Session};
 use crate::audit::{Entry, Event, Outcome};
+use crate::codec::MAX_MESSAGE_BYTES;
 use crate::hello::{Greeting, PROTOCOL};
 use crate::proto::access_point_message::Kind as Outgoing;
 use crate::proto::executor_message::Kind as Incoming;
@@ -43,6 +44,7 @@ pub(super) fn serve(
         inbound,
         outbox: VecDeque::new(),
         enrolled: None,
+        oversized: false,
         finished: false,
     };
     futures_util::stream::unfold(call, |mut call| async move {
@@ -58,6 +60,8 @@ struct Call {
     inbound: Streaming<ExecutorMessage>,
     outbox: VecDeque<Outgoing>,
     enrolled: Option<Enrolled>,
+    /// The peer sent a message above the limit, which has a status of its own.
+    oversized: bool,
     finished: bool,
 }
 
@@ -101,7 +105,11 @@ impl Call {
                 }
                 // Out of the registry before the peer learns of it.
                 self.enrolled = None;
-                Some(Err(refusal::to_status(&explained)))
+                Some(Err(if self.oversized {
+                    refusal::oversized(&explained)
+                } else {
+                    refusal::to_status(&explained)
+                }))
             }
         }
     }
@@ -161,7 +169,7 @@ impl Call {
         let first = tokio::time::timeout(HELLO_WITHIN, self.inbound.message())
             .await
             .map_err(|_| Explained::new(Code::Usage, "no hello within 10 s of the call"))?
-            .map_err(|status| Explained::new(Code::Usage, status.message().to_owned()))?
+            .map_err(|status| broken(&status, &mut self.oversized))?
             .ok_or_else(|| Explained::new(Code::Usage, "call ended before its hello"))?;
         match first.kind {
             Some(Incoming::Hello(hello)) => Greeting::parse(*hello),
@@ -232,7 +240,7 @@ impl Call {
                     let message = match message {
                         Ok(Some(message)) => message,
                         Ok(None) => return Ok(None),
-                        Err(status) => return Err(broken(status)),
+                        Err(status) => return Err(broken(&status, &mut self.oversized)),
                     };
                     enrolled.session.note_heard();
                     match message.kind {
@@ -400,10 +408,15 @@ fn expired(session: &Session) -> Explained {
 }
 
 /// The peer's stream failed: too large a message, a reset, a connection lost.
-fn broken(status: Status) -> Explained {
+fn broken(status: &Status, oversized: &mut bool) -> Explained {
     match status.code() {
         tonic::Code::OutOfRange | tonic::Code::ResourceExhausted => {
-            Explained::new(Code::Usage, status.message().to_owned())
+            *oversized = true;
+            Explained::new(
+                Code::Usage,
+                format!("a message has more than {MAX_MESSAGE_BYTES} bytes"),
+            )
+            .cause(status.message())
         }
         _ => Explained::new(
             Code::Unavailable,
