@@ -124,8 +124,8 @@ impl<'a> Leaf<'a> {
         let der = chain
             .first()
             .ok_or_else(|| Fault::Malformed("there is no certificate".into()))?;
-        let (rest, cert) = X509Certificate::from_der(der)
-            .map_err(|error| Fault::Malformed(error.to_string()))?;
+        let (rest, cert) =
+            X509Certificate::from_der(der).map_err(|error| Fault::Malformed(error.to_string()))?;
         if !rest.is_empty() {
             return Err(Fault::Malformed("bytes follow the certificate".into()));
         }
