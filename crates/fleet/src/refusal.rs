@@ -12,6 +12,15 @@ const HINT: &str = "ah-hint";
 
 /// The status that ends a call for the reason `explained`.
 pub(crate) fn to_status(explained: &Explained) -> Status {
+    status(grpc_code(explained.code), explained)
+}
+
+/// The status that ends a call whose peer sent too large a message.
+pub(crate) fn oversized(explained: &Explained) -> Status {
+    status(tonic::Code::OutOfRange, explained)
+}
+
+fn status(code: tonic::Code, explained: &Explained) -> Status {
     let mut metadata = MetadataMap::new();
     metadata.insert(
         CODE,
@@ -27,7 +36,7 @@ pub(crate) fn to_status(explained: &Explained) -> Status {
     {
         metadata.insert(HINT, value);
     }
-    Status::with_metadata(grpc_code(explained.code), explained.text.clone(), metadata)
+    Status::with_metadata(code, explained.text.clone(), metadata)
 }
 
 /// What an access point meant by `status`. A status without our metadata (a proxy's, a newer version's)

@@ -4,3 +4,18 @@ pub mod ca;
 pub mod postgres;
 pub mod process;
 pub mod provider_suite;
+
+/// Whether the program `tool` is installed. If not, one line says that the test is skipped; with `CI` set
+/// that is a failure instead. `make setup` installs all of them.
+pub fn need(tool: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    if std::env::split_paths(&path).any(|folder| folder.join(tool).is_file()) {
+        return true;
+    }
+    assert!(
+        std::env::var_os("CI").is_none(),
+        "{tool} is not installed, and CI is set"
+    );
+    println!("skipped: {tool} is not installed (make setup)");
+    false
+}

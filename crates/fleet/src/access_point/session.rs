@@ -17,6 +17,7 @@ use super::Shared;
 use super::refusals::Refused;
 use super::registry::{Admission, Caller, End, Order, Session};
 use crate::audit::{Entry, Event, Outcome};
+use crate::codec::MAX_MESSAGE_BYTES;
 use crate::hello::{Greeting, PROTOCOL};
 use crate::proto::access_point_message::Kind as Outgoing;
 use crate::proto::executor_message::Kind as Incoming;
@@ -45,6 +46,7 @@ pub(super) fn serve(
         inbound,
         outbox: VecDeque::new(),
         enrolled: None,
+        oversized: false,
         finished: false,
     };
     futures_util::stream::unfold(call, |mut call| async move {
@@ -59,6 +61,8 @@ struct Call {
     inbound: Streaming<ExecutorMessage>,
     outbox: VecDeque<Outgoing>,
     enrolled: Option<Enrolled>,
+    /// The peer sent a message above the limit, which has a status of its own.
+    oversized: bool,
     finished: bool,
 }
 
@@ -102,7 +106,11 @@ impl Call {
                 }
                 // Out of the registry before the peer learns of it.
                 self.enrolled = None;
-                Some(Err(refusal::to_status(&explained)))
+                Some(Err(if self.oversized {
+                    refusal::oversized(&explained)
+                } else {
+                    refusal::to_status(&explained)
+                }))
             }
         }
     }
@@ -170,7 +178,7 @@ impl Call {
             .await
             // Slow or gone is not wrong: the executor may try again.
             .map_err(|_| Explained::new(Code::Unavailable, "no hello within 10 s of the call"))?
-            .map_err(broken)?
+            .map_err(|status| broken(&status, &mut self.oversized))?
             .ok_or_else(|| Explained::new(Code::Unavailable, "call ended before its hello"))?;
         match first.kind {
             Some(Incoming::Hello(hello)) => Greeting::parse(*hello),
@@ -225,7 +233,7 @@ impl Call {
                     let message = match message {
                         Ok(Some(message)) => message,
                         Ok(None) => return Ok(None),
-                        Err(status) => return Err(broken(status)),
+                        Err(status) => return Err(broken(&status, &mut self.oversized)),
                     };
                     enrolled.session.note_heard();
                     match message.kind {
@@ -403,10 +411,15 @@ fn expired(session: &Session) -> Explained {
 }
 
 /// The peer's stream failed: too large a message, a reset, a connection lost.
-fn broken(status: Status) -> Explained {
+fn broken(status: &Status, oversized: &mut bool) -> Explained {
     match status.code() {
         tonic::Code::OutOfRange | tonic::Code::ResourceExhausted => {
-            Explained::new(Code::Usage, status.message().to_owned())
+            *oversized = true;
+            Explained::new(
+                Code::Usage,
+                format!("a message has more than {MAX_MESSAGE_BYTES} bytes"),
+            )
+            .cause(status.message())
         }
         _ => Explained::new(
             Code::Unavailable,
