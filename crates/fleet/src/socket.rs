@@ -1,7 +1,7 @@
 //! Unix sockets that belong to one process and one user.
 
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use ah_identity_provider::{Code, Explained};
@@ -17,10 +17,10 @@ impl PrivateSocket {
     /// Takes `path`, also from a process that was killed and left it behind. `what` names the socket in
     /// errors (`status socket`), `flag` the flag that moves it, `who` what is running when one answers.
     pub(crate) fn bind(path: &Path, what: &str, flag: &str, who: &str) -> Result<Self, Explained> {
-        let fault = |verb: &str, error: io::Error| {
+        let fault = |error: io::Error| {
             Explained::new(
                 Code::Other,
-                format!("cannot {verb} {what} {}", path.display()),
+                format!("cannot create {what} {}", path.display()),
             )
             .cause(error)
             .hint(format!(
@@ -37,20 +37,23 @@ impl PrivateSocket {
                 "stop the other one, or give this one another path with {flag}"
             )));
         }
-        // Bound under another name first, so that no one can connect before the mode is set.
-        let mut draft = path.as_os_str().to_owned();
-        draft.push(format!(".{}", std::process::id()));
-        let draft = PathBuf::from(draft);
-        match std::fs::remove_file(&draft) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(fault("replace", error));
-            }
-            _ => {}
-        }
-        let listener = UnixListener::bind(&draft).map_err(|error| fault("create", error))?;
-        std::fs::set_permissions(&draft, std::fs::Permissions::from_mode(0o600))
-            .and_then(|()| std::fs::rename(&draft, path))
-            .map_err(|error| fault("protect", error))?;
+        // A path too long for a socket would bind elsewhere and never be reached.
+        std::os::unix::net::SocketAddr::from_pathname(path).map_err(fault)?;
+        // Made where nobody else can reach it, so that no one connects before the mode is set.
+        let den = path.with_file_name(format!(".{:08x}", rand::random::<u32>()));
+        let draft = den.join("s");
+        std::fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&den)
+            .map_err(fault)?;
+        let bound = UnixListener::bind(&draft).and_then(|listener| {
+            std::fs::set_permissions(&draft, std::fs::Permissions::from_mode(0o600))?;
+            std::fs::rename(&draft, path)?;
+            Ok(listener)
+        });
+        let _ = std::fs::remove_file(&draft);
+        let _ = std::fs::remove_dir(&den);
+        let listener = bound.map_err(fault)?;
         Ok(Self {
             listener: Some(listener),
             path: path.to_owned(),

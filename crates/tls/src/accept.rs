@@ -98,6 +98,14 @@ pub struct Rejection {
 
 /// Is told what the accept loop sees, on the connection's own task: count, do not wait.
 pub trait AcceptObserver: Send + Sync + 'static {
+    /// The operating system gave a connection.
+    fn opened(&self, remote: SocketAddr) {
+        let _ = remote;
+    }
+    /// A connection that was opened is done with, whatever became of it: exactly once for each.
+    fn closed(&self, remote: SocketAddr) {
+        let _ = remote;
+    }
     /// A handshake has a place.
     fn started(&self) {}
     /// A handshake succeeded, this long after its ClientHello.
@@ -213,7 +221,9 @@ pub async fn serve<F, Fut>(
         };
         let on_connection = on_connection.clone();
         let mut stopped = stopped.clone();
+        let open = Open::new(observer.clone(), remote);
         tasks.spawn(async move {
+            let _open = open;
             // Boxed, so that a connection does not carry the memory of its handshake.
             let accepted = tokio::select! {
                 accepted = Box::pin(task.run(stream)) => accepted,
@@ -229,6 +239,25 @@ pub async fn serve<F, Fut>(
     let _ = stopping.send(true);
     while let Some(ended) = tasks.join_next().await {
         report_panic(ended);
+    }
+}
+
+/// Tells of a connection's beginning and, when dropped, of its end: also when its task panics or is cut.
+struct Open {
+    observer: Arc<dyn AcceptObserver>,
+    remote: SocketAddr,
+}
+
+impl Open {
+    fn new(observer: Arc<dyn AcceptObserver>, remote: SocketAddr) -> Self {
+        observer.opened(remote);
+        Self { observer, remote }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.observer.closed(self.remote);
     }
 }
 

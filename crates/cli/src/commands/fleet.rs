@@ -86,7 +86,7 @@ async fn answer(args: &FleetArgs) -> Result<(), Explained> {
             );
             Ok(())
         }
-        FleetCommand::Watch(_) => watch(&door, args.json).await,
+        FleetCommand::Watch(watched) => watch(&door, &watched.label, args.json).await,
     }
 }
 
@@ -390,8 +390,16 @@ fn show_target(done: &str, target: &RevocationTarget, json: bool) -> io::Result<
 }
 
 /// Prints events as they come, until the access point goes or the reader does.
-async fn watch(door: &Door, json: bool) -> Result<(), Explained> {
-    let response = door.request(Method::GET, "/api/v1/events", None).await?;
+async fn watch(
+    door: &Door,
+    labels: &[settings::value::Label],
+    json: bool,
+) -> Result<(), Explained> {
+    let path = match joined(labels) {
+        labels if labels.is_empty() => "/api/v1/events".to_owned(),
+        labels => format!("/api/v1/events?labels={}", encoded(&labels)),
+    };
+    let response = door.request(Method::GET, &path, None).await?;
     let mut body = response.into_body();
     let mut partial = Vec::new();
     while let Some(frame) = body.frame().await {

@@ -1,13 +1,12 @@
 //! One verified connection: HTTP/2, the fleet service, and an end in good time.
 
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use ah_tls::{Accepted, PeerIdentity};
+use ah_tls::Accepted;
 use futures_util::Stream;
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -16,6 +15,7 @@ use pin_project_lite::pin_project;
 use tokio::sync::Notify;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::registry::Caller;
 use super::{Shared, session};
 use crate::codec::MAX_MESSAGE_BYTES;
 use crate::proto::fleet_server::{Fleet, FleetServer};
@@ -37,8 +37,11 @@ pub(super) async fn serve(shared: Arc<Shared>, accepted: Accepted) {
     let calls = Arc::new(Calls::default());
     let service = FleetServer::new(Service {
         calls: Arc::clone(&calls),
-        peer: accepted.peer,
-        remote: accepted.remote,
+        caller: Caller {
+            peer: accepted.peer,
+            remote: accepted.remote,
+            generation: accepted.generation,
+        },
         shared: Arc::clone(&shared),
     })
     .max_decoding_message_size(MAX_MESSAGE_BYTES);
@@ -61,6 +64,8 @@ pub(super) async fn serve(shared: Arc<Shared>, accepted: Accepted) {
             ended = connection.as_mut() => break Some(ended),
             () = calls.changed.notified() => idle_for = LINGER,
             () = tokio::time::sleep(idle_for), if calls.none() => break None,
+            // A call that is on its way when we say so is still answered.
+            () = shared.draining.cancelled(), if calls.none() => break None,
         }
     };
     let ended = match ended {
@@ -111,8 +116,7 @@ impl Drop for OpenCall {
 
 struct Service {
     shared: Arc<Shared>,
-    peer: PeerIdentity,
-    remote: SocketAddr,
+    caller: Caller,
     calls: Arc<Calls>,
 }
 
@@ -126,8 +130,7 @@ impl Fleet for Service {
     ) -> Result<Response<Self::EnrollStream>, Status> {
         let messages = session::serve(
             Arc::clone(&self.shared),
-            self.peer.clone(),
-            self.remote,
+            self.caller.clone(),
             request.into_inner(),
         );
         let call = OpenCall::on(&self.calls);

@@ -1,5 +1,6 @@
 //! The listeners of the HTTP side: the admin socket, and TCP with or without TLS.
 
+use std::future::IntoFuture;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -19,6 +20,8 @@ use crate::socket::PrivateSocket;
 
 /// A TLS handshake on the HTTP side must be done within this time.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
+/// What is under way when the HTTP side stops has this long.
+const GRACE: Duration = Duration::from_secs(5);
 /// Handshakes under way at a time on the HTTP side.
 const MAX_HANDSHAKES: usize = 64;
 
@@ -35,9 +38,27 @@ impl AdminSocket {
     pub async fn serve(mut self, operator: Operator, stop: CancellationToken) -> io::Result<()> {
         // The listener moves into the server; the guard stays here to remove the file.
         let listener = self.0.take_listener()?;
-        axum::serve(listener, admin_router(operator))
-            .with_graceful_shutdown(stop.cancelled_owned())
-            .await
+        serve(listener, admin_router(operator), stop).await
+    }
+}
+
+/// Answers until `stop`; requests under way then have [`GRACE`] to finish. Half a request is no reason to stay.
+async fn serve<L>(listener: L, router: axum::Router, stop: CancellationToken) -> io::Result<()>
+where
+    L: axum::serve::Listener,
+    L::Addr: std::fmt::Debug,
+{
+    let last = {
+        let stop = stop.clone();
+        async move {
+            stop.cancelled().await;
+            tokio::time::sleep(GRACE).await;
+        }
+    };
+    let serving = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned());
+    tokio::select! {
+        ended = serving.into_future() => ended,
+        () = last => Ok(()),
     }
 }
 
@@ -49,9 +70,7 @@ pub async fn serve_http(
     stop: CancellationToken,
 ) -> io::Result<()> {
     let router = tcp_router(operator, token, listener.local_addr()?);
-    axum::serve(listener, router)
-        .with_graceful_shutdown(stop.cancelled_owned())
-        .await
+    serve(listener, router, stop).await
 }
 
 /// Answers on `listener` with TLS until `stop`. The configuration of the moment is taken for each connection.
@@ -64,9 +83,7 @@ pub async fn serve_https(
 ) -> io::Result<()> {
     let router = tcp_router(operator, token, listener.local_addr()?);
     let listener = TlsListener::over(listener, configs)?;
-    axum::serve(listener, router)
-        .with_graceful_shutdown(stop.cancelled_owned())
-        .await
+    serve(listener, router, stop).await
 }
 
 /// Connections that finished their handshake, so that a slow one does not hold up the next.

@@ -9,7 +9,8 @@ use std::net::SocketAddr;
 use ah_identity_provider::{Code, Explained};
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Path, Query, Request, State};
+use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::extract::{FromRequest, OptionalFromRequest, Path, Query, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -21,7 +22,9 @@ use tokio::sync::broadcast::error::RecvError;
 use utoipa::{OpenApi, ToSchema};
 
 use super::Operator;
-use super::operations::{ExecutorView, FleetEvent, ListFilter, Listing, LiveView, Selector};
+use super::operations::{
+    EventFilter, ExecutorView, FleetEvent, ListFilter, Listing, LiveView, NotDone, Selector,
+};
 use crate::store::RevocationTarget;
 
 /// The secret that a caller on TCP has to show. Kept as its hash alone.
@@ -147,14 +150,38 @@ async fn admit(token: Option<Token>, request: Request, next: Next) -> Response {
 /// An error as JSON: `{"code":…,"text":…,"causes":[…],"hint":…}`.
 struct Failure(StatusCode, Explained);
 
-impl From<Explained> for Failure {
-    fn from(explained: Explained) -> Self {
-        let status = match explained.code {
-            Code::Usage => StatusCode::NOT_FOUND,
-            Code::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
-            _ => StatusCode::INTERNAL_SERVER_ERROR,
+impl From<NotDone> for Failure {
+    fn from(why: NotDone) -> Self {
+        let status = match why {
+            NotDone::Unknown(_) => StatusCode::NOT_FOUND,
+            NotDone::Conflict(_) => StatusCode::CONFLICT,
+            NotDone::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+            NotDone::Refused(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        Self(status, explained)
+        Self(status, why.explained().clone())
+    }
+}
+
+/// What the caller sent is not what the interface takes.
+fn bad(status: StatusCode, why: String) -> Failure {
+    let explained = Explained::new(Code::Usage, "the request cannot be understood");
+    Failure(
+        status,
+        explained
+            .cause(why)
+            .hint("/openapi.json says what is understood"),
+    )
+}
+
+impl From<QueryRejection> for Failure {
+    fn from(why: QueryRejection) -> Self {
+        bad(why.status(), why.body_text())
+    }
+}
+
+impl From<JsonRejection> for Failure {
+    fn from(why: JsonRejection) -> Self {
+        bad(why.status(), why.body_text())
     }
 }
 
@@ -187,7 +214,7 @@ async fn readyz(State(operator): State<Operator>) -> impl IntoResponse {
 }
 
 /// Metrics in the OpenMetrics text format.
-#[utoipa::path(get, path = "/metrics", responses((status = 200, body = String, content_type = "text/plain")))]
+#[utoipa::path(get, path = "/metrics", responses((status = 200, body = String, content_type = "application/openmetrics-text")))]
 async fn metrics(State(operator): State<Operator>) -> impl IntoResponse {
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], operator.metrics())
@@ -198,20 +225,40 @@ async fn document() -> impl IntoResponse {
 }
 
 /// Executors, live or remembered.
-#[utoipa::path(get, path = "/api/v1/executors", params(ListFilter), responses((status = 200, body = Listing)))]
-async fn list(State(operator): State<Operator>, Query(filter): Query<ListFilter>) -> Json<Listing> {
-    Json(operator.list(&filter).await)
+#[utoipa::path(get, path = "/api/v1/executors", params(ListFilter), responses((status = 200, body = Listing), (status = 400, body = ErrorBody)))]
+async fn list(
+    State(operator): State<Operator>,
+    filter: Result<Query<ListFilter>, QueryRejection>,
+) -> Result<Json<Listing>, Failure> {
+    let Query(filter) = filter?;
+    Ok(Json(operator.list(&filter).await))
 }
 
 /// One executor, by id, name, certificate serial number or SHA-256.
 #[utoipa::path(get, path = "/api/v1/executors/{selector}",
     params(("selector" = String, Path, description = "id (percent-encoded), name, serial number or SHA-256")),
-    responses((status = 200, body = ExecutorView), (status = 404, description = "no such executor, or several")))]
+    responses((status = 200, body = ExecutorView), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody, description = "several have that name"), (status = 503, body = ErrorBody)))]
 async fn show(
     State(operator): State<Operator>,
     Path(selector): Path<String>,
 ) -> Result<Json<ExecutorView>, Failure> {
     Ok(Json(operator.show(&Selector(selector)).await?))
+}
+
+/// A JSON body that may be left out.
+struct OptionalJson<T>(Result<Option<Json<T>>, JsonRejection>);
+
+impl<T, S> FromRequest<S> for OptionalJson<T>
+where
+    T: serde::de::DeserializeOwned,
+    S: Send + Sync,
+{
+    type Rejection = Infallible;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Infallible> {
+        let read = <Json<T> as OptionalFromRequest<S>>::from_request(request, state);
+        Ok(Self(read.await))
+    }
 }
 
 /// Why an executor is barred.
@@ -227,13 +274,15 @@ struct RevokeRequest {
 #[utoipa::path(post, path = "/api/v1/executors/{selector}/revoke",
     params(("selector" = String, Path, description = "id (percent-encoded), name, serial number or SHA-256")),
     request_body = Option<RevokeRequest>,
-    responses((status = 200, body = RevocationTarget), (status = 404), (status = 503, description = "in force, but not yet durable")))]
+    responses((status = 200, body = RevocationTarget), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody),
+        (status = 503, body = ErrorBody, description = "in force, but not yet durable"), (status = 500, body = ErrorBody, description = "in force until a restart")))]
 async fn revoke(
     State(operator): State<Operator>,
     Path(selector): Path<String>,
-    request: Option<Json<RevokeRequest>>,
+    request: OptionalJson<RevokeRequest>,
 ) -> Result<Json<RevocationTarget>, Failure> {
     let reason = request
+        .0?
         .map(|Json(request)| request.reason)
         .unwrap_or_default();
     Ok(Json(operator.revoke(&Selector(selector), &reason).await?))
@@ -242,7 +291,7 @@ async fn revoke(
 /// Lifts a bar.
 #[utoipa::path(post, path = "/api/v1/executors/{selector}/reinstate",
     params(("selector" = String, Path, description = "as given to revoke")),
-    responses((status = 200, body = RevocationTarget), (status = 404)))]
+    responses((status = 200, body = RevocationTarget), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody, description = "not revoked"), (status = 503, body = ErrorBody)))]
 async fn reinstate(
     State(operator): State<Operator>,
     Path(selector): Path<String>,
@@ -259,7 +308,7 @@ struct Disconnected {
 /// Ends an executor's live session. It may come back at once.
 #[utoipa::path(post, path = "/api/v1/executors/{selector}/disconnect",
     params(("selector" = String, Path, description = "id (percent-encoded) or name")),
-    responses((status = 200, body = Disconnected), (status = 404)))]
+    responses((status = 200, body = Disconnected), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody, description = "not connected")))]
 async fn disconnect(
     State(operator): State<Operator>,
     Path(selector): Path<String>,
@@ -268,29 +317,59 @@ async fn disconnect(
     Ok(Json(Disconnected { id }))
 }
 
-/// What happens from now on: one JSON object a line, until the caller leaves. A caller that reads too slowly
+/// What happens from now on: one JSON object a line, until the caller leaves or the access point stops. A caller that reads too slowly
 /// is told how many lines it missed: `{"missed":N}`.
-#[utoipa::path(get, path = "/api/v1/events", responses((status = 200, body = FleetEvent, content_type = "application/x-ndjson")))]
-async fn events(State(operator): State<Operator>) -> impl IntoResponse {
-    let lines = stream::unfold(operator.watch(), |mut events| async move {
-        let line = match events.recv().await {
-            Ok(event) => serde_json::to_string(&event).ok()?,
-            Err(RecvError::Lagged(missed)) => format!("{{\"missed\":{missed}}}"),
-            Err(RecvError::Closed) => return None,
+#[utoipa::path(get, path = "/api/v1/events", params(EventFilter),
+    responses((status = 200, body = FleetEvent, content_type = "application/x-ndjson"), (status = 400, body = ErrorBody)))]
+async fn events(
+    State(operator): State<Operator>,
+    filter: Result<Query<EventFilter>, QueryRejection>,
+) -> Result<impl IntoResponse, Failure> {
+    let Query(filter) = filter?;
+    let watch = (operator.watch(), operator, filter);
+    let lines = stream::unfold(watch, |(mut events, operator, filter)| async move {
+        let line = loop {
+            let event = tokio::select! {
+                biased;
+                event = events.recv() => event,
+                // An open answer would keep the server from ending in order.
+                () = operator.over() => return None,
+            };
+            match event {
+                Ok(event) if filter.admits(&event) => break serde_json::to_string(&event).ok()?,
+                Ok(_) => {}
+                Err(RecvError::Lagged(missed)) => break format!("{{\"missed\":{missed}}}"),
+                Err(RecvError::Closed) => return None,
+            }
         };
-        Some((Ok::<_, Infallible>(line + "\n"), events))
+        Some((Ok::<_, Infallible>(line + "\n"), (events, operator, filter)))
     });
-    (
+    Ok((
         [(header::CONTENT_TYPE, "application/x-ndjson")],
         Body::from_stream(lines),
-    )
+    ))
+}
+
+/// Why a request was not done.
+#[derive(ToSchema)]
+#[schema(as = Error)]
+#[expect(dead_code, reason = "describes what Explained serializes to")]
+struct ErrorBody {
+    /// The kind of failure, in a stable word.
+    code: String,
+    /// The failure in one line.
+    text: String,
+    /// What led to it, outermost first.
+    causes: Option<Vec<String>>,
+    /// What to do next.
+    hint: Option<String>,
 }
 
 #[derive(OpenApi)]
 #[openapi(
     info(title = "Agent Harbor access point", description = "Executors of one access point: list, show, revoke, reinstate, disconnect, watch."),
     paths(readyz, metrics, list, show, revoke, reinstate, disconnect, events),
-    components(schemas(ExecutorView, LiveView, Listing, FleetEvent, Readiness, RevokeRequest, Disconnected)),
+    components(schemas(ExecutorView, LiveView, Listing, FleetEvent, Readiness, RevokeRequest, Disconnected, ErrorBody)),
     modifiers(&Security),
     security(("token" = []))
 )]

@@ -40,6 +40,8 @@ pub(crate) struct Metrics {
     pub(super) handshakes_completed: Counter,
     pub(super) handshakes_shed: Counter,
     pub(super) handshakes_timed_out: Counter,
+    pub(super) handshakes_abandoned: Counter,
+    pub(super) accept_failures: Counter,
     pub(super) handshake_seconds: Histogram,
     rejections: Family<Reason, Counter>,
     opened: Family<Kind, Counter>,
@@ -53,6 +55,7 @@ pub(crate) struct Metrics {
 /// Gauges that are computed from the state of the moment.
 #[derive(Default)]
 struct Sampled {
+    connections_open: Gauge,
     sessions: Gauge,
     heartbeat_lag: Gauge<f64, AtomicU64>,
     earliest_expiry: Gauge<f64, AtomicU64>,
@@ -90,6 +93,8 @@ impl Metrics {
             handshakes_completed: Counter::default(),
             handshakes_shed: Counter::default(),
             handshakes_timed_out: Counter::default(),
+            handshakes_abandoned: Counter::default(),
+            accept_failures: Counter::default(),
             handshake_seconds: Histogram::new(exponential_buckets(0.000_5, 2.0, 15)),
             rejections: Family::default(),
             opened: Family::default(),
@@ -125,8 +130,18 @@ impl Metrics {
         );
         to.register(
             "handshakes_shed",
-            "Connections reset before any cryptography because --max-handshakes were under way",
+            "Connections reset for want of a place among --max-handshakes",
             self.handshakes_shed.clone(),
+        );
+        to.register(
+            "handshakes_abandoned",
+            "Connections whose peer went away before the handshake was done",
+            self.handshakes_abandoned.clone(),
+        );
+        to.register(
+            "accept_failures",
+            "Times that the operating system gave no connection",
+            self.accept_failures.clone(),
         );
         to.register(
             "handshakes_timed_out",
@@ -205,6 +220,11 @@ impl Metrics {
 
     /// The text that Prometheus scrapes (OpenMetrics 1.0).
     pub(super) fn render(&self, sample: &Sample) -> String {
+        // Closed first: a connection that ends in between cannot make the difference negative.
+        let closed = self.connections_closed.get();
+        let open = self.connections_accepted.get().saturating_sub(closed);
+        let open = i64::try_from(open).unwrap_or(i64::MAX);
+        self.sampled.connections_open.set(open);
         self.sampled.set(sample);
         let mut text = String::new();
         // Writing to a String cannot fail.
@@ -221,6 +241,11 @@ const HORIZONS: [(&str, Duration); 3] = [
 
 impl Sampled {
     fn register(&self, to: &mut Registry) {
+        to.register(
+            "connections_open",
+            "TCP connections of executors open now, with those that have not finished their handshake",
+            self.connections_open.clone(),
+        );
         to.register("sessions", "Executors enrolled now", self.sessions.clone());
         to.register_with_unit(
             "heartbeat_lag",

@@ -8,10 +8,12 @@ mod doors;
 pub mod http;
 mod metrics;
 mod operations;
+mod refusals;
 mod registry;
 mod session;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -28,12 +30,17 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub use doors::{AdminSocket, serve_http, serve_https};
-pub use operations::{ExecutorView, FleetEvent, ListFilter, Listing, LiveView, Selector};
+pub use operations::{
+    EventFilter, ExecutorView, FleetEvent, ListFilter, Listing, LiveView, NotDone, Selector,
+};
 pub use registry::Duplicates;
 
 use crate::audit::{AuditLog, AuditTask, Entry, Event, Outcome};
-use crate::store::{AnyStore, ExecutorId, RevocationTarget, Store, StoreWriter};
+use crate::store::{
+    AnyStore, Change, Durability, ExecutorId, RevocationTarget, Store, StoreWriter,
+};
 use metrics::{Metrics, Sample};
+use refusals::{Refusals, Refused};
 use registry::{End, Limits, Registry, lock};
 
 /// How often an access point looks for revocations that another one wrote to a shared store.
@@ -91,8 +98,13 @@ pub(crate) struct Shared {
     unwritten_bars: Mutex<BTreeMap<RevocationTarget, bool>>,
     audit: AuditLog,
     metrics: Metrics,
+    refusals: Refusals,
     clock: Arc<dyn Clock>,
     events: broadcast::Sender<FleetEvent>,
+    /// Nobody new is admitted any more.
+    draining: CancellationToken,
+    /// There will be no more events.
+    over: CancellationToken,
     started_at: SystemTime,
 }
 
@@ -110,11 +122,6 @@ impl Shared {
         self.tunables.load().heartbeat_interval
     }
 
-    /// A peer that was silent for this long is gone: two heartbeats.
-    fn patience(&self) -> Duration {
-        2 * self.heartbeat_interval()
-    }
-
     fn handshake_timeout(&self) -> Duration {
         self.tunables.load().handshake_timeout
     }
@@ -123,9 +130,17 @@ impl Shared {
         self.tunables.load().drain_timeout
     }
 
-    /// Whether the policy of now admits `peer`, whose path was verified before.
-    fn judge(&self, peer: &PeerIdentity, now: SystemTime) -> Result<(), Explained> {
-        let admitted = peer.still_admitted(&self.policy.load());
+    /// Whether the policy and the trust bundles of now admit `peer`, who was verified with the bundles of
+    /// `generation`.
+    fn judge(&self, peer: &PeerIdentity, generation: u64) -> Result<(), Explained> {
+        let now = self.clock.now();
+        let policy = self.policy.load();
+        let current = self.configs.current();
+        let admitted = if current.generation() == generation {
+            peer.still_admitted(&policy)
+        } else {
+            peer.still_trusted(current.trust(), &policy, now)
+        };
         admitted.map_err(|refusal| told_to_executor(&refusal))?;
         if peer.not_after() <= now {
             return Err(Explained::new(
@@ -192,9 +207,12 @@ impl AccessPoint {
             unwritten_bars: Mutex::default(),
             audit,
             metrics: Metrics::new(),
+            refusals: Refusals::default(),
             started_at: self.clock.now(),
             clock: self.clock,
             events: broadcast::channel(1024).0,
+            draining: CancellationToken::new(),
+            over: CancellationToken::new(),
         });
         let mut background = JoinSet::new();
         background.spawn(follow);
@@ -203,6 +221,7 @@ impl AccessPoint {
         background.spawn(follow_trust(Arc::clone(&shared)));
         background.spawn(follow_revocations(Arc::clone(&shared)));
         background.spawn(audit_identity(Arc::clone(&shared)));
+        background.spawn(refusals::sum_up(Arc::clone(&shared)));
         Ok(Bound {
             shared,
             listeners: self.listeners,
@@ -236,7 +255,6 @@ impl Bound {
             );
         }
         shared.note(Event::Started, Outcome::Success, None);
-        let accepting = CancellationToken::new();
         let mut listeners = JoinSet::new();
         for listener in self.listeners.drain(..) {
             if let Ok(address) = listener.local_addr() {
@@ -250,15 +268,17 @@ impl Bound {
                 self.handshakes.clone(),
                 Arc::clone(shared) as Arc<dyn AcceptObserver>,
                 on_connection,
-                accepting.clone().cancelled_owned(),
+                shared.draining.clone().cancelled_owned(),
             ));
         }
         let ended = tokio::select! {
+            // Told to stop, the identity's supervisor ends too: that is no fault then.
+            biased;
             () = stop.cancelled() => Ok(()),
             ended = self.background.join_next() => Err(lost("a background task", ended)),
             ended = listeners.join_next() => Err(lost("a listener", ended)),
         };
-        accepting.cancel();
+        shared.draining.cancel();
         let timeout = shared.drain_timeout();
         let spread = spread_for(shared.registry.len());
         tracing::info!(executors = shared.registry.len(), "draining");
@@ -277,6 +297,12 @@ impl Bound {
             );
         }
         listeners.shutdown().await;
+        // Sessions that were cut off say so in the audit log before we say that we have stopped.
+        let cut = tokio::time::timeout(FLUSH_TIMEOUT, shared.registry.emptied());
+        if cut.await.is_err() {
+            tracing::error!(executors = shared.registry.len(), "sessions did not end");
+        }
+        shared.sum_up_refusals();
         shared.note(Event::Stopped, Outcome::Success, None);
         if let Err(error) = shared.writer.close(FLUSH_TIMEOUT).await {
             tracing::error!("{error}");
@@ -288,6 +314,7 @@ impl Bound {
                 "audit events could not be written before the end"
             );
         }
+        shared.over.cancel();
         self.background.shutdown().await;
         ended
     }
@@ -352,23 +379,37 @@ async fn follow_revocations(shared: Arc<Shared>) {
 }
 
 /// Writes renewals of our own identity, and failures to renew it, to the audit log.
+///
+/// A renewal is written when TLS presents the new certificate, so that the line names that one; the health
+/// changes before.
 async fn audit_identity(shared: Arc<Shared>) {
+    // Clones of receivers that have seen nothing since the access point was made: no change is missed.
+    let mut configs = shared.configs.clone();
     let mut health = shared.health.clone();
-    let mut last = health.borrow_and_update().clone();
-    while health.changed().await.is_ok() {
-        let now = health.borrow_and_update().clone();
-        if now.generation > last.generation {
+    let renewals = async {
+        while configs.next().await.is_some() {
             shared.note(Event::IdentityRenewed, Outcome::Success, None);
         }
-        if let Some(failure) = &now.last_error
-            && last.last_error.as_ref().map(|f| &f.explained) != Some(&failure.explained)
-        {
-            let reason = failure.explained.text.clone();
-            shared.note(Event::IdentityRenewalFailed, Outcome::Failure, Some(reason));
+        std::future::pending::<()>().await;
+    };
+    let failures = async {
+        let mut told = None;
+        loop {
+            let failure = health.borrow_and_update().last_error.clone();
+            let failure = failure.map(|failure| failure.explained);
+            if failure != told
+                && let Some(explained) = &failure
+            {
+                let reason = Some(explained.text.clone());
+                shared.note(Event::IdentityRenewalFailed, Outcome::Failure, reason);
+            }
+            told = failure;
+            if health.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
         }
-        last = now;
-    }
-    std::future::pending().await
+    };
+    tokio::join!(renewals, failures);
 }
 
 fn revocation_set(targets: impl IntoIterator<Item = RevocationTarget>) -> Revocations {
@@ -418,8 +459,14 @@ impl Shared {
         self.end_unadmitted();
     }
 
-    /// Sets or lifts a bar in memory, at once.
-    fn bar(&self, target: &RevocationTarget, barred: bool) {
+    /// Sets or lifts a bar in memory, at once, and hands `change` to the store. Both in one step: of two
+    /// operators, the same one has the last word in memory and in the store.
+    fn bar(
+        &self,
+        target: &RevocationTarget,
+        barred: bool,
+        change: Change,
+    ) -> impl Future<Output = Durability> + Send + use<> {
         let mut unwritten = lock(&self.unwritten_bars);
         unwritten.insert(target.clone(), barred);
         self.policy.update(|policy| {
@@ -434,6 +481,7 @@ impl Shared {
                 values.remove(value);
             }
         });
+        self.writer.submit(change)
     }
 
     /// Ends every session that the policy of now would not admit. Returns how many.
@@ -471,8 +519,21 @@ impl Shared {
 }
 
 impl AcceptObserver for Shared {
-    fn started(&self) {
+    fn opened(&self, _remote: SocketAddr) {
         self.metrics.connections_accepted.inc();
+    }
+
+    fn closed(&self, _remote: SocketAddr) {
+        self.metrics.connections_closed.inc();
+    }
+
+    fn accept_failed(&self, _error: &std::io::Error) {
+        self.metrics.accept_failures.inc();
+    }
+
+    fn abandoned(&self, remote: SocketAddr) {
+        tracing::debug!(peer = %remote, "peer went away before the handshake was done");
+        self.metrics.handshakes_abandoned.inc();
     }
 
     fn completed(&self, took: Duration) {
@@ -491,28 +552,12 @@ impl AcceptObserver for Shared {
     }
 
     fn rejected(&self, rejection: Rejection) {
-        self.metrics.rejected(rejection.explained.code);
-        let id = rejection.certificate.as_ref().map(claimed_id);
-        tracing::warn!(
-            executor.id = id.as_ref().map_or("unknown", |id| id.0.as_str()),
-            peer = %rejection.remote,
-            reason = rejection.explained.code.as_str(),
-            causes = rejection.explained.causes.join("; "),
-            "handshake refused: {}", rejection.explained
-        );
-        let reason = std::iter::once(&rejection.explained.text)
-            .chain(&rejection.explained.causes)
-            .cloned()
-            .collect::<Vec<_>>()
-            .join("; ");
-        self.audit.record(Entry {
-            event: Event::Rejected,
-            outcome: Outcome::Failure,
-            executor_id: id,
-            peer: Some(rejection.remote),
+        self.turned_away(Refused {
+            explained: &rejection.explained,
+            remote: rejection.remote,
+            executor: rejection.certificate.as_ref().map(claimed_id),
             certificate: rejection.certificate.as_ref().map(Into::into),
-            provider: None,
-            reason: Some(reason),
+            greeting: None,
         });
     }
 }

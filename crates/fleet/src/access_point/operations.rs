@@ -13,6 +13,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::registry::{End, Session};
 use super::{Operator, Tunables};
 use crate::audit::{Entry, Event, Outcome};
+use crate::hello::Greeting;
 use crate::store::{
     CertificateRecord, Change, Durability, ExecutorId, ExecutorRecord, HistoryEntry, HostRecord,
     Revocation, RevocationTarget, Store,
@@ -103,9 +104,29 @@ pub struct FleetEvent {
     /// Its label, where known.
     #[serde(skip_serializing_if = "String::is_empty", default)]
     pub name: String,
+    /// Its labels, where known.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    pub labels: BTreeMap<String, String>,
     /// Why, where there is a reason.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub reason: Option<String>,
+}
+
+/// Which events to watch.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams)]
+#[serde(default, deny_unknown_fields)]
+pub struct EventFilter {
+    /// Labels of the executor concerned: `key=value`, comma separated; a `key` alone matches any value. An
+    /// event whose executor is not known by its labels (a refused handshake, a barred serial number) matches none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub labels: Option<String>,
+}
+
+impl EventFilter {
+    /// Whether `event` is to be shown.
+    pub fn admits(&self, event: &FleetEvent) -> bool {
+        labels_admit(self.labels.as_deref(), &event.labels)
+    }
 }
 
 /// Which executors to list. Every condition given has to hold.
@@ -129,28 +150,51 @@ impl ListFilter {
             && self
                 .revoked
                 .is_none_or(|revoked| revoked == view.revocation.is_some())
-            && self.conditions().all(|(key, value)| {
-                view.labels
-                    .get(key)
-                    .is_some_and(|has| value.is_none_or(|value| has == value))
-            })
+            && labels_admit(self.labels.as_deref(), &view.labels)
     }
+}
 
-    fn conditions(&self) -> impl Iterator<Item = (&str, Option<&str>)> {
-        let conditions = self.labels.iter().flat_map(|labels| labels.split(','));
-        conditions
-            .map(str::trim)
-            .filter(|condition| !condition.is_empty())
-            .map(|condition| match condition.split_once('=') {
-                Some((key, value)) => (key, Some(value)),
-                None => (condition, None),
-            })
-    }
+/// Whether `labels` meet every one of the comma-separated `conditions`.
+fn labels_admit(conditions: Option<&str>, labels: &BTreeMap<String, String>) -> bool {
+    conditions
+        .into_iter()
+        .flat_map(|conditions| conditions.split(','))
+        .map(str::trim)
+        .filter(|condition| !condition.is_empty())
+        .all(|condition| match condition.split_once('=') {
+            Some((key, value)) => labels.get(key).is_some_and(|has| has == value),
+            None => labels.contains_key(condition),
+        })
 }
 
 /// How an operator names an executor or a certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Selector(pub String);
+
+/// Why something was not done for an operator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NotDone {
+    /// Nothing is known by that name.
+    Unknown(Explained),
+    /// Several are known by that name, or it is not in the state that the request is about.
+    Conflict(Explained),
+    /// The store did not answer; a bar is in force all the same.
+    Unavailable(Explained),
+    /// The store can never hold it; a bar is in force until a restart.
+    Refused(Explained),
+}
+
+impl NotDone {
+    /// What to tell.
+    pub fn explained(&self) -> &Explained {
+        match self {
+            Self::Unknown(explained)
+            | Self::Conflict(explained)
+            | Self::Unavailable(explained)
+            | Self::Refused(explained) => explained,
+        }
+    }
+}
 
 impl Operator {
     /// The executors that `filter` admits, live or remembered, in the order of their ids.
@@ -184,7 +228,7 @@ impl Operator {
     }
 
     /// The one executor that `selector` names.
-    pub async fn show(&self, selector: &Selector) -> Result<ExecutorView, Explained> {
+    pub async fn show(&self, selector: &Selector) -> Result<ExecutorView, NotDone> {
         let mut found = self.matching(selector).await?;
         match (found.pop(), found.len()) {
             (Some(mut view), 0) => {
@@ -193,19 +237,21 @@ impl Operator {
                 view.history = history.unwrap_or_default();
                 Ok(view)
             }
-            (Some(view), others) => Err(Explained::new(
-                Code::Usage,
-                format!("{} executors are named {}", others + 1, selector.0),
-            )
-            .cause(
-                found
-                    .iter()
-                    .chain([&view])
-                    .map(|view| view.id.as_str())
-                    .collect::<Vec<_>>()
-                    .join(", "),
-            )
-            .hint("give the executor id instead")),
+            (Some(view), others) => Err(NotDone::Conflict(
+                Explained::new(
+                    Code::Usage,
+                    format!("{} executors are named {}", others + 1, selector.0),
+                )
+                .cause(
+                    found
+                        .iter()
+                        .chain([&view])
+                        .map(|view| view.id.as_str())
+                        .collect::<Vec<_>>()
+                        .join(", "),
+                )
+                .hint("give the executor id instead"),
+            )),
             (None, _) => Err(unknown(selector)),
         }
     }
@@ -218,49 +264,46 @@ impl Operator {
         &self,
         selector: &Selector,
         reason: &str,
-    ) -> Result<RevocationTarget, Explained> {
-        let target = self.target(selector).await?;
+    ) -> Result<RevocationTarget, NotDone> {
+        let (target, view) = self.target(selector).await?;
         let shared = &self.0;
-        shared.bar(&target, true);
         let revocation = Revocation {
             at: shared.clock.now().into(),
             reason: reason.to_owned(),
         };
-        let written = shared
-            .writer
-            .submit(Change::Revoked(target.clone(), revocation));
+        let change = Change::Revoked(target.clone(), revocation);
+        let written = shared.bar(&target, true, change);
         let ended = shared.end_unadmitted();
         tracing::info!(what = ?target, sessions.ended = ended, reason, "revoked");
-        self.record(Event::Revoked, &target, Some(reason));
+        self.record(Event::Revoked, &target, view, Some(reason));
         durable(written.await, "the revocation")?;
         Ok(target)
     }
 
     /// Lifts the bar on what `selector` names.
-    pub async fn reinstate(&self, selector: &Selector) -> Result<RevocationTarget, Explained> {
-        let target = self.target(selector).await?;
+    pub async fn reinstate(&self, selector: &Selector) -> Result<RevocationTarget, NotDone> {
+        let (target, view) = self.target(selector).await?;
         let shared = &self.0;
         if !is_barred(&shared.policy.load(), &target) {
-            return Err(Explained::new(Code::Usage, format!("{} is not revoked", selector.0))
-                .hint("`ah agent fleet list --revoked` shows what is; a revocation by serial or SHA-256 is lifted by the same"));
+            return Err(NotDone::Conflict(Explained::new(Code::Usage, format!("{} is not revoked", selector.0))
+                .hint("`ah agent fleet list --revoked` shows what is; a revocation by serial or SHA-256 is lifted by the same")));
         }
-        shared.bar(&target, false);
-        let written = shared.writer.submit(Change::Reinstated(target.clone()));
+        let written = shared.bar(&target, false, Change::Reinstated(target.clone()));
         tracing::info!(what = ?target, "reinstated");
-        self.record(Event::Reinstated, &target, None);
+        self.record(Event::Reinstated, &target, view, None);
         durable(written.await, "the reinstatement")?;
         Ok(target)
     }
 
     /// Ends the live session of one executor, which may come back at once.
-    pub async fn disconnect(&self, selector: &Selector) -> Result<ExecutorId, Explained> {
+    pub async fn disconnect(&self, selector: &Selector) -> Result<ExecutorId, NotDone> {
         let view = self.show(selector).await?;
         let id = ExecutorId(view.id);
         let Some(session) = self.0.registry.session(&id) else {
-            return Err(Explained::new(
+            return Err(NotDone::Conflict(Explained::new(
                 Code::Usage,
                 format!("{} is not connected", id.0),
-            ));
+            )));
         };
         session.end(End::Refused(Explained::new(
             Code::Unavailable,
@@ -272,6 +315,11 @@ impl Operator {
     /// What happens from now on.
     pub fn watch(&self) -> broadcast::Receiver<FleetEvent> {
         self.0.events.subscribe()
+    }
+
+    /// Resolves when the access point has stopped: there will be no more events.
+    pub async fn over(&self) {
+        self.0.over.cancelled().await;
     }
 
     /// Metrics as Prometheus scrapes them.
@@ -326,7 +374,7 @@ impl Operator {
     }
 
     /// Executors whose id, name, or last certificate is what `selector` says.
-    async fn matching(&self, selector: &Selector) -> Result<Vec<ExecutorView>, Explained> {
+    async fn matching(&self, selector: &Selector) -> Result<Vec<ExecutorView>, NotDone> {
         let listing = self.list(&ListFilter::default()).await;
         let text = selector.0.as_str();
         let fingerprint = fingerprint(text);
@@ -344,35 +392,51 @@ impl Operator {
         }
         found.retain(is_it);
         match (found.is_empty(), listing.store_error) {
-            (true, Some(error)) => Err(Explained::new(
-                Code::Unavailable,
-                "cannot read the registry's store",
-            )
-            .cause(error)),
+            (true, Some(error)) => Err(NotDone::Unavailable(
+                Explained::new(Code::Unavailable, "cannot read the registry's store").cause(error),
+            )),
             _ => Ok(found),
         }
     }
 
     /// What a bar for `selector` has to name. A serial or SHA-256 bars that certificate, also one never
     /// seen; an id bars all of an executor's certificates, also before it ever enrolled.
-    async fn target(&self, selector: &Selector) -> Result<RevocationTarget, Explained> {
+    ///
+    /// What reads as an id is that id and never somebody's name: an executor chooses its own name, and could
+    /// draw a bar upon itself that is meant for another.
+    async fn target(
+        &self,
+        selector: &Selector,
+    ) -> Result<(RevocationTarget, Option<ExecutorView>), NotDone> {
         let text = selector.0.as_str();
         if let Some(hex) = fingerprint(text) {
-            return Ok(match hex.len() {
+            let target = match hex.len() {
                 64 => RevocationTarget::Sha256(hex),
                 _ => RevocationTarget::Serial(hex),
-            });
+            };
+            return Ok((target, None));
         }
-        match self.show(selector).await {
-            Ok(view) => Ok(RevocationTarget::Id(ExecutorId(view.id))),
-            Err(_) if spiffe::SpiffeId::new(text).is_ok() => {
-                Ok(RevocationTarget::Id(ExecutorId(text.to_owned())))
-            }
-            Err(error) => Err(error),
+        let reads_as_id =
+            spiffe::SpiffeId::new(text).is_ok() || text.parse::<std::net::IpAddr>().is_ok();
+        let found = self.show(selector).await;
+        if reads_as_id {
+            let view = found.ok().filter(|view| view.id == text);
+            return Ok((RevocationTarget::Id(ExecutorId(text.to_owned())), view));
         }
+        let view = found?;
+        Ok((
+            RevocationTarget::Id(ExecutorId(view.id.clone())),
+            Some(view),
+        ))
     }
 
-    fn record(&self, event: Event, target: &RevocationTarget, reason: Option<&str>) {
+    fn record(
+        &self,
+        event: Event,
+        target: &RevocationTarget,
+        view: Option<ExecutorView>,
+        reason: Option<&str>,
+    ) {
         let (executor_id, of) = match target {
             RevocationTarget::Id(id) => (Some(id.clone()), id.0.clone()),
             RevocationTarget::Serial(serial) => (None, format!("serial {serial}")),
@@ -384,32 +448,52 @@ impl Operator {
             (None, Some(_)) => None,
             (None, None) => Some(of.clone()),
         };
-        self.0.announce(event, &of, "", reason.clone());
-        self.0.audit.record(Entry {
+        let (name, labels) = view
+            .map(|view| (view.name, view.labels))
+            .unwrap_or_default();
+        self.0.tell_watchers(|at| FleetEvent {
+            at,
             event,
-            outcome: Outcome::Success,
-            executor_id,
-            peer: None,
-            certificate: None,
-            provider: None,
-            reason,
+            id: of,
+            name,
+            labels,
+            reason: reason.clone(),
         });
+        let mut entry = Entry::new(event, Outcome::Success);
+        entry.executor_id = executor_id;
+        entry.reason = reason;
+        self.0.audit.record(entry);
     }
 }
 
 impl super::Shared {
-    /// Tells those who watch. Nobody watching is no error.
-    pub(super) fn announce(&self, event: Event, id: &str, name: &str, reason: Option<String>) {
-        if self.events.receiver_count() == 0 {
-            return;
-        }
-        let _ = self.events.send(FleetEvent {
-            at: self.clock.now().into(),
+    /// Tells those who watch of an executor, with what it said of itself.
+    pub(super) fn announce(
+        &self,
+        event: Event,
+        id: &str,
+        greeting: Option<&Greeting>,
+        reason: Option<&str>,
+    ) {
+        self.tell_watchers(|at| FleetEvent {
+            at,
             event,
             id: id.to_owned(),
-            name: name.to_owned(),
-            reason,
+            name: greeting
+                .map(|greeting| greeting.name.clone())
+                .unwrap_or_default(),
+            labels: greeting
+                .map(|greeting| greeting.labels.clone())
+                .unwrap_or_default(),
+            reason: reason.map(str::to_owned),
         });
+    }
+
+    /// Nobody watching is no error, and costs nothing.
+    fn tell_watchers(&self, event: impl FnOnce(OffsetDateTime) -> FleetEvent) {
+        if self.events.receiver_count() > 0 {
+            let _ = self.events.send(event(self.clock.now().into()));
+        }
     }
 }
 
@@ -420,7 +504,26 @@ fn fingerprint(text: &str) -> Option<String> {
     let marked = bare.len() != text.len() || bare.contains(':');
     let hex = bare.replace(':', "").to_ascii_lowercase();
     let looks = !hex.is_empty() && hex.bytes().all(|byte| byte.is_ascii_hexdigit());
-    (looks && (marked || hex.len() >= 16)).then_some(hex)
+    if !looks || !(marked || hex.len() >= 16) {
+        return None;
+    }
+    if hex.len() == 64 {
+        return Some(hex);
+    }
+    Some(serial_as_encoded(&hex))
+}
+
+/// A serial number as certificates encode it and we keep it: whole bytes, no needless zeros in front, and one
+/// where the first bit is set (X.690 §8.3.2). `openssl x509 -serial` leaves that one out.
+fn serial_as_encoded(hex: &str) -> String {
+    let digits = hex.trim_start_matches('0');
+    let digits = if digits.is_empty() { "0" } else { digits };
+    let sign = match (digits.len() % 2, digits.chars().next()) {
+        (1, _) => "0",
+        (_, Some('8'..='f')) => "00",
+        _ => "",
+    };
+    format!("{sign}{digits}")
 }
 
 fn is_barred(policy: &ah_tls::Policy, target: &RevocationTarget) -> bool {
@@ -495,27 +598,84 @@ fn whole(duration: Duration, unit: fn(&Duration) -> u128) -> u64 {
     u64::try_from(unit(&duration)).unwrap_or(u64::MAX)
 }
 
-fn unknown(selector: &Selector) -> Explained {
-    Explained::new(
-        Code::Usage,
-        format!("no executor is known as {}", selector.0),
+fn unknown(selector: &Selector) -> NotDone {
+    NotDone::Unknown(
+        Explained::new(
+            Code::Usage,
+            format!("no executor is known as {}", selector.0),
+        )
+        .hint(
+            "`ah agent fleet list` shows ids and names; a serial number or SHA-256 takes hex digits",
+        ),
     )
-    .hint("`ah agent fleet list` shows ids and names; a serial number or SHA-256 takes hex digits")
 }
 
-fn durable(written: Durability, what: &str) -> Result<(), Explained> {
+fn durable(written: Durability, what: &str) -> Result<(), NotDone> {
     match written {
         Durability::Committed => Ok(()),
-        Durability::Deferred => Err(Explained::new(
-            Code::Unavailable,
-            format!("{what} is in force but not yet written to the store"),
-        )
-        .cause("the store does not take writes at the moment; the access point keeps trying")
-        .hint("until /readyz is well again a restart of the access point would forget it")),
-        Durability::Refused => Err(Explained::new(
-            Code::Other,
-            format!("{what} is in force until the access point restarts: the store cannot hold it"),
-        )
-        .hint("name the executor by its id, or the certificate by its SHA-256")),
+        Durability::Deferred => Err(NotDone::Unavailable(
+            Explained::new(
+                Code::Unavailable,
+                format!("{what} is in force but not yet written to the store"),
+            )
+            .cause("the store does not take writes at the moment; the access point keeps trying")
+            .hint("until /readyz is well again a restart of the access point would forget it"),
+        )),
+        Durability::Refused => Err(NotDone::Refused(
+            Explained::new(
+                Code::Other,
+                format!(
+                    "{what} is in force until the access point restarts: the store cannot hold it"
+                ),
+            )
+            .hint("name the executor by its id, or the certificate by its SHA-256"),
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // FL-1: serial numbers as people copy them.
+    #[test]
+    fn fingerprints_are_read_as_people_write_them() {
+        let cases = [
+            ("0x1", Some("01")),
+            ("01:AB", Some("01ab")),
+            ("00:c3:5d", Some("00c35d")),
+            ("c3:5d", Some("00c35d")),
+            ("0000000000000001", Some("01")),
+            ("C35D1122334455667788", Some("00c35d1122334455667788")),
+            ("deadbeef", None),
+            ("worker-1", None),
+            ("", None),
+            (":", None),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(fingerprint(text).as_deref(), expected, "{text}");
+        }
+        let sha256 = "00AB".repeat(16);
+        assert_eq!(fingerprint(&sha256), Some(sha256.to_lowercase()));
+    }
+
+    #[test]
+    fn every_label_condition_has_to_hold() {
+        let labels = BTreeMap::from([("zone".into(), "a".into()), ("gpu".into(), "".into())]);
+        for (conditions, admitted) in [
+            (None, true),
+            (Some(""), true),
+            (Some("zone=a, gpu"), true),
+            (Some("gpu="), true),
+            (Some("zone"), true),
+            (Some("zone=b"), false),
+            (Some("zone=a,rack=1"), false),
+        ] {
+            assert_eq!(
+                labels_admit(conditions, &labels),
+                admitted,
+                "{conditions:?}"
+            );
+        }
     }
 }

@@ -42,6 +42,22 @@ pub(crate) enum End {
     },
 }
 
+/// A peer as TLS verified it.
+#[derive(Clone)]
+pub(crate) struct Caller {
+    pub(crate) peer: PeerIdentity,
+    pub(crate) remote: SocketAddr,
+    /// Generation of the identity whose trust bundles verified it.
+    pub(crate) generation: u64,
+}
+
+impl Caller {
+    /// The name that its certificate gives it.
+    pub(crate) fn executor(&self) -> ExecutorId {
+        ExecutorId(self.peer.name().to_string())
+    }
+}
+
 /// One enrolled executor's session, shared between the task that serves it and those who look at it.
 pub(crate) struct Session {
     pub(crate) id: Uuid,
@@ -52,6 +68,9 @@ pub(crate) struct Session {
     pub(crate) not_after: SystemTime,
     pub(crate) remote: SocketAddr,
     pub(crate) enrolled_at: SystemTime,
+    /// How often both sides send a heartbeat, as the welcome says. Settings that change later are for
+    /// sessions that begin later.
+    pub(crate) heartbeat_interval: Duration,
     started: Instant,
     /// Milliseconds from `started` to the last message heard.
     heard: AtomicU64,
@@ -65,6 +84,7 @@ pub(crate) struct Session {
 #[derive(Default)]
 struct Orders {
     end: Option<End>,
+    superseded: bool,
     ping: bool,
 }
 
@@ -76,21 +96,21 @@ pub(crate) enum Order {
 
 impl Session {
     pub(crate) fn new(
-        executor: ExecutorId,
         greeting: Greeting,
-        peer: PeerIdentity,
-        remote: SocketAddr,
+        caller: &Caller,
+        heartbeat_interval: Duration,
         now: SystemTime,
     ) -> Self {
         Self {
             id: Uuid::now_v7(),
-            executor,
+            executor: caller.executor(),
             greeting,
-            certificate: CertificateRecord::from(peer.leaf()),
-            not_after: peer.not_after(),
-            peer,
-            remote,
+            certificate: CertificateRecord::from(caller.peer.leaf()),
+            not_after: caller.peer.not_after(),
+            peer: caller.peer.clone(),
+            remote: caller.remote,
             enrolled_at: now,
+            heartbeat_interval,
             started: Instant::now(),
             heard: AtomicU64::new(0),
             round_trip: AtomicU32::new(0),
@@ -103,12 +123,23 @@ impl Session {
     /// Asks the serving task to end the session. The first reason stands, but a drain gives way to a refusal.
     pub(crate) fn end(&self, end: End) {
         let mut orders = lock(&self.orders);
+        orders.superseded |= end == End::Superseded;
         match &orders.end {
             None | Some(End::Drain { .. }) => orders.end = Some(end),
             Some(_) => return,
         }
         drop(orders);
         self.wake.notify_one();
+    }
+
+    /// Whether its own executor has moved on to another session.
+    pub(crate) fn is_superseded(&self) -> bool {
+        lock(&self.orders).superseded
+    }
+
+    /// A peer that was silent for this long is gone: two heartbeats.
+    pub(crate) fn patience(&self) -> Duration {
+        2 * self.heartbeat_interval
     }
 
     /// Asks the peer for a sign of life and waits for any message, at most `patience`.
@@ -324,6 +355,11 @@ impl Registry {
                 spread,
             });
         }
+        self.emptied().await;
+    }
+
+    /// Waits until nobody is enrolled.
+    pub(crate) async fn emptied(&self) {
         loop {
             let emptied = self.emptied.notified();
             tokio::pin!(emptied);

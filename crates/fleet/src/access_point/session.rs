@@ -4,18 +4,18 @@
 //! executor costs no further task and no channel.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use ah_identity_provider::{Code, Explained};
-use ah_tls::PeerIdentity;
 use futures_util::Stream;
 use tokio::time::Instant;
 use tonic::{Status, Streaming};
 
 use super::Shared;
-use super::registry::{Admission, End, Order, Session};
+use super::refusals::Refused;
+use super::registry::{Admission, Caller, End, Order, Session};
 use crate::audit::{Entry, Event, Outcome};
 use crate::codec::MAX_MESSAGE_BYTES;
 use crate::hello::{Greeting, PROTOCOL};
@@ -25,22 +25,24 @@ use crate::proto::{
     AccessPointMessage, Drain, ExecutorMessage, Heartbeat, HeartbeatReply, Welcome,
 };
 use crate::refusal;
-use crate::store::{Change, Enrollment, ExecutorId};
+use crate::store::{Change, Durability, Enrollment};
 
 /// A peer must say hello within this time of opening its call (stated in `fleet.proto`).
 const HELLO_WITHIN: Duration = Duration::from_secs(10);
 
-/// Serves the call whose messages arrive on `inbound`, from a peer that TLS verified as `peer`.
+/// A session that its executor has left for a newer one stays for this long, or for as long as a silent one:
+/// the newer one's welcome may still be on its way.
+const FAREWELL: Duration = Duration::from_secs(10);
+
+/// Serves the call of `caller` whose messages arrive on `inbound`.
 pub(super) fn serve(
     shared: Arc<Shared>,
-    peer: PeerIdentity,
-    remote: SocketAddr,
+    caller: Caller,
     inbound: Streaming<ExecutorMessage>,
 ) -> impl Stream<Item = Result<AccessPointMessage, Status>> + Send {
     let call = Call {
         shared,
-        peer,
-        remote,
+        caller,
         inbound,
         outbox: VecDeque::new(),
         enrolled: None,
@@ -55,8 +57,7 @@ pub(super) fn serve(
 
 struct Call {
     shared: Arc<Shared>,
-    peer: PeerIdentity,
-    remote: SocketAddr,
+    caller: Caller,
     inbound: Streaming<ExecutorMessage>,
     outbox: VecDeque<Outgoing>,
     enrolled: Option<Enrolled>,
@@ -120,17 +121,14 @@ impl Call {
             Ok(greeting) => greeting,
             Err(explained) => return Err(self.reject(None, explained)),
         };
-        let executor = ExecutorId(self.peer.name().to_string());
-        let now = self.shared.clock.now();
         let session = Arc::new(Session::new(
-            executor,
             greeting,
-            self.peer.clone(),
-            self.remote,
-            now,
+            &self.caller,
+            self.shared.heartbeat_interval(),
+            self.shared.clock.now(),
         ));
         // The handshake was judged by the policy of its moment; a revocation since then counts too.
-        if let Err(explained) = self.shared.judge(&self.peer, now) {
+        if let Err(explained) = self.judge() {
             return Err(self.reject(Some(&session), explained));
         }
         let admission = match self
@@ -142,6 +140,11 @@ impl Call {
             Ok(admission) => admission,
             Err(explained) => return Err(self.reject(Some(&session), explained)),
         };
+        // What changed between the judgement and the admission found no session to end.
+        if let Err(explained) = self.judge() {
+            self.shared.registry.leave(&session);
+            return Err(self.reject(Some(&session), explained));
+        }
         let enrolled = self.enrolled.insert(Enrolled {
             shared: Arc::clone(&self.shared),
             session: Arc::clone(&session),
@@ -151,26 +154,32 @@ impl Call {
             why: "connection lost",
             reason: None,
         });
-        // A revocation that came between the judgement and the admission found no session to end.
-        self.shared.judge(&self.peer, now)?;
+        // The audit log has the beginning even if the peer goes away while the store is slow.
         enrolled.record(admission).await;
-        let interval = self.shared.heartbeat_interval();
         Ok(Outgoing::Welcome(Welcome {
             protocol: PROTOCOL,
             session_id: session.id.to_string(),
             executor_id: session.executor.0.clone(),
-            heartbeat_interval_ms: millis_u32(interval),
+            heartbeat_interval_ms: millis_u32(session.heartbeat_interval),
             server_time_unix_ms: unix_millis(self.shared.clock.now()),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }))
     }
 
+    fn judge(&self) -> Result<(), Explained> {
+        let Caller {
+            peer, generation, ..
+        } = &self.caller;
+        self.shared.judge(peer, *generation)
+    }
+
     async fn hello(&mut self) -> Result<Greeting, Explained> {
         let first = tokio::time::timeout(HELLO_WITHIN, self.inbound.message())
             .await
-            .map_err(|_| Explained::new(Code::Usage, "no hello within 10 s of the call"))?
+            // Slow or gone is not wrong: the executor may try again.
+            .map_err(|_| Explained::new(Code::Unavailable, "no hello within 10 s of the call"))?
             .map_err(|status| broken(&status, &mut self.oversized))?
-            .ok_or_else(|| Explained::new(Code::Usage, "call ended before its hello"))?;
+            .ok_or_else(|| Explained::new(Code::Unavailable, "call ended before its hello"))?;
         match first.kind {
             Some(Incoming::Hello(hello)) => Greeting::parse(*hello),
             _ => Err(Explained::new(Code::Usage, "first message is not a hello")
@@ -180,29 +189,12 @@ impl Call {
 
     /// Turns the peer away, with a line in log, audit and metrics.
     fn reject(&self, session: Option<&Session>, explained: Explained) -> Explained {
-        self.shared.metrics.rejected(explained.code);
-        tracing::warn!(
-            executor.id = %self.peer.name(),
-            peer = %self.remote,
-            reason = explained.code.as_str(),
-            "executor refused: {explained}"
-        );
-        let stolen = match explained.code {
-            Code::Duplicate => "possible stolen identity: ",
-            _ => "",
-        };
-        let causes = explained
-            .causes
-            .iter()
-            .fold(String::new(), |all, cause| all + "; " + cause);
-        self.shared.audit.record(Entry {
-            event: Event::Rejected,
-            outcome: Outcome::Failure,
-            executor_id: Some(ExecutorId(self.peer.name().to_string())),
-            peer: Some(self.remote),
-            certificate: Some(self.peer.leaf().into()),
-            provider: session.and_then(|session| session.greeting.provider),
-            reason: Some(format!("{stolen}{explained}{causes}")),
+        self.shared.turned_away(Refused {
+            explained: &explained,
+            remote: self.caller.remote,
+            executor: Some(self.caller.executor()),
+            certificate: Some(self.caller.peer.leaf().into()),
+            greeting: session.map(|session| &session.greeting),
         });
         explained
     }
@@ -224,7 +216,8 @@ impl Call {
                     Order::End(End::Refused(explained)) => return Err(explained),
                     Order::End(End::Superseded) => {
                         enrolled.why = "superseded";
-                        enrolled.leaving_by = Some(Instant::now() + enrolled.shared.patience());
+                        let stay = enrolled.session.patience().max(FAREWELL);
+                        enrolled.leaving_by = Some(Instant::now() + stay);
                     }
                     Order::End(End::Drain { reconnect_after, spread }) => {
                         enrolled.why = "drained";
@@ -284,7 +277,7 @@ impl Enrolled {
         if let Some(by) = self.leaving_by {
             return Ok((now < by).then_some(by));
         }
-        let patience = self.shared.patience();
+        let patience = self.session.patience();
         let silence = self.session.silence();
         if silence >= patience {
             return Err(Explained::new(
@@ -314,8 +307,9 @@ impl Enrolled {
         })
     }
 
-    /// Writes the enrollment down, and waits until it is durable unless the store is in trouble.
-    async fn record(&self, admission: Admission) {
+    /// Tells of the enrollment and writes it down. The future waits until it is durable, unless the store is
+    /// in trouble; all else is done without it.
+    fn record(&self, admission: Admission) -> impl Future<Output = Durability> + Send + use<> {
         let session = &self.session;
         let event = match admission {
             Admission::First => Event::Enrolled,
@@ -340,7 +334,6 @@ impl Enrolled {
                 certificate: session.certificate.clone(),
                 at: session.enrolled_at.into(),
             })));
-        written.await;
         let what = match event {
             Event::Rotated => "executor certificate rotated",
             Event::Enrolled => "executor enrolled",
@@ -355,7 +348,15 @@ impl Enrolled {
             "{what}"
         );
         self.shared.metrics.session_opened(event);
+        self.announce(event, None);
         self.shared.audit.record(self.entry(event, None));
+        written
+    }
+
+    fn announce(&self, event: Event, reason: Option<&str>) {
+        let greeting = Some(&self.session.greeting);
+        self.shared
+            .announce(event, &self.session.executor.0, greeting, reason);
     }
 
     fn entry(&self, event: Event, reason: Option<String>) -> Entry {
@@ -379,13 +380,15 @@ impl Drop for Enrolled {
             Some(detail) => format!("{}: {detail}", self.why),
             None => self.why.to_owned(),
         };
-        if was_live {
+        // Who was pushed out by another process was disconnected too; who moved on by itself was not.
+        if was_live || !self.session.is_superseded() {
             tracing::info!(
                 executor.id = %self.session.executor.0,
                 peer = %self.session.remote,
                 reason,
                 "executor disconnected"
             );
+            self.announce(Event::Disconnected, Some(&reason));
             self.shared
                 .audit
                 .record(self.entry(Event::Disconnected, Some(reason)));

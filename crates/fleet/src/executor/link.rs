@@ -103,6 +103,8 @@ impl Link {
         loop {
             let silent_at = self.heard + 2 * self.interval;
             tokio::select! {
+                // After a stall (a suspended host) what has arrived counts before the silence does.
+                biased;
                 message = self.inbound.message() => {
                     let message = match message {
                         Ok(Some(message)) => message,

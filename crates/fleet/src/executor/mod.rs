@@ -178,7 +178,9 @@ struct Run<T> {
 impl<T: Fn(&Event) + Send> Run<T> {
     async fn keep_enrolled(&mut self, stop: &CancellationToken) -> Result<(), Explained> {
         let mut backoff = Backoff::new();
+        let mut configs = self.executor.configs.clone();
         loop {
+            let mut tried = configs.current().generation();
             let opened = tokio::select! {
                 opened = self.enroll() => opened,
                 () = stop.cancelled() => return Ok(()),
@@ -192,6 +194,8 @@ impl<T: Fn(&Event) + Send> Run<T> {
                     }
                     let since = Instant::now();
                     let ended = self.stay(link, stop).await;
+                    // What came during the session is not news: it must not cut a drain's wait short.
+                    tried = configs.current().generation();
                     backoff.session_lasted(since.elapsed());
                     match ended {
                         Ended::Stopped => return Ok(()),
@@ -210,23 +214,21 @@ impl<T: Fn(&Event) + Send> Run<T> {
             if self.executor.once.is_some() {
                 return Ok(());
             }
-            let mut configs = self.executor.configs.clone();
-            let shown = configs.current().generation();
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 // A new identity may be just what was missing.
-                () = newer_than(&mut configs, shown) => {}
+                () = newer_than(&mut configs, tried) => {}
                 () = stop.cancelled() => return Ok(()),
             }
         }
     }
 
-    /// Tries each access point once, beginning with the one that is next. The error is the last one's.
+    /// Tries each access point once, beginning with the one that is next. The error is the last one's, or the
+    /// last that may pass: one that is set up wrong is no reason to give up those that are only away.
     async fn enroll(&mut self) -> Result<Link, Explained> {
         self.own_certificate_is_current()?;
         let remotes = self.executor.remotes.clone();
-        let mut failure = Explained::new(Code::Usage, "no access point is named")
-            .hint("give --remote-server https://HOST:PORT");
+        let mut failure = None;
         for turn in 0..remotes.len() {
             let index = (self.next_remote + turn) % remotes.len();
             let Some(remote) = remotes.get(index) else {
@@ -241,11 +243,18 @@ impl<T: Fn(&Event) + Send> Run<T> {
                     if turn + 1 < remotes.len() {
                         tracing::warn!(remote = %remote, "{explained}; trying the next access point");
                     }
-                    failure = explained;
+                    let may_pass =
+                        |failure: &Explained| !is_permanent(failure.code, self.ever_enrolled);
+                    if may_pass(&explained) || !failure.as_ref().is_some_and(may_pass) {
+                        failure = Some(explained);
+                    }
                 }
             }
         }
-        Err(failure)
+        Err(failure.unwrap_or_else(|| {
+            Explained::new(Code::Usage, "no access point is named")
+                .hint("give --remote-server https://HOST:PORT")
+        }))
     }
 
     /// Dialling with a certificate that has ended only makes noise at the access point.
@@ -291,7 +300,7 @@ impl<T: Fn(&Event) + Send> Run<T> {
                     Err(explained) => return Ended::Lost(explained),
                 },
                 () = newer_than(&mut configs, known) => {
-                    rotation.start(configs.current().generation(), Instant::now());
+                    rotation.wanted(configs.current().generation());
                 }
                 opened = rotation.opened(&self.opener, &target) => match opened {
                     Ok(new) => {
@@ -378,13 +387,19 @@ impl<T: Fn(&Event) + Send> Run<T> {
     fn follow_health(&self) -> impl Future<Output = ()> + Send + use<T> {
         let status = self.status.clone();
         let mut health = self.executor.health.clone();
-        let configs = self.executor.configs.clone();
+        let mut configs = self.executor.configs.clone();
         async move {
             loop {
                 let now = health.borrow_and_update().clone();
                 let published = Arc::clone(configs.current().published());
                 status.send_modify(|status| status.identity(&now, &published));
-                if health.changed().await.is_err() {
+                // The health changes first, and TLS follows: the status has to follow both.
+                let alive = tokio::select! {
+                    Ok(()) = health.changed() => true,
+                    Some(_) = configs.next() => true,
+                    else => false,
+                };
+                if !alive {
                     return std::future::pending().await;
                 }
             }
@@ -437,6 +452,15 @@ impl Rotation {
     fn start(&mut self, generation: u64, at: Instant) {
         self.generation = generation;
         self.step = Step::Waiting(at);
+    }
+
+    /// A newer identity is there. An attempt under way goes on: the access point may have moved the
+    /// enrollment to it already, and dropping it would cost both connections.
+    fn wanted(&mut self, generation: u64) {
+        match self.step {
+            Step::Opening(_) => self.generation = generation,
+            Step::Idle | Step::Waiting(_) => self.start(generation, Instant::now()),
+        }
     }
 
     /// Resolves when an attempt has ended. Cancel safe: an attempt under way goes on with the next call.
