@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 use super::access_point::no_runtime;
 use super::identity::Source;
 use super::{LOG_TARGETS, log_fault, make_room};
+use crate::settings::value::Host;
 use crate::settings::{EnrollSettings, Launch};
 use crate::{errors, render};
 
@@ -164,7 +165,11 @@ async fn serve(mut launch: Launch<EnrollSettings>, logging: Logging) -> Result<(
 
 fn remote(server: &crate::settings::value::RemoteServer) -> Remote {
     Remote {
-        host: server.host.to_string(),
+        // As a name to resolve and to verify, an IPv6 address has no brackets.
+        host: match &server.host {
+            Host::Dns(name) => name.clone(),
+            Host::Ip(ip) => ip.to_string(),
+        },
         port: server.port,
     }
 }

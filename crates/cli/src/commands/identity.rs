@@ -43,6 +43,11 @@ impl Source {
         let vet: Arc<dyn Vet> = Arc::new(IdentityVet::new(role, strict_svid));
         match settings {
             IdentitySettings::Dev(settings) => {
+                if settings.allow_remote {
+                    tracing::warn!(
+                        "--dev-allow-remote: the dev identity may leave this machine, and whoever has its CA can be anybody; use files, spiffe, vault or exec in production"
+                    );
+                }
                 let config = DevConfig::new(settings.state.clone(), dev);
                 let provider = DevProvider::new(config, Arc::clone(clock));
                 match &settings.extra_roots {

@@ -200,7 +200,8 @@ session.goodbye()
 kept("the limits of a hello hold")
 
 code, text, metadata = silent.refused()
-assert (code, text) == (grpc.StatusCode.INVALID_ARGUMENT, "no hello within 10 s of the call"), (code, text)
+assert (code, text) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "no hello within 10 s of the call"), (code, text)
+assert metadata["ah-code"] == ["unavailable"], metadata
 kept("a call without a hello ends")
 
 session = Session(greeting())

@@ -163,7 +163,25 @@ fn told_to_executor(refusal: &VerifyError) -> Explained {
             "client certificate rejected: certificate revoked",
         )
         .hint("ask the fleet's operator: ah agent fleet reinstate lifts a revocation"),
-        _ => Explained::new(refusal.code(), refusal.explained().text.clone()),
+        code => {
+            let known = refusal.explained();
+            // The first cause is about the executor's certificate; the rules that follow in ER-7 are the
+            // access point's own affair.
+            let told = match code {
+                Code::SanMismatch => 1,
+                _ => known.causes.len(),
+            };
+            let explained = Explained::new(code, known.text.clone());
+            let explained = known
+                .causes
+                .iter()
+                .take(told)
+                .fold(explained, Explained::cause);
+            match &known.hint {
+                Some(hint) => explained.hint(hint),
+                None => explained,
+            }
+        }
     }
 }
 

@@ -1,0 +1,5 @@
+//! What each command promises, row by row of the contract, seen from outside its process.
+
+mod access_point;
+mod enroll;
+mod operate;
