@@ -378,14 +378,18 @@ impl<T: Fn(&Event) + Send> Run<T> {
     fn follow_health(&self) -> impl Future<Output = ()> + Send + use<T> {
         let status = self.status.clone();
         let mut health = self.executor.health.clone();
-        let configs = self.executor.configs.clone();
+        let mut configs = self.executor.configs.clone();
         async move {
             loop {
                 let now = health.borrow_and_update().clone();
                 let published = Arc::clone(configs.current().published());
                 status.send_modify(|status| status.identity(&now, &published));
-                if health.changed().await.is_err() {
-                    return std::future::pending().await;
+                // The identity's state changes before the configuration that is built from it.
+                tokio::select! {
+                    changed = health.changed() => if changed.is_err() {
+                        return std::future::pending().await;
+                    },
+                    Some(_) = configs.next() => {}
                 }
             }
         }
