@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use ah_fleet::executor::Event;
@@ -114,25 +114,31 @@ fn a_certificate_swapped_under_load_fails_no_handshake_and_drops_no_session() {
     let configs = fixed_configs(&site.executor_leaf(SESSIONS), &site.ca);
     let port = access_point.address.port();
     let going = Arc::new(AtomicBool::new(true));
+    let begun = Arc::new(AtomicUsize::new(0));
     let storm = {
-        let going = Arc::clone(&going);
+        let (going, begun) = (Arc::clone(&going), Arc::clone(&begun));
         crowd.runtime.spawn(async move {
             let mut beat = tokio::time::interval(Duration::from_millis(5));
             let mut tasks = tokio::task::JoinSet::new();
             while going.load(Ordering::Relaxed) {
                 beat.tick().await;
+                begun.fetch_add(1, Ordering::Relaxed);
                 tasks.spawn(handshake(configs.clone(), port));
             }
             tasks.join_all().await
         })
     };
-    let pause = |long| crowd.runtime.block_on(tokio::time::sleep(long));
-    // The storm itself is what is waited for: so many handshakes before the swap, so many after it.
-    pause(Duration::from_secs(2));
+    let handshakes = |count| {
+        let until = begun.load(Ordering::Relaxed) + count;
+        eventually("the storm goes on", || {
+            (begun.load(Ordering::Relaxed) >= until).then_some(())
+        });
+    };
+    handshakes(400);
     mount.swap(&new, &site.ca);
     let swapped = Instant::now();
     access_point.process.wait_for("certificate rotated");
-    pause(Duration::from_secs(2));
+    handshakes(400);
     going.store(false, Ordering::Relaxed);
     let seen = crowd.runtime.block_on(storm).unwrap();
 
@@ -261,12 +267,15 @@ fn fi_3_a_broken_file_of_an_executor_shows_in_its_status_and_heals() {
         let text = &status["identity_error"]["error"]["text"];
         assert!(text.as_str().is_some_and(|t| !t.is_empty()), "{status}");
         site.ca.write(&site.host.path(""), "ca");
-        site.executor_leaf(1).write(&site.host.path(""), "worker");
+        let next = site.executor_leaf(1);
+        next.write(&site.host.path(""), "worker");
         let rotated = turn as u64 + 1;
         eventually("recovery", || {
             let status = site.status("worker");
             let healed = status["identity_error"].is_null() && status["rotations"] == rotated;
-            (healed && status["enrolled"] == true).then_some(())
+            // ST-1: what the status shows is the certificate that is in use.
+            let shown = status["certificate"]["leaf"]["serial"] == serial(&next).as_str();
+            (healed && shown && status["enrolled"] == true).then_some(())
         });
         worker.wait_for_nth("certificate rotated; enrollment moved", turn + 1);
     }
