@@ -220,7 +220,6 @@ impl AccessPoint {
         background.spawn(write_audit.run());
         background.spawn(follow_trust(Arc::clone(&shared)));
         background.spawn(follow_revocations(Arc::clone(&shared)));
-        background.spawn(audit_identity(Arc::clone(&shared)));
         background.spawn(refusals::sum_up(Arc::clone(&shared)));
         Ok(Bound {
             shared,
@@ -255,6 +254,7 @@ impl Bound {
             );
         }
         shared.note(Event::Started, Outcome::Success, None);
+        self.background.spawn(audit_identity(Arc::clone(shared)));
         let mut listeners = JoinSet::new();
         for listener in self.listeners.drain(..) {
             if let Ok(address) = listener.local_addr() {

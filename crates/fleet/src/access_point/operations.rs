@@ -273,9 +273,10 @@ impl Operator {
         };
         let change = Change::Revoked(target.clone(), revocation);
         let written = shared.bar(&target, true, change);
+        // The cause stands in the audit log before what it leads to.
+        self.record(Event::Revoked, &target, view, Some(reason));
         let ended = shared.end_unadmitted();
         tracing::info!(what = ?target, sessions.ended = ended, reason, "revoked");
-        self.record(Event::Revoked, &target, view, Some(reason));
         durable(written.await, "the revocation")?;
         Ok(target)
     }

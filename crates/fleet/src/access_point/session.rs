@@ -408,6 +408,10 @@ fn broken(status: Status) -> Explained {
         tonic::Code::OutOfRange | tonic::Code::ResourceExhausted => {
             Explained::new(Code::Usage, status.message().to_owned())
         }
+        // What the connection did has a source; what cannot be decoded has none.
+        tonic::Code::Internal if std::error::Error::source(&status).is_none() => {
+            Explained::new(Code::Usage, status.message().to_owned())
+        }
         _ => Explained::new(
             Code::Unavailable,
             format!("connection lost: {}", status.message()),
