@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 use tokio::sync::broadcast;
 use utoipa::{IntoParams, ToSchema};
 
-use super::registry::{End, Session};
+use super::registry::{End, Session, lock};
 use super::{Operator, Tunables};
 use crate::audit::{Entry, Event, Outcome};
 use crate::hello::Greeting;
@@ -336,6 +336,9 @@ impl Operator {
         if !store.ok {
             let error = store.last_error.unwrap_or_default();
             reasons.push(format!("store: {error} ({} changes wait)", store.pending));
+        }
+        if let Some(error) = &*lock(&shared.unread_revocations) {
+            reasons.push(format!("store: revocations cannot be read: {error}"));
         }
         let audit = shared.audit.health();
         if !audit.ok {

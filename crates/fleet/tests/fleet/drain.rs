@@ -10,7 +10,10 @@ use crate::support::{DEADLINE, Site, events, lines};
 #[tokio::test]
 async fn ap_19_a_drain_tells_everyone_refuses_newcomers_and_ends() {
     // Longer than the test may take: a connection without a call must not be waited for.
-    let site = Site::with(|tunables| tunables.handshake_timeout = Duration::from_secs(600));
+    let site = Site::with(|tunables| {
+        tunables.handshake_timeout = Duration::from_secs(600);
+        tunables.drain_timeout = Duration::from_secs(600);
+    });
     let access_point = site.start().await;
     let mut connection = connect(&site, &access_point, &site.leaf(1)).await;
     let mut call = connection.enroll(hello("one")).await;

@@ -347,17 +347,10 @@ async fn fl_1_watchers_are_told_and_let_go() {
         let stream = UnixStream::connect(&path).await.unwrap();
         let response = send(stream, fetch(&format!("/api/v1/events{query}"))).await;
         assert_eq!(response.status(), StatusCode::OK);
-        tokio::spawn(async move {
-            let body = response.into_body().collect().await.unwrap().to_bytes();
-            let text = String::from_utf8(body.to_vec()).unwrap();
-            let events = text
-                .lines()
-                .map(|line| serde_json::from_str::<Value>(line).unwrap());
-            events.collect::<Vec<_>>()
-        })
+        response
     };
-    let all = watch("").await;
-    let some = watch("?labels=zone%3Da").await;
+    let all = tokio::spawn(watched(watch("").await));
+    let some = tokio::spawn(watched(watch("?labels=zone%3Da").await));
 
     let mut near = hello("one");
     near.labels.insert("zone".into(), "a".into());
@@ -438,4 +431,12 @@ async fn ap_19_half_a_request_does_not_hold_up_the_end() {
         .unwrap()
         .unwrap()
         .unwrap();
+}
+
+/// All that was told until the end.
+async fn watched(response: http::Response<Incoming>) -> Vec<Value> {
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    let text = String::from_utf8(body.to_vec()).unwrap();
+    let events = text.lines().map(|line| serde_json::from_str(line).unwrap());
+    events.collect()
 }

@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use ah_fleet::access_point::{ListFilter, NotDone, Selector};
-use ah_fleet::store::{ExecutorId, RevocationTarget};
+use ah_fleet::store::{AnyStore, Change, ExecutorId, RevocationTarget, Store};
 use sqlx::Connection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 
@@ -190,6 +190,31 @@ async fn fl_1_a_bar_is_in_force_while_the_store_is_away() {
         access_point.operator.not_ready().is_empty().then_some(())
     })
     .await;
+}
+
+// FL-1: what another access point does to a bar right after we set it has the last word.
+#[tokio::test]
+async fn fl_1_a_bar_lifted_elsewhere_at_once_is_lifted_here() {
+    let site = Site::new();
+    let access_point = site.start().await;
+    let elsewhere = AnyStore::open(&site.database).await.unwrap();
+    for _ in 0..3 {
+        let target = access_point
+            .operator
+            .revoke(&Selector(id(1)), "")
+            .await
+            .unwrap();
+        elsewhere
+            .apply(&[Change::Reinstated(target)])
+            .await
+            .unwrap();
+        eventually("the executor to be let in", async || {
+            let mut plan = Plan::new(&site, &site.leaf(1), &[access_point.address]);
+            plan.once = Some(ah_fleet::executor::Once::Enrolled);
+            plan.start().ended().await.ok()
+        })
+        .await;
+    }
 }
 
 #[tokio::test]
