@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 use tokio::sync::broadcast;
 use utoipa::{IntoParams, ToSchema};
 
-use super::registry::{End, Session};
+use super::registry::{End, Session, lock};
 use super::{Operator, Tunables};
 use crate::audit::{Entry, Event, Outcome};
 use crate::hello::Greeting;
@@ -298,9 +298,10 @@ impl Operator {
         };
         let change = Change::Revoked(target.clone(), revocation);
         let written = shared.bar(&target, true, change);
+        // The cause stands in the audit log before what it leads to.
+        self.record(Event::Revoked, &target, view, Some(reason));
         let ended = shared.end_unadmitted();
         tracing::info!(what = ?target, sessions.ended = ended, reason, "revoked");
-        self.record(Event::Revoked, &target, view, Some(reason));
         durable(written.await, "the revocation")?;
         Ok(target)
     }
@@ -360,6 +361,9 @@ impl Operator {
         if !store.ok {
             let error = store.last_error.unwrap_or_default();
             reasons.push(format!("store: {error} ({} changes wait)", store.pending));
+        }
+        if let Some(error) = &*lock(&shared.unread_revocations) {
+            reasons.push(format!("store: revocations cannot be read: {error}"));
         }
         let audit = shared.audit.health();
         if !audit.ok {
