@@ -120,21 +120,12 @@ fn read(document: &str) -> usize {
     blocks
 }
 
-/// Whether the documents' one foreign tool is here; in CI it has to be.
-fn openssl() -> bool {
-    let found = Command::new("openssl").arg("version").output().is_ok();
-    assert!(found || std::env::var_os("CI").is_none(), "openssl");
-    if !found {
-        println!("skipped: openssl is not installed");
-    }
-    found
-}
-
 macro_rules! documents {
     ($($name:ident: $path:literal,)*) => {$(
         #[test]
         fn $name() {
-            if openssl() {
+            // The documents' one foreign tool.
+            if ah_testkit::need("openssl") {
                 assert!(read($path) > 0, "{} has no command", $path);
             }
         }
