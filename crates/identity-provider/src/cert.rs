@@ -10,8 +10,9 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::public_key::PublicKey;
 
-/// The kind and size of a public key.
+/// The kind and size of a public key. In JSON it is the text that people read, such as `ECDSA P-256`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", from = "String")]
 pub enum KeyKind {
     /// RSA with this modulus size in bits.
     Rsa(usize),
@@ -31,6 +32,47 @@ impl fmt::Display for KeyKind {
             Self::Ed25519 => f.write_str("Ed25519"),
             Self::Other(oid) => f.write_str(oid),
         }
+    }
+}
+
+impl From<KeyKind> for String {
+    fn from(kind: KeyKind) -> Self {
+        kind.to_string()
+    }
+}
+
+impl From<String> for KeyKind {
+    fn from(text: String) -> Self {
+        let size = |prefix| {
+            let size: &str = text.strip_prefix(prefix)?;
+            size.parse().ok()
+        };
+        if let Some(bits) = size("RSA-") {
+            return Self::Rsa(bits);
+        }
+        if let Some(bits) = size("ECDSA P-") {
+            return Self::Ecdsa(bits);
+        }
+        match text.as_str() {
+            "Ed25519" => Self::Ed25519,
+            _ => Self::Other(text),
+        }
+    }
+}
+
+/// Moments as RFC 3339, as in every other JSON of this product.
+mod rfc3339 {
+    use std::time::SystemTime;
+
+    use serde::{Deserializer, Serializer};
+    use time::OffsetDateTime;
+
+    pub(super) fn serialize<S: Serializer>(at: &SystemTime, to: S) -> Result<S::Ok, S::Error> {
+        time::serde::rfc3339::serialize(&OffsetDateTime::from(*at), to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<SystemTime, D::Error> {
+        time::serde::rfc3339::deserialize(from).map(SystemTime::from)
     }
 }
 
@@ -57,8 +99,10 @@ pub struct CertificateFacts {
     /// SHA-256 of the DER, lower-case hex without separators.
     pub sha256: String,
     /// Start of validity (RFC 5280 §4.1.2.5).
+    #[serde(with = "rfc3339")]
     pub not_before: SystemTime,
     /// End of validity (RFC 5280 §4.1.2.5).
+    #[serde(with = "rfc3339")]
     pub not_after: SystemTime,
     /// URI subject alternative names, in order.
     pub uris: Vec<String>,
@@ -178,4 +222,24 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
         text.push(digit(byte & 0xf));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_of_key_is_in_json_the_text_that_people_read() {
+        // ST-1: what `status --json` says of a key.
+        let kinds = [
+            (KeyKind::Rsa(4096), "RSA-4096"),
+            (KeyKind::Ecdsa(384), "ECDSA P-384"),
+            (KeyKind::Ed25519, "Ed25519"),
+            (KeyKind::Other("1.3.101.113".into()), "1.3.101.113"),
+        ];
+        for (kind, text) in kinds {
+            assert_eq!(String::from(kind.clone()), text);
+            assert_eq!(KeyKind::from(text.to_owned()), kind);
+        }
+    }
 }

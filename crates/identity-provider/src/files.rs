@@ -193,12 +193,12 @@ impl Provider for FilesProvider {
     }
 }
 
-/// Every fault of a file waits for whoever owns the file.
 /// The certificates of the PEM file `path`, which `--ca` named.
 pub(crate) fn read_roots(path: &Path) -> Result<Vec<CertificateDer<'static>>, ProviderError> {
     load::roots(path, "--ca").map_err(ProviderError::Operator)
 }
 
+/// Every fault of a file waits for whoever owns the file.
 fn operator(error: ProviderError) -> ProviderError {
     match error {
         ProviderError::Retry(explained) => ProviderError::Operator(explained),

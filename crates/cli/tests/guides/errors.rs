@@ -161,7 +161,9 @@ fn er_4_certificates_out_of_their_time() {
     // ER-21: the access point's clock is two days ahead, so that only there our certificate is over.
     let lasting = pair.ca.leaf().ip("127.0.0.1").valid_for(9 * DAY).issue();
     let server = Files::write(&host, "lasting", &lasting, &pair.ca);
-    let ahead = server.access_point_under(&["faketime", "-f", "+2d"], &host, &[]);
+    // faketime waits for a child, which has to end with it.
+    let wrapper = ["faketime", "-f", "+2d", "setpriv", "--pdeathsig", "KILL"];
+    let ahead = server.access_point_under(&wrapper, &host, &[]);
     let done = pair.executor.once(&host, ahead.address, &[]);
     failed(&done, 1).says(
         "client certificate rejected: certificate has expired or is not yet valid",

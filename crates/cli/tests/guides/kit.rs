@@ -247,13 +247,15 @@ pub(crate) fn unused_address() -> SocketAddr {
 #[track_caller]
 pub(crate) fn json(host: &Host, args: &[&str]) -> Value {
     let done = host.run(args);
-    serde_json::from_str(&done.stdout).unwrap_or_else(|error| panic!("{args:?}: {error}\n{done:?}"))
+    let parsed = serde_json::from_str(&done.stdout);
+    assert!(parsed.is_ok(), "{args:?}: {parsed:?}\n{done:?}");
+    parsed.unwrap()
 }
 
 /// The audit log of `host`, each line whole.
 pub(crate) fn audit(host: &Host) -> Vec<BTreeMap<String, Value>> {
     let text = std::fs::read_to_string(host.state().join("audit.jsonl")).unwrap_or_default();
-    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    let whole = text.rsplit_once('\n').unwrap_or_default().0;
     whole
         .lines()
         .map(|line| serde_json::from_str(line).unwrap())

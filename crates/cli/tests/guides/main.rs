@@ -1,10 +1,6 @@
 //! The guides, line by line, and the input of the real world: PKI that people make with openssl, the faults
 //! of the troubleshooting guide, a client in another language, each command with what it promises.
-#![expect(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    reason = "a test fails by panicking"
-)]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod commands;
 mod errors;

@@ -370,6 +370,8 @@ fn ap_17_ap_18_settings_in_a_file() {
     };
     let prefix = "executor_san_uri_prefix = [\"spiffe://example.org/ah/agent\"]\n";
     reload(&(text.clone() + prefix), "settings reloaded", 1);
+    // The identity's files are read again, too.
+    access_point.process.wait_for("certificate unchanged");
     pair.executor
         .enrolls_as(&host, access_point.address, EXECUTOR_ID, &[]);
     reload(
