@@ -23,7 +23,7 @@ use tokio_rustls::server::TlsStream;
 
 use crate::alert::{explain_accept, find_tls};
 use crate::handshake::with_verdict;
-use crate::slots::Slots;
+use crate::slots::{Slot, Slots};
 use crate::{PeerIdentity, ServerConfigs};
 
 /// Admission control (AP-16).
@@ -330,7 +330,14 @@ struct Handshake {
 impl Handshake {
     async fn run(self, stream: TcpStream) -> Option<Accepted> {
         let _ = stream.set_nodelay(true);
-        let hello = self.client_hello(stream).await?;
+        let waiting = self.first_byte(&stream).await?;
+        // Boxed, so that neither a peer that sends nothing nor a connection after its handshake carries the
+        // memory of one.
+        Box::pin(self.handshake(stream, waiting)).await
+    }
+
+    async fn handshake(self, stream: TcpStream, waiting: Slot) -> Option<Accepted> {
+        let hello = self.client_hello(stream, waiting).await?;
         let Some(mut slot) = self.handshakes.running.take() else {
             reset(&hello.io);
             self.observer.shed(self.remote);
@@ -379,20 +386,17 @@ impl Handshake {
         }
     }
 
-    /// Waits for a whole ClientHello. No buffer is held while the peer sends nothing at all.
-    async fn client_hello(
-        &self,
-        stream: TcpStream,
-    ) -> Option<tokio_rustls::StartHandshake<TcpStream>> {
+    /// Waits until the peer sends anything at all, and hands on the place that it waits at.
+    async fn first_byte(&self, stream: &TcpStream) -> Option<Slot> {
         let Some(mut slot) = self.handshakes.waiting.take() else {
-            reset(&stream);
+            reset(stream);
             self.observer.shed(self.remote);
             return None;
         };
         let readable = tokio::select! {
             readable = stream.readable() => readable,
             () = slot.cut() => {
-                reset(&stream);
+                reset(stream);
                 self.observer.shed(self.remote);
                 return None;
             }
@@ -405,6 +409,15 @@ impl Handshake {
             self.observer.abandoned(self.remote);
             return None;
         }
+        Some(slot)
+    }
+
+    /// Waits for a whole ClientHello.
+    async fn client_hello(
+        &self,
+        stream: TcpStream,
+        mut slot: Slot,
+    ) -> Option<tokio_rustls::StartHandshake<TcpStream>> {
         let mut acceptor = pin!(LazyConfigAcceptor::new(Acceptor::default(), stream));
         tokio::select! {
             hello = acceptor.as_mut() => match hello {

@@ -72,48 +72,49 @@ fn kill_9_of_an_executor_is_seen_at_once() {
     assert_eq!(site.listed(&[]).len(), 1, "it is remembered");
 }
 
-/// A network namespace behind a veth pair, removed when dropped.
-struct Namespace {
-    name: String,
-    outside: String,
+/// Two network namespaces joined by a wire, removed when dropped.
+struct Wire {
+    /// Holds [`HERE`].
+    here: String,
+    there: String,
 }
 
-impl Namespace {
+/// The address at the near end.
+const HERE: &str = "10.213.77.1";
+
+impl Wire {
     fn new() -> Self {
-        let number = std::process::id() % 10_000;
-        let namespace = Self {
-            name: format!("ahfault{number}"),
-            outside: format!("ahf{number}a"),
+        let number = std::process::id();
+        let wire = Self {
+            here: format!("ah-here-{number}"),
+            there: format!("ah-there-{number}"),
         };
-        let inside = format!("ahf{number}b");
-        let (name, outside) = (&namespace.name, &namespace.outside);
-        ip(&format!("netns add {name}"));
-        ip(&format!("link add {outside} type veth peer name {inside}"));
-        ip(&format!("link set {inside} netns {name}"));
-        ip(&format!("address add 10.213.77.1/30 dev {outside}"));
-        ip(&format!("link set {outside} up"));
+        let (here, there) = (&wire.here, &wire.there);
+        ip(&format!("netns add {here}"));
+        ip(&format!("netns add {there}"));
         ip(&format!(
-            "-n {name} address add 10.213.77.2/30 dev {inside}"
+            "link add wire netns {here} type veth peer name wire netns {there}"
         ));
-        ip(&format!("-n {name} link set {inside} up"));
-        namespace
+        ip(&format!("-n {here} address add {HERE}/30 dev wire"));
+        ip(&format!("-n {there} address add 10.213.77.2/30 dev wire"));
+        for end in [here, there] {
+            ip(&format!("-n {end} link set lo up"));
+            ip(&format!("-n {end} link set wire up"));
+        }
+        wire
     }
 
     /// From now on no packet passes either way, and nobody is told.
     fn cut(&self) {
-        let inside = self.outside.replace('a', "b").replacen("bhf", "ahf", 1);
-        ip(&format!("-n {} link set {inside} down", self.name));
+        ip(&format!("-n {} link set wire down", self.there));
     }
 }
 
-impl Drop for Namespace {
+impl Drop for Wire {
     fn drop(&mut self) {
-        let _ = Command::new("ip")
-            .args(["link", "del", &self.outside])
-            .status();
-        let _ = Command::new("ip")
-            .args(["netns", "del", &self.name])
-            .status();
+        for end in [&self.here, &self.there] {
+            let _ = Command::new("ip").args(["netns", "del", end]).status();
+        }
     }
 }
 
@@ -129,25 +130,24 @@ fn a_half_open_peer_is_seen_offline_within_two_heartbeats() {
         return;
     }
     let _alone = alone();
-    let namespace = Namespace::new();
+    let wire = Wire::new();
     let site = Site::new();
-    let leaf = site.ca.leaf().ip("10.213.77.1").issue();
+    let leaf = site.ca.leaf().ip(HERE).issue();
     leaf.write(&site.host.path(""), "server");
-    let access_point = site.start(&[
-        "--heartbeat-interval",
-        "2s",
-        "--fleet-listen",
-        "10.213.77.1:0",
-    ]);
+    let listen = format!("{HERE}:0");
+    let access_point = site.start_under(
+        &["ip", "netns", "exec", &wire.here],
+        &["--heartbeat-interval", "2s", "--fleet-listen", &listen],
+    );
     site.executor_leaf(1).write(&site.host.path(""), "worker");
     let server = format!("https://{}", access_point.address);
     let mut args = vec!["agent", "enroll", "--remote-server", &server];
     let rest = site.executor_args("worker");
     args.extend(rest.iter().map(String::as_str));
-    let wrapper = ["ip", "netns", "exec", namespace.name.as_str()];
+    let wrapper = ["ip", "netns", "exec", wire.there.as_str()];
     let worker = Process::start(&mut site.host.command_under(&wrapper, args));
     worker.wait_for("enrolled");
-    namespace.cut();
+    wire.cut();
     let cut = Instant::now();
     access_point.process.wait_for("executor disconnected");
     // Two heartbeats of 2 s; the rest is room for a loaded machine.
@@ -215,7 +215,7 @@ fn au_2_a_line_torn_by_kill_9_is_repaired_at_start_and_the_chain_verifies() {
     });
     access_point.process.kill();
     let whole = std::fs::read_to_string(site.audit_log()).unwrap();
-    let half = &whole.lines().last().unwrap()[..40];
+    let half = whole.lines().last().unwrap().get(..40).unwrap();
     let mut log = std::fs::OpenOptions::new()
         .append(true)
         .open(site.audit_log())

@@ -9,6 +9,7 @@ use ah_fleet::executor::{Event, Once};
 use ah_testkit::process::{AccessPoint, eventually};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpSocket, TcpStream};
+use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
 use crate::crowd::{executor, fixed_configs, runtime, visit};
@@ -68,6 +69,35 @@ async fn misbehave(number: usize, to: SocketAddr, nuisance: Nuisance, connected:
     }
 }
 
+/// Ten thousand of them, say.
+struct Flood(Vec<tokio::task::JoinHandle<()>>);
+
+impl Flood {
+    /// Returns when each has connected at least once.
+    fn start(runtime: &Runtime, count: usize, to: SocketAddr) -> Self {
+        let connected = Arc::new(AtomicUsize::new(0));
+        let flood = (0..count).map(|number| {
+            let nuisance = match number % 3 {
+                0 => Nuisance::Silent,
+                1 => Nuisance::Dribble,
+                _ => Nuisance::Garbage,
+            };
+            runtime.spawn(misbehave(number, to, nuisance, Arc::clone(&connected)))
+        });
+        let flood = Self(flood.collect());
+        eventually("all have connected", || {
+            (connected.load(Ordering::Relaxed) == count).then_some(())
+        });
+        flood
+    }
+
+    fn stop(self) {
+        for bad in self.0 {
+            bad.abort();
+        }
+    }
+}
+
 // AP-16
 #[test]
 fn ap_16_ten_thousand_idle_slow_and_garbage_connections_do_not_disturb_enrollment() {
@@ -85,20 +115,7 @@ fn ap_16_ten_thousand_idle_slow_and_garbage_connections_do_not_disturb_enrollmen
     runtime.block_on(visit(configs(0), address, 0)).unwrap();
     let before = (resident_kib(pid), open_files(pid));
 
-    let connected = Arc::new(AtomicUsize::new(0));
-    let crowd = (0..BAD).map(|number| {
-        let nuisance = match number % 3 {
-            0 => Nuisance::Silent,
-            1 => Nuisance::Dribble,
-            _ => Nuisance::Garbage,
-        };
-        let connected = Arc::clone(&connected);
-        runtime.spawn(misbehave(number, address, nuisance, connected))
-    });
-    let crowd = crowd.collect::<Vec<_>>();
-    eventually("all have connected", || {
-        (connected.load(Ordering::Relaxed) == BAD).then_some(())
-    });
+    let flood = Flood::start(&runtime, BAD, address);
     let mut took = (1..=GOOD)
         .map(|number| runtime.block_on(visit(configs(number), address, number)))
         .map(|visited| visited.expect("nobody is turned away"))
@@ -108,22 +125,30 @@ fn ap_16_ten_thousand_idle_slow_and_garbage_connections_do_not_disturb_enrollmen
     println!("enrollment under the flood: median {median:?}, p99 {p99:?}");
     // Milliseconds on an idle machine. A queue behind ten thousand others would be the timeout of 20 s.
     assert!(p99 < Duration::from_secs(5), "p99 {p99:?}");
-    let during = (resident_kib(pid), open_files(pid));
-
-    for bad in crowd {
-        bad.abort();
-    }
-    drop(runtime);
-    eventually("descriptors are given back", || {
-        (open_files(pid) <= before.1 + 8).then_some(())
-    });
+    let first_peak = resident_kib(pid);
+    flood.stop();
+    let given_back = || {
+        eventually("descriptors are given back", || {
+            (open_files(pid) <= before.1 + 8).then_some(())
+        });
+    };
+    given_back();
+    let after_first = resident_kib(pid);
+    let flood = Flood::start(&runtime, BAD, address);
+    flood.stop();
+    given_back();
     let after = resident_kib(pid);
     println!(
-        "resident KiB: before {}, during {}, after {after}",
-        before.0, during.0
+        "resident KiB: before {}, first flood {first_peak}, after it {after_first}, after another {after}",
+        before.0
     );
-    // What a waiting socket costs is little, and most of it comes back; the allocator keeps some.
-    assert!(after < before.0 + 32 * 1024, "{} to {after} KiB", before.0);
+    // The allocator keeps pages of its own accord, but not more with each flood: what a flood took is used
+    // again. 32 KiB for each of the 4,096 sockets that may wait at a time is far above what one needs.
+    assert!(first_peak < before.0 + 128 * 1024);
+    assert!(
+        after < first_peak + 16 * 1024,
+        "{first_peak} to {after} KiB"
+    );
     assert!(access_point.process.is_running());
     let http = access_point.http.unwrap();
     assert!(
