@@ -22,6 +22,10 @@ async fn ap_19_a_drain_tells_everyone_refuses_newcomers_and_ends() {
     let mut hesitant = late.call().await;
     let idle = connect(&site, &access_point, &site.leaf(3)).await;
 
+    // Our side is done with the handshake before theirs is, and those under way are cut at once.
+    access_point
+        .wait_metric("ah_handshakes_completed_total", 3.0)
+        .await;
     access_point.stop.cancel();
     let Ok(Incoming::Drain(drain)) = call.next().await else {
         panic!("no drain");

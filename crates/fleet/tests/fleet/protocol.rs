@@ -190,8 +190,12 @@ async fn silence_ends_a_session_by_the_interval_of_its_welcome() {
         (tonic::Code::ResourceExhausted, "unavailable")
     );
     assert!(ended.message.contains("no heartbeat"), "{}", ended.message);
-    // Its clock ran for as long, and it is woken to look at it.
+    // The older one beats once and is then silent for as long as it took the other to be given up.
     old.send(&heartbeat(1));
+    assert!(matches!(old.next().await, Ok(Incoming::HeartbeatReply(_))));
+    assert!(matches!(old.next().await, Ok(Incoming::Heartbeat(_))));
+    hasty.enroll(hello("two")).await.ended().await;
+    old.send(&heartbeat(2));
     assert!(matches!(old.next().await, Ok(Incoming::HeartbeatReply(_))));
     assert_eq!(access_point.live().await, 1);
 }

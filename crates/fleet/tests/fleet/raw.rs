@@ -156,8 +156,9 @@ impl Connection {
 
     /// Waits until the access point has closed the connection.
     pub(crate) async fn closed(self) {
-        drop(self.requests);
         let _ = tokio::time::timeout(DEADLINE, self.driving).await.unwrap();
+        // Without this handle our own side would close.
+        drop(self.requests);
     }
 }
 
