@@ -106,7 +106,7 @@ pub(crate) fn revocation(bench: &Bench) -> io::Result<Vec<Row>> {
     for number in 0..revoked {
         let id = http::segment(&pki::executor_id(number * (sessions / revoked)));
         let at = unix_us();
-        let path = format!("/v1/executors/{id}/revoke");
+        let path = format!("/api/v1/executors/{id}/revoke");
         let answer = http::post_unix(
             &access_point.admin_socket(),
             &path,

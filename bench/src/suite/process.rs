@@ -91,7 +91,7 @@ impl Server {
                 )));
             };
             if let Some(found) = listening(&line.text) {
-                if line.text.contains("http listening") {
+                if line.text.contains("HTTP listening") {
                     http_address = Some(found);
                 } else if address.is_none() {
                     address = Some(found);
@@ -292,7 +292,7 @@ mod tests {
 
     #[test]
     fn the_address_is_found_in_a_coloured_log_line() {
-        let line = "\u{1b}[2m2026-01-01T00:00:00Z\u{1b}[0m \u{1b}[32m INFO\u{1b}[0m http listening \u{1b}[3maddress\u{1b}[0m\u{1b}[2m=\u{1b}[0m127.0.0.1:99 x=1";
+        let line = "\u{1b}[2m2026-01-01T00:00:00Z\u{1b}[0m \u{1b}[32m INFO\u{1b}[0m HTTP listening \u{1b}[3maddress\u{1b}[0m\u{1b}[2m=\u{1b}[0m127.0.0.1:99 x=1";
         let plain = without_colour(line);
         assert_eq!(listening(&plain), "127.0.0.1:99".parse().ok());
         assert_eq!(

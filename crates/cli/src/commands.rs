@@ -3,6 +3,7 @@
 pub mod access_point;
 pub mod audit;
 pub mod completions;
+pub mod demo;
 pub mod enroll;
 pub mod fleet;
 mod identity;

@@ -1,5 +1,6 @@
 //! The `ah` command: what can be typed, settings, rendering, errors and one file for each command.
 
+pub mod admin_client;
 pub mod args;
 pub mod commands;
 pub mod completions;
@@ -83,7 +84,7 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
         AgentCommand::Audit(args) => match args.command {
             AuditCommand::Verify { file, json } => commands::audit::verify(&file, json),
         },
-        AgentCommand::Demo(_) => not_in_this_build("demo"),
+        AgentCommand::Demo(args) => commands::demo::run(&args),
         AgentCommand::Completions(args) => commands::completions::print(&args),
         AgentCommand::Man(args) => commands::completions::man(&args),
     }
@@ -132,11 +133,4 @@ fn log_environment() -> Result<LogEnvironment, Explained> {
 fn bad_log(error: &LogError) -> Explained {
     Explained::new(Code::Usage, error.to_string())
         .hint("write it like RUST_LOG=ah_identity_provider=debug,ah_cli=debug, or unset it")
-}
-
-fn not_in_this_build(command: &str) -> ExitCode {
-    errors::fail(&[Explained::new(
-        Code::Other,
-        format!("'ah agent {command}' is not in this build"),
-    )])
 }

@@ -11,6 +11,7 @@ use std::process::Command;
 
 use ah_cli::settings::{self, AccessPointSettings, EnrollSettings, IdentitySettings, Launch};
 use ah_daemon::paths::{Paths, Surroundings};
+use ah_testkit::ca::TestCa;
 use assert_cmd::cargo::cargo_bin;
 use tempfile::TempDir;
 
@@ -446,7 +447,10 @@ fn ap_18_validate_tells_every_fault_and_starts_nothing() {
 #[test]
 fn ap_18_validate_reads_the_files() {
     let machine = Machine::new();
-    let (cert, key) = (machine.write("cert.pem", ""), machine.write("key.pem", ""));
+    let ca = TestCa::new("example.org");
+    let leaf = ca.leaf().dns("worker.example.org").issue();
+    let files = leaf.write(machine.dir.path(), "worker");
+    let [cert, key] = [&files.cert, &files.key].map(|path| path.display().to_string());
     let absent = machine.path("ca.pem").display().to_string();
     let arguments = [
         &LOCAL[..],
@@ -465,7 +469,7 @@ fn ap_18_validate_reads_the_files() {
     machine
         .run(&arguments)
         .fails(1, &[&format!("error: no such file: {absent}")]);
-    fs::write(&absent, "").unwrap();
+    fs::write(&absent, ca.pem()).unwrap();
     let outcome = machine.run(&arguments);
     assert_eq!(outcome.code, 0, "{}", outcome.err);
     assert!(outcome.out.ends_with("valid\n"), "{}", outcome.out);

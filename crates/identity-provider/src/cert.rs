@@ -124,6 +124,11 @@ impl CertificateFacts {
         if !rest.is_empty() {
             return Err(CertificateError("bytes follow the certificate".into()));
         }
+        Self::from_parsed(&cert, der)
+    }
+
+    /// Reads the facts of `cert`, which was parsed from the whole of `der`.
+    pub fn from_parsed(cert: &X509Certificate<'_>, der: &[u8]) -> Result<Self, CertificateError> {
         let mut facts = Self {
             subject: cert.subject().to_string(),
             issuer: cert.issuer().to_string(),
@@ -134,7 +139,7 @@ impl CertificateFacts {
             uris: Vec::new(),
             dns: Vec::new(),
             ips: Vec::new(),
-            key: key_kind(&cert),
+            key: key_kind(cert),
             is_ca: cert
                 .basic_constraints()
                 .ok()
@@ -208,9 +213,15 @@ fn ip(bytes: &[u8]) -> Option<IpAddr> {
     <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from)
 }
 
-/// Lower-case hex without separators.
+/// Lower-case hex without separators. On the path of every handshake, hence no formatting machinery.
 pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    let digit = |nibble: u8| char::from_digit(nibble.into(), 16).unwrap_or('0');
+    let mut text = String::with_capacity(bytes.len() * 2);
+    for byte in bytes {
+        text.push(digit(byte >> 4));
+        text.push(digit(byte & 0xf));
+    }
+    text
 }
 
 #[cfg(test)]

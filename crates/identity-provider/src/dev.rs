@@ -37,7 +37,7 @@ pub const ACCESS_POINT_ID: &str = "spiffe://ah-dev/ah/serve";
 const BACKDATE: Duration = Duration::from_secs(60);
 
 /// The longest sleep between two looks at the wall clock, which may have been moved.
-const TICK: Duration = Duration::from_secs(30);
+const TICK: Duration = Duration::from_secs(5);
 
 /// For whom a development identity is.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -224,14 +224,18 @@ pub async fn serve<F, Fut>(
         let open = Open::new(observer.clone(), remote);
         tasks.spawn(async move {
             let _open = open;
-            // Boxed, so that a connection does not carry the memory of its handshake.
-            let accepted = tokio::select! {
-                accepted = Box::pin(task.run(stream)) => accepted,
+            // Boxed, so that a connection carries neither the memory of its handshake nor room for it.
+            let handshake = Box::pin(async move {
+                let accepted = task.run(stream).await?;
+                Some(on_connection(accepted))
+            });
+            let connection = tokio::select! {
+                connection = handshake => connection,
                 _ = stopped.changed() => None,
             };
             drop(stopped);
-            if let Some(accepted) = accepted {
-                on_connection(accepted).await;
+            if let Some(connection) = connection {
+                connection.await;
             }
         });
     }

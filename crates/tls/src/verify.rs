@@ -108,6 +108,7 @@ impl Refusal {
 pub(crate) struct Leaf<'a> {
     chain: &'a [CertificateDer<'a>],
     der: &'a CertificateDer<'a>,
+    cert: X509Certificate<'a>,
     pub(crate) facts: CertificateFacts,
 }
 
@@ -123,9 +124,19 @@ impl<'a> Leaf<'a> {
         let der = chain
             .first()
             .ok_or_else(|| Fault::Malformed("there is no certificate".into()))?;
-        let facts =
-            CertificateFacts::from_der(der).map_err(|error| Fault::Malformed(error.to_string()))?;
-        Ok(Self { chain, der, facts })
+        let (rest, cert) =
+            X509Certificate::from_der(der).map_err(|error| Fault::Malformed(error.to_string()))?;
+        if !rest.is_empty() {
+            return Err(Fault::Malformed("bytes follow the certificate".into()));
+        }
+        let facts = CertificateFacts::from_parsed(&cert, der)
+            .map_err(|error| Fault::Malformed(error.to_string()))?;
+        Ok(Self {
+            chain,
+            der,
+            cert,
+            facts,
+        })
     }
 
     /// Path and SPIFFE rules; no name, no policy.
@@ -161,9 +172,7 @@ impl<'a> Leaf<'a> {
         if !self.facts.uris.iter().any(|uri| claims_spiffe(uri)) {
             return Ok((None, Vec::new()));
         }
-        let (_, cert) = X509Certificate::from_der(self.der)
-            .map_err(|error| Fault::Malformed(error.to_string()))?;
-        let (id, faults) = leaf_faults(&cert);
+        let (id, faults) = leaf_faults(&self.cert);
         let issuer_faults = refuse_validator_rows(faults)?;
         Ok((id, issuer_faults))
     }

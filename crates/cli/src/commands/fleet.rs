@@ -1,22 +1,17 @@
 //! `ah agent fleet` (FL-1): the REST interface of an access point, through its admin socket.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
-use ah_fleet::access_point::{ExecutorView, FleetEvent, ListFilter, Listing};
+use ah_fleet::access_point::{EventFilter, ExecutorView, FleetEvent, ListFilter, Listing};
 use ah_fleet::store::RevocationTarget;
 use ah_identity_provider::{Code, Explained};
-use http::{Method, Request, StatusCode};
-use http_body_util::{BodyExt, Full};
-use hyper::body::{Bytes, Incoming};
-use hyper_util::rt::TokioIo;
-use serde::de::DeserializeOwned;
 use time::format_description::well_known::Rfc3339;
-use tokio::net::UnixStream;
 
 use super::access_point::no_runtime;
+use crate::admin_client::AdminClient;
 use crate::args::{FleetArgs, FleetCommand};
 use crate::render::{self, Color, Table, Terminal, printable};
 use crate::{errors, settings};
@@ -40,7 +35,7 @@ pub fn run(args: &FleetArgs) -> ExitCode {
 }
 
 async fn answer(args: &FleetArgs) -> Result<(), Explained> {
-    let door = Door::of(args)?;
+    let access_point = AdminClient::new(socket(args)?);
     match &args.command {
         FleetCommand::List(list) => {
             let filter = ListFilter {
@@ -48,46 +43,44 @@ async fn answer(args: &FleetArgs) -> Result<(), Explained> {
                 live: list.live.then_some(true),
                 revoked: list.revoked.then_some(true),
             };
-            let listing: Listing = door.ask(Method::GET, &listing_path(&filter), None).await?;
-            printed(show_listing(&listing, args.json))
+            printed(show_listing(&access_point.list(&filter).await?, args.json))
         }
-        FleetCommand::Show(who) => {
-            let view: ExecutorView = door
-                .ask(Method::GET, &executor_path(&who.who, ""), None)
-                .await?;
-            printed(show_executor(&view, args.json))
-        }
+        FleetCommand::Show(who) => printed(show_executor(
+            &access_point.show(&who.who).await?,
+            args.json,
+        )),
         FleetCommand::Revoke(revoke) => {
-            let reason = serde_json::json!({ "reason": revoke.reason.clone().unwrap_or_default() });
-            let path = executor_path(&revoke.who, "/revoke");
-            let target: RevocationTarget = door
-                .ask(Method::POST, &path, Some(reason.to_string()))
-                .await?;
+            let reason = revoke.reason.as_deref().unwrap_or_default();
+            let target = access_point.revoke(&revoke.who, reason).await?;
             printed(show_target("revoked", &target, args.json))
         }
         FleetCommand::Reinstate(who) => {
-            let path = executor_path(&who.who, "/reinstate");
-            let target: RevocationTarget = door.ask(Method::POST, &path, None).await?;
+            let target = access_point.reinstate(&who.who).await?;
             printed(show_target("reinstated", &target, args.json))
         }
         FleetCommand::Disconnect(who) => {
-            let path = executor_path(&who.who, "/disconnect");
-            let gone: serde_json::Value = door.ask(Method::POST, &path, None).await?;
+            let id = access_point.disconnect(&who.who).await?;
             if args.json {
-                return printed(render::print_json(&gone));
+                return printed(render::print_json(&serde_json::json!({ "id": id })));
             }
-            println!(
-                "disconnected {}",
-                printable(
-                    gone.get("id")
-                        .and_then(|id| id.as_str())
-                        .unwrap_or_default()
-                )
-            );
+            println!("disconnected {}", printable(&id));
             Ok(())
         }
-        FleetCommand::Watch(watched) => watch(&door, &watched.label, args.json).await,
+        FleetCommand::Watch(watched) => {
+            watch(&access_point, joined(&watched.label), args.json).await
+        }
     }
+}
+
+fn socket(args: &FleetArgs) -> Result<PathBuf, Explained> {
+    if let Some(socket) = &args.admin_socket {
+        return Ok(socket.clone());
+    }
+    let paths = settings::paths();
+    let run = paths.run().map_err(|error| {
+        Explained::new(Code::Usage, error.to_string()).hint("give --admin-socket")
+    })?;
+    Ok(run.join("access-point.sock"))
 }
 
 fn printed(shown: io::Result<()>) -> Result<(), Explained> {
@@ -104,147 +97,6 @@ fn joined(labels: &[settings::value::Label]) -> String {
         .iter()
         .map(|label| format!("{}={}", label.key, label.value));
     labels.collect::<Vec<_>>().join(",")
-}
-
-fn listing_path(filter: &ListFilter) -> String {
-    let mut query = Vec::new();
-    if let Some(labels) = &filter.labels {
-        query.push(format!("labels={}", encoded(labels)));
-    }
-    if let Some(live) = filter.live {
-        query.push(format!("live={live}"));
-    }
-    if let Some(revoked) = filter.revoked {
-        query.push(format!("revoked={revoked}"));
-    }
-    format!("/api/v1/executors?{}", query.join("&"))
-}
-
-fn executor_path(who: &str, action: &str) -> String {
-    format!("/api/v1/executors/{}{action}", encoded(who))
-}
-
-/// Percent-encodes all but the unreserved characters (RFC 3986 §2.3): an id is one segment, slashes and all.
-fn encoded(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            out.push(char::from(byte));
-        } else {
-            out.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    out
-}
-
-/// The admin socket of an access point.
-struct Door {
-    socket: PathBuf,
-}
-
-impl Door {
-    fn of(args: &FleetArgs) -> Result<Self, Explained> {
-        let socket = match &args.admin_socket {
-            Some(socket) => socket.clone(),
-            None => settings::paths()
-                .run()
-                .map_err(|error| {
-                    Explained::new(Code::Usage, error.to_string()).hint("give --admin-socket")
-                })?
-                .join("access-point.sock"),
-        };
-        Ok(Self { socket })
-    }
-
-    /// One request and its whole answer.
-    async fn ask<T: DeserializeOwned>(
-        &self,
-        method: Method,
-        path: &str,
-        body: Option<String>,
-    ) -> Result<T, Explained> {
-        let response = self.request(method, path, body).await?;
-        let status = response.status();
-        let body = response
-            .into_body()
-            .collect()
-            .await
-            .map_err(|error| self.garbled(&error.to_string()))?
-            .to_bytes();
-        if status != StatusCode::OK {
-            return Err(refusal(status, &body));
-        }
-        serde_json::from_slice(&body).map_err(|error| self.garbled(&error.to_string()))
-    }
-
-    async fn request(
-        &self,
-        method: Method,
-        path: &str,
-        body: Option<String>,
-    ) -> Result<http::Response<Incoming>, Explained> {
-        let stream = UnixStream::connect(&self.socket)
-            .await
-            .map_err(|error| unreachable(&self.socket, &error))?;
-        let (mut requests, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream))
-                .await
-                .map_err(|error| self.garbled(&error.to_string()))?;
-        tokio::spawn(connection);
-        let mut request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(http::header::HOST, "access-point");
-        if body.is_some() {
-            request = request.header(http::header::CONTENT_TYPE, "application/json");
-        }
-        let request = request
-            .body(Full::new(Bytes::from(body.unwrap_or_default())))
-            .map_err(|error| self.garbled(&error.to_string()))?;
-        requests
-            .send_request(request)
-            .await
-            .map_err(|error| self.garbled(&error.to_string()))
-    }
-
-    fn garbled(&self, why: &str) -> Explained {
-        Explained::new(
-            Code::Other,
-            format!(
-                "cannot understand the answer from {}",
-                self.socket.display()
-            ),
-        )
-        .cause(why)
-        .hint("check that the socket is an access point's, of this version")
-    }
-}
-
-fn unreachable(socket: &Path, error: &io::Error) -> Explained {
-    let shown = socket.display();
-    match error.kind() {
-        io::ErrorKind::NotFound => Explained::new(
-            Code::NoSuchFile,
-            format!("no such file: {shown}"),
-        )
-        .cause("an access point makes this socket when it starts")
-        .hint("check that one runs (systemctl status ah-access-point), or give its --admin-socket"),
-        io::ErrorKind::PermissionDenied => Explained::new(
-            Code::PermissionDenied,
-            format!("permission denied reading {shown}"),
-        )
-        .hint("ask as the access point's user or as root"),
-        _ => Explained::new(Code::Other, format!("no access point answers on {shown}"))
-            .cause(error)
-            .hint("check that it runs: systemctl status ah-access-point"),
-    }
-}
-
-fn refusal(status: StatusCode, body: &[u8]) -> Explained {
-    serde_json::from_slice(body).unwrap_or_else(|_| {
-        Explained::new(Code::Other, format!("the access point answered {status}"))
-            .cause(String::from_utf8_lossy(body))
-    })
 }
 
 fn show_listing(listing: &Listing, json: bool) -> io::Result<()> {
@@ -290,7 +142,7 @@ fn show_listing(listing: &Listing, json: bool) -> io::Result<()> {
     Ok(())
 }
 
-fn state(view: &ExecutorView) -> &'static str {
+pub(super) fn state(view: &ExecutorView) -> &'static str {
     match (&view.revocation, &view.live) {
         (Some(_), _) => "revoked",
         (None, Some(_)) => "enrolled",
@@ -390,26 +242,13 @@ fn show_target(done: &str, target: &RevocationTarget, json: bool) -> io::Result<
 }
 
 /// Prints events as they come, until the access point goes or the reader does.
-async fn watch(
-    door: &Door,
-    labels: &[settings::value::Label],
-    json: bool,
-) -> Result<(), Explained> {
-    let path = match joined(labels) {
-        labels if labels.is_empty() => "/api/v1/events".to_owned(),
-        labels => format!("/api/v1/events?labels={}", encoded(&labels)),
+async fn watch(access_point: &AdminClient, labels: String, json: bool) -> Result<(), Explained> {
+    let filter = EventFilter {
+        labels: Some(labels).filter(|labels| !labels.is_empty()),
     };
-    let response = door.request(Method::GET, &path, None).await?;
-    let mut body = response.into_body();
-    let mut partial = Vec::new();
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| door.garbled(&error.to_string()))?;
-        partial.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
-        while let Some(end) = partial.iter().position(|byte| *byte == b'\n') {
-            let line = partial.drain(..=end).collect::<Vec<_>>();
-            let line = String::from_utf8_lossy(&line);
-            printed(show_event(line.trim_end(), json))?;
-        }
+    let mut events = access_point.events(&filter).await?;
+    while let Some(line) = events.next_line().await? {
+        printed(show_event(&line, json))?;
     }
     Ok(())
 }
@@ -436,17 +275,4 @@ fn show_event(line: &str, json: bool) -> io::Result<()> {
         _ => writeln!(out, "{line}")?,
     }
     out.flush()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_id_is_one_segment_of_the_path() {
-        assert_eq!(
-            executor_path("spiffe://example.org/a b", "/revoke"),
-            "/api/v1/executors/spiffe%3A%2F%2Fexample.org%2Fa%20b/revoke"
-        );
-    }
 }

@@ -33,7 +33,13 @@ const LINGER: Duration = Duration::from_secs(2);
 const FLUSH: Duration = Duration::from_secs(5);
 
 /// Serves `accepted` until either side closes it, or until it has no call for too long.
-pub(super) async fn serve(shared: Arc<Shared>, accepted: Accepted) {
+///
+/// Not an `async fn`, and the connection boxed: what is moved about in here would otherwise take its place
+/// in the future more than once, some 6 KiB for each idle executor.
+pub(super) fn serve(
+    shared: Arc<Shared>,
+    accepted: Accepted,
+) -> impl Future<Output = ()> + Send + 'static {
     let calls = Arc::new(Calls::default());
     let service = FleetServer::new(Service {
         calls: Arc::clone(&calls),
@@ -45,41 +51,45 @@ pub(super) async fn serve(shared: Arc<Shared>, accepted: Accepted) {
         shared: Arc::clone(&shared),
     })
     .max_decoding_message_size(MAX_MESSAGE_BYTES);
-    let connection = http2::Builder::new(TokioExecutor::new())
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(MAX_CALLS)
-        .max_header_list_size(MAX_HEADER_BYTES)
-        .initial_stream_window_size(WINDOW_BYTES)
-        .initial_connection_window_size(2 * WINDOW_BYTES)
-        .max_send_buf_size(MAX_MESSAGE_BYTES)
-        .serve_connection(
-            TokioIo::new(accepted.stream),
-            TowerToHyperService::new(service),
-        );
-    tokio::pin!(connection);
-    let first_call_within = shared.handshake_timeout();
-    let mut idle_for = first_call_within;
-    let ended = loop {
-        tokio::select! {
-            ended = connection.as_mut() => break Some(ended),
-            () = calls.changed.notified() => idle_for = LINGER,
-            () = tokio::time::sleep(idle_for), if calls.none() => break None,
-            // A call that is on its way when we say so is still answered.
-            () = shared.draining.cancelled(), if calls.none() => break None,
-        }
-    };
-    let ended = match ended {
-        Some(ended) => ended,
-        None => {
-            connection.as_mut().graceful_shutdown();
-            match tokio::time::timeout(FLUSH, connection).await {
-                Ok(ended) => ended,
-                Err(_) => return,
+    let mut connection = Box::pin(
+        http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(MAX_CALLS)
+            .max_header_list_size(MAX_HEADER_BYTES)
+            .initial_stream_window_size(WINDOW_BYTES)
+            .initial_connection_window_size(2 * WINDOW_BYTES)
+            .max_send_buf_size(MAX_MESSAGE_BYTES)
+            .serve_connection(
+                TokioIo::new(accepted.stream),
+                TowerToHyperService::new(service),
+            ),
+    );
+    let remote = accepted.remote;
+    async move {
+        let first_call_within = shared.handshake_timeout();
+        let mut idle_for = first_call_within;
+        let ended = loop {
+            tokio::select! {
+                ended = connection.as_mut() => break Some(ended),
+                () = calls.changed.notified() => idle_for = LINGER,
+                () = tokio::time::sleep(idle_for), if calls.none() => break None,
+                // A call that is on its way when we say so is still answered.
+                () = shared.draining.cancelled(), if calls.none() => break None,
             }
+        };
+        let ended = match ended {
+            Some(ended) => ended,
+            None => {
+                connection.as_mut().graceful_shutdown();
+                match tokio::time::timeout(FLUSH, connection).await {
+                    Ok(ended) => ended,
+                    Err(_) => return,
+                }
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(peer = %remote, %error, "connection ended");
         }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(peer = %accepted.remote, %error, "connection ended");
     }
 }
 

@@ -23,7 +23,8 @@ use utoipa::{OpenApi, ToSchema};
 
 use super::Operator;
 use super::operations::{
-    EventFilter, ExecutorView, FleetEvent, ListFilter, Listing, LiveView, NotDone, Selector,
+    AccessPointView, EventFilter, ExecutorView, FleetEvent, ListFilter, Listing, LiveView, NotDone,
+    Selector,
 };
 use crate::store::RevocationTarget;
 
@@ -82,6 +83,7 @@ pub fn openapi() -> String {
 
 fn router(operator: Operator, door: Door) -> axum::Router {
     let rest = axum::Router::new()
+        .route("/access-point", get(access_point))
         .route("/executors", get(list))
         .route("/executors/{selector}", get(show))
         .route("/executors/{selector}/revoke", post(revoke))
@@ -222,6 +224,12 @@ async fn metrics(State(operator): State<Operator>) -> impl IntoResponse {
 
 async fn document() -> impl IntoResponse {
     ([(header::CONTENT_TYPE, "application/json")], openapi())
+}
+
+/// The access point itself: where it listens, its certificate, how many executors are enrolled.
+#[utoipa::path(get, path = "/api/v1/access-point", responses((status = 200, body = AccessPointView)))]
+async fn access_point(State(operator): State<Operator>) -> Json<AccessPointView> {
+    Json(operator.access_point())
 }
 
 /// Executors, live or remembered.
@@ -368,8 +376,8 @@ struct ErrorBody {
 #[derive(OpenApi)]
 #[openapi(
     info(title = "Agent Harbor access point", description = "Executors of one access point: list, show, revoke, reinstate, disconnect, watch."),
-    paths(readyz, metrics, list, show, revoke, reinstate, disconnect, events),
-    components(schemas(ExecutorView, LiveView, Listing, FleetEvent, Readiness, RevokeRequest, Disconnected, ErrorBody)),
+    paths(readyz, metrics, access_point, list, show, revoke, reinstate, disconnect, events),
+    components(schemas(AccessPointView, ExecutorView, LiveView, Listing, FleetEvent, Readiness, RevokeRequest, Disconnected, ErrorBody)),
     modifiers(&Security),
     security(("token" = []))
 )]

@@ -31,7 +31,8 @@ use tokio_util::sync::CancellationToken;
 
 pub use doors::{AdminSocket, serve_http, serve_https};
 pub use operations::{
-    EventFilter, ExecutorView, FleetEvent, ListFilter, Listing, LiveView, NotDone, Selector,
+    AccessPointView, EventFilter, ExecutorView, FleetEvent, ListFilter, Listing, LiveView, NotDone,
+    Selector,
 };
 pub use registry::Duplicates;
 
@@ -94,8 +95,9 @@ pub(crate) struct Shared {
     health: watch::Receiver<Health>,
     store: AnyStore,
     writer: StoreWriter,
-    /// Bars set (true) and lifted (false) here that the store was not yet seen to hold.
-    unwritten_bars: Mutex<BTreeMap<RevocationTarget, bool>>,
+    bars: Mutex<Bars>,
+    /// Why the store's revocations cannot be read, while they cannot.
+    unread_revocations: Mutex<Option<String>>,
     audit: AuditLog,
     metrics: Metrics,
     refusals: Refusals,
@@ -106,6 +108,18 @@ pub(crate) struct Shared {
     /// There will be no more events.
     over: CancellationToken,
     started_at: SystemTime,
+    /// Where executors dial, with the real ports.
+    listening: Vec<SocketAddr>,
+}
+
+/// Bars on their way into the store.
+#[derive(Default)]
+struct Bars {
+    /// Set (true) and lifted (false) here, and not known to be in the store; with the number of the change.
+    unwritten: BTreeMap<RevocationTarget, (bool, u64)>,
+    changes: u64,
+    /// How many were written. What was read from the store before the last one may lack it.
+    written: u64,
 }
 
 impl Shared {
@@ -222,7 +236,8 @@ impl AccessPoint {
             health: self.health,
             store: self.store,
             writer,
-            unwritten_bars: Mutex::default(),
+            bars: Mutex::default(),
+            unread_revocations: Mutex::default(),
             audit,
             metrics: Metrics::new(),
             refusals: Refusals::default(),
@@ -231,6 +246,11 @@ impl AccessPoint {
             events: broadcast::channel(1024).0,
             draining: CancellationToken::new(),
             over: CancellationToken::new(),
+            listening: self
+                .listeners
+                .iter()
+                .filter_map(|listener| listener.local_addr().ok())
+                .collect(),
         });
         let mut background = JoinSet::new();
         background.spawn(follow);
@@ -238,7 +258,6 @@ impl AccessPoint {
         background.spawn(write_audit.run());
         background.spawn(follow_trust(Arc::clone(&shared)));
         background.spawn(follow_revocations(Arc::clone(&shared)));
-        background.spawn(audit_identity(Arc::clone(&shared)));
         background.spawn(refusals::sum_up(Arc::clone(&shared)));
         Ok(Bound {
             shared,
@@ -252,10 +271,7 @@ impl AccessPoint {
 impl Bound {
     /// The addresses executors may dial, with the real ports.
     pub fn addresses(&self) -> Vec<SocketAddr> {
-        self.listeners
-            .iter()
-            .filter_map(|listener| listener.local_addr().ok())
-            .collect()
+        self.shared.listening.clone()
     }
 
     /// The operators' side of this access point.
@@ -273,6 +289,7 @@ impl Bound {
             );
         }
         shared.note(Event::Started, Outcome::Success, None);
+        self.background.spawn(audit_identity(Arc::clone(shared)));
         let mut listeners = JoinSet::new();
         for listener in self.listeners.drain(..) {
             if let Ok(address) = listener.local_addr() {
@@ -383,17 +400,26 @@ async fn follow_revocations(shared: Arc<Shared>) {
     let mut seen = None;
     loop {
         tokio::time::sleep(REVOCATION_POLL).await;
-        let Ok(version) = shared.store.revocation_version().await else {
-            continue;
-        };
-        if seen == Some(version) {
-            continue;
-        }
-        if let Ok(revocations) = shared.store.revocations().await {
-            shared.take_revocations(revocations.into_iter().map(|(target, _)| target));
-            seen = Some(version);
-        }
+        let read = read_revocations(&shared, &mut seen).await;
+        shared.note_unread(read.err().map(|error| error.to_string()));
     }
+}
+
+async fn read_revocations(
+    shared: &Shared,
+    seen: &mut Option<(u64, u64)>,
+) -> Result<(), crate::store::StoreError> {
+    let written = lock(&shared.bars).written;
+    let version = shared.store.revocation_version().await?;
+    if *seen == Some((version, written)) {
+        return Ok(());
+    }
+    let revocations = shared.store.revocations().await?;
+    let targets = revocations.into_iter().map(|(target, _)| target);
+    if shared.take_revocations(targets, written) {
+        *seen = Some((version, written));
+    }
+    Ok(())
 }
 
 /// Writes renewals of our own identity, and failures to renew it, to the audit log.
@@ -458,12 +484,21 @@ impl Shared {
     }
 
     /// Makes `targets`, which the store holds, the bars in force, besides those that are still on their way
-    /// into the store, and ends what they forbid.
-    fn take_revocations(&self, targets: impl IntoIterator<Item = RevocationTarget>) {
+    /// into the store, and ends what they forbid. They were read after so many were `written` here; false when
+    /// there are more by now, and they have to be read again.
+    fn take_revocations(
+        &self,
+        targets: impl IntoIterator<Item = RevocationTarget>,
+        written: u64,
+    ) -> bool {
         let mut held = targets.into_iter().collect::<BTreeSet<_>>();
-        let mut unwritten = lock(&self.unwritten_bars);
-        unwritten.retain(|target, barred| held.contains(target) != *barred);
-        for (target, barred) in unwritten.iter() {
+        let mut bars = lock(&self.bars);
+        if bars.written != written {
+            return false;
+        }
+        let unwritten = &mut bars.unwritten;
+        unwritten.retain(|target, (barred, _)| held.contains(target) != *barred);
+        for (target, (barred, _)) in unwritten.iter() {
             if *barred {
                 held.insert(target.clone());
             } else {
@@ -473,20 +508,50 @@ impl Shared {
         // Under the lock, so that a bar set in this moment is not overwritten by what was read before it.
         self.policy
             .update(|policy| policy.revocations = revocation_set(held.iter().cloned()));
-        drop(unwritten);
+        drop(bars);
         self.end_unadmitted();
+        true
+    }
+
+    /// The store holds the `change` that was made to `target` here: from now on it has the last word on it, which may be
+    /// another access point's.
+    fn note_written(&self, target: &RevocationTarget, change: u64) {
+        let mut bars = lock(&self.bars);
+        if bars
+            .unwritten
+            .get(target)
+            .is_some_and(|(_, last)| *last == change)
+        {
+            bars.unwritten.remove(target);
+        }
+        bars.written += 1;
+    }
+
+    fn note_unread(&self, error: Option<String>) {
+        let mut unread = lock(&self.unread_revocations);
+        match (&*unread, &error) {
+            (None, Some(error)) => tracing::warn!(
+                %error,
+                "revocations of other access points cannot be read from the store"
+            ),
+            (Some(_), None) => tracing::info!("revocations are read from the store again"),
+            _ => {}
+        }
+        *unread = error;
     }
 
     /// Sets or lifts a bar in memory, at once, and hands `change` to the store. Both in one step: of two
     /// operators, the same one has the last word in memory and in the store.
     fn bar(
-        &self,
+        self: &Arc<Self>,
         target: &RevocationTarget,
         barred: bool,
         change: Change,
     ) -> impl Future<Output = Durability> + Send + use<> {
-        let mut unwritten = lock(&self.unwritten_bars);
-        unwritten.insert(target.clone(), barred);
+        let mut bars = lock(&self.bars);
+        bars.changes += 1;
+        let number = bars.changes;
+        bars.unwritten.insert(target.clone(), (barred, number));
         self.policy.update(|policy| {
             let (values, value) = match target {
                 RevocationTarget::Id(ExecutorId(id)) => (&mut policy.revocations.ids, id),
@@ -499,7 +564,18 @@ impl Shared {
                 values.remove(value);
             }
         });
-        self.writer.submit(change)
+        // Submitted under the lock, in the order of the numbers.
+        let written = self.writer.submit(change);
+        drop(bars);
+        let shared = Arc::clone(self);
+        let target = target.clone();
+        async move {
+            let durability = written.await;
+            if durability == Durability::Committed {
+                shared.note_written(&target, number);
+            }
+            durability
+        }
     }
 
     /// Ends every session that the policy of now would not admit. Returns how many.

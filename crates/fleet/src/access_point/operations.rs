@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use ah_identity_provider::{Code, Explained, ProviderKind};
 use serde::{Deserialize, Serialize};
@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 use tokio::sync::broadcast;
 use utoipa::{IntoParams, ToSchema};
 
-use super::registry::{End, Session};
+use super::registry::{End, Session, lock};
 use super::{Operator, Tunables};
 use crate::audit::{Entry, Event, Outcome};
 use crate::hello::Greeting;
@@ -127,6 +127,31 @@ impl EventFilter {
     pub fn admits(&self, event: &FleetEvent) -> bool {
         labels_admit(self.labels.as_deref(), &event.labels)
     }
+}
+
+/// An access point as it sees itself.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct AccessPointView {
+    /// Version of this software.
+    pub version: String,
+    /// Process id.
+    pub pid: u32,
+    /// Since when it runs.
+    #[serde(with = "time::serde::rfc3339")]
+    #[schema(value_type = String, format = DateTime)]
+    pub started: OffsetDateTime,
+    /// Where executors dial, with the real ports.
+    #[schema(value_type = Vec<String>)]
+    pub listening: Vec<SocketAddr>,
+    /// The certificate that new connections are shown.
+    pub certificate: CertificateRecord,
+    /// Where its identity comes from.
+    #[schema(value_type = String)]
+    pub provider: ProviderKind,
+    /// How often a new identity replaced an old one.
+    pub rotations: u64,
+    /// Executors enrolled now.
+    pub executors: usize,
 }
 
 /// Which executors to list. Every condition given has to hold.
@@ -273,9 +298,10 @@ impl Operator {
         };
         let change = Change::Revoked(target.clone(), revocation);
         let written = shared.bar(&target, true, change);
+        // The cause stands in the audit log before what it leads to.
+        self.record(Event::Revoked, &target, view, Some(reason));
         let ended = shared.end_unadmitted();
         tracing::info!(what = ?target, sessions.ended = ended, reason, "revoked");
-        self.record(Event::Revoked, &target, view, Some(reason));
         durable(written.await, "the revocation")?;
         Ok(target)
     }
@@ -336,6 +362,9 @@ impl Operator {
             let error = store.last_error.unwrap_or_default();
             reasons.push(format!("store: {error} ({} changes wait)", store.pending));
         }
+        if let Some(error) = &*lock(&shared.unread_revocations) {
+            reasons.push(format!("store: revocations cannot be read: {error}"));
+        }
         let audit = shared.audit.health();
         if !audit.ok {
             let error = audit.last_error.unwrap_or_default();
@@ -351,9 +380,20 @@ impl Operator {
         reasons
     }
 
-    /// Since when this access point runs.
-    pub fn started_at(&self) -> SystemTime {
-        self.0.started_at
+    /// The access point itself.
+    pub fn access_point(&self) -> AccessPointView {
+        let shared = &self.0;
+        let published = std::sync::Arc::clone(shared.configs.current().published());
+        AccessPointView {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            started: shared.started_at.into(),
+            listening: shared.listening.clone(),
+            certificate: published.identity.leaf().into(),
+            provider: published.provider,
+            rotations: shared.health.borrow().rotations,
+            executors: shared.registry.len(),
+        }
     }
 
     /// Takes new rules and limits into use, and ends sessions that the new rules do not admit.

@@ -421,6 +421,10 @@ fn broken(status: &Status, oversized: &mut bool) -> Explained {
             )
             .cause(status.message())
         }
+        // What the connection did has a source; what cannot be decoded has none.
+        tonic::Code::Internal if std::error::Error::source(&status).is_none() => {
+            Explained::new(Code::Usage, status.message().to_owned())
+        }
         _ => Explained::new(
             Code::Unavailable,
             format!("connection lost: {}", status.message()),

@@ -20,6 +20,9 @@ pub const QUEUE_LIMIT: usize = 100_000;
 /// Most lines of one write.
 const BATCH_LIMIT: usize = 1_024;
 
+/// Writes begin at least this far apart: in a rush of events each write, and its sync, carries many lines.
+const GATHER: Duration = Duration::from_millis(50);
+
 /// First wait after a failure; doubles up to [`BACKOFF_MAX`].
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 
@@ -253,7 +256,12 @@ impl AuditTask {
                 self.shared.work.notified().await;
                 continue;
             }
+            let next = Instant::now() + GATHER;
             self.write(batch).await;
+            tokio::select! {
+                () = tokio::time::sleep_until(next) => {}
+                () = self.shared.hurry.notified() => {}
+            }
         }
     }
 

@@ -1,0 +1,245 @@
+//! Every ```` ```sh ```` block of the documents is run as it stands there.
+//!
+//! A block marked ```` ```sh server ```` is a process that goes on: it is ended at the next heading. Paths of
+//! a machine (`/etc/ah`, `/var/lib/ah`, `/run/ah`) become paths of a temporary directory, and port 4433 a free one.
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use ah_testkit::process::{Finished, Process, eventually};
+use tempfile::TempDir;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+/// A machine on which somebody types what a document says.
+struct Reader {
+    directory: TempDir,
+    port: String,
+    servers: Vec<Process>,
+}
+
+impl Reader {
+    fn new() -> Self {
+        let directory = TempDir::new().unwrap();
+        for name in ["bin", "home", "etc", "state", "run", "work"] {
+            fs::create_dir(directory.path().join(name)).unwrap();
+        }
+        let ah = directory.path().join("bin/ah");
+        std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_ah"), ah).unwrap();
+        let free = TcpListener::bind("127.0.0.1:0").unwrap();
+        Self {
+            port: free.local_addr().unwrap().port().to_string(),
+            directory,
+            servers: Vec::new(),
+        }
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.directory.path().join(name).display().to_string()
+    }
+
+    fn shell(&self, script: &str) -> Command {
+        let script = script
+            .replace("/etc/ah", &self.path("etc"))
+            .replace("/var/lib/ah", &self.path("state"))
+            .replace("/run/ah", &self.path("run"))
+            .replace("4433", &self.port);
+        let path = std::env::var("PATH").unwrap_or_default();
+        let mut command = Command::new("sh");
+        command
+            .args(["-euc", &script])
+            .env_clear()
+            .env("PATH", format!("{}:{path}", self.path("bin")))
+            .env("HOME", self.path("home"))
+            .env("STATE_DIRECTORY", self.path("state"))
+            .env("RUNTIME_DIRECTORY", self.path("run"))
+            .env("AH_CONFIG", "/dev/null")
+            // The default port may be taken on the machine of the test.
+            .env("AH_FLEET_LISTEN", format!("127.0.0.1:{}", self.port))
+            .current_dir(self.directory.path().join("work"));
+        command
+    }
+
+    /// Starts what goes on, and waits until it is of use to the next command.
+    fn serve(&mut self, script: &str) {
+        // `exec`, so that ending the shell ends what it runs.
+        let mut server = Process::start(&mut self.shell(&format!("exec {script}")));
+        let ready = if script.contains("access-point") {
+            "ah agent fleet list"
+        } else {
+            "ah agent status"
+        };
+        eventually(ready, || {
+            let said = server.lines().join("\n");
+            assert!(server.is_running(), "{script}:\n{said}");
+            let asked = self.shell(ready).output().unwrap();
+            asked.status.success().then_some(())
+        });
+        self.servers.push(server);
+    }
+
+    fn run(&self, document: &str, script: &str) {
+        let ran = Finished::from(self.shell(script).output().unwrap());
+        assert_eq!(ran.code, 0, "{document}:\n{script}\n{ran:?}");
+    }
+
+    fn heading(&mut self) {
+        self.servers.clear();
+    }
+}
+
+/// Runs a document from its top to its end. Returns how many blocks it has.
+fn read(document: &str) -> usize {
+    let text = fs::read_to_string(root().join(document)).unwrap();
+    let mut reader = Reader::new();
+    let mut blocks = 0;
+    let mut lines = text.lines();
+    while let Some(line) = lines.next() {
+        let Some(kind) = line.strip_prefix("```") else {
+            if line.starts_with('#') {
+                reader.heading();
+            }
+            continue;
+        };
+        let block = lines
+            .by_ref()
+            .take_while(|line| *line != "```")
+            .collect::<Vec<_>>();
+        let script = block.join("\n");
+        match kind {
+            "sh" => reader.run(document, &script),
+            "sh server" => reader.serve(&script),
+            _ => continue,
+        }
+        blocks += 1;
+    }
+    blocks
+}
+
+macro_rules! documents {
+    ($($name:ident: $path:literal,)*) => {$(
+        #[test]
+        fn $name() {
+            // The documents' one foreign tool.
+            if ah_testkit::need("openssl") {
+                assert!(read($path) > 0, "{} has no command", $path);
+            }
+        }
+    )*};
+}
+
+documents! {
+    the_readme_works_as_typed: "README.md",
+    access_point_works_as_typed: "docs/access-point.md",
+    executor_works_as_typed: "docs/executor.md",
+    dev_works_as_typed: "docs/providers/dev.md",
+    files_works_as_typed: "docs/providers/files.md",
+    operations_works_as_typed: "docs/operations.md",
+}
+
+/// No document leads nowhere.
+#[test]
+fn every_link_leads_to_a_file() {
+    let documents = [
+        "README.md",
+        "ARCHITECTURE.md",
+        "docs/access-point.md",
+        "docs/executor.md",
+        "docs/operations.md",
+        "docs/protocol.md",
+        "docs/providers/dev.md",
+        "docs/providers/files.md",
+    ];
+    for document in documents {
+        let path = root().join(document);
+        let text = fs::read_to_string(&path).unwrap();
+        for link in text.split("](").skip(1) {
+            let link = link.split(')').next().unwrap();
+            let target = path.parent().unwrap().join(link);
+            assert!(target.exists(), "{document}: {link}");
+        }
+    }
+}
+
+/// Every flag of the two processes is told of.
+#[test]
+fn every_flag_is_in_its_document() {
+    let definition = ah_cli::args::definition();
+    let agent = definition.find_subcommand("agent").unwrap();
+    for (command, document) in [
+        ("access-point", "docs/access-point.md"),
+        ("enroll", "docs/executor.md"),
+    ] {
+        let text = fs::read_to_string(root().join(document)).unwrap();
+        let command = agent.find_subcommand(command).unwrap();
+        for flag in command.get_arguments().filter_map(|arg| arg.get_long()) {
+            let told = [' ', '`', '[', '='].map(|end| text.contains(&format!("`--{flag}{end}")));
+            assert!(told.contains(&true), "{document} does not tell of --{flag}");
+        }
+    }
+}
+
+/// `AH_UPDATE_DOCS=1 cargo test -p ah-cli --test demo openapi` writes it.
+#[test]
+fn the_openapi_document_is_current() {
+    let path = root().join("docs/openapi.json");
+    let current = ah_fleet::access_point::http::openapi() + "\n";
+    if std::env::var_os("AH_UPDATE_DOCS").is_some() {
+        fs::write(&path, &current).unwrap();
+    }
+    let kept = fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        kept == current,
+        "docs/openapi.json is old: AH_UPDATE_DOCS=1 cargo test -p ah-cli --test demo openapi"
+    );
+}
+
+/// Each metric that is served is told of, and none is told of that is not served.
+#[test]
+fn the_list_of_metrics_is_whole() {
+    let host = ah_testkit::process::Host::new(env!("CARGO_BIN_EXE_ah"));
+    let access_point = host.access_point(&["--http-listen", "127.0.0.1:0"]);
+    // A family without a member is not served: a session is opened and closed, and another refused.
+    let server = format!("https://{}", access_point.address);
+    let enroll = ["agent", "enroll", "--remote-server", &server];
+    let enroll = enroll.into_iter().chain(["--name", "w", "--once=enrolled"]);
+    assert_eq!(host.run(enroll.clone()).code, 0);
+    assert_eq!(host.run(["agent", "fleet", "revoke", "w"]).code, 0);
+    assert_eq!(host.run(enroll).code, 1);
+    let served = scrape(access_point.http.unwrap());
+    let served = served
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE "))
+        .map(|line| line.split(' ').next().unwrap())
+        .collect::<Vec<_>>();
+    assert!(served.len() > 10, "{served:?}");
+    let document = fs::read_to_string(root().join("docs/operations.md")).unwrap();
+    let told = document
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `ah_"))
+        .map(|line| line.split('`').next().unwrap())
+        .map(|name| format!("ah_{name}"))
+        .map(|name| name.strip_suffix("_total").unwrap_or(&name).to_owned())
+        .collect::<Vec<_>>();
+    for name in &served {
+        assert!(told.iter().any(|told| told == name), "not told of: {name}");
+    }
+    for name in &told {
+        assert!(served.contains(&name.as_str()), "not served: {name}");
+    }
+}
+
+fn scrape(address: std::net::SocketAddr) -> String {
+    use std::io::{Read, Write};
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    stream
+        .write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}

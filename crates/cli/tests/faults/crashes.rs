@@ -1,0 +1,264 @@
+//! Processes that die, peers that fall silent, ends in order.
+
+use std::io::Write;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use ah_fleet::executor::Event;
+use ah_testkit::process::{Host, Process, eventually};
+use nix::sys::signal::Signal;
+
+use crate::crowd::Crowd;
+use crate::site::{Site, about, alone, id, need, need_root};
+
+/// Thousands of handshakes in a build without optimisation, on two cores that others use too.
+const CROWD_ENROLLS: Duration = Duration::from_secs(240);
+
+// RG-1, AU-2, EN-13
+#[test]
+fn kill_9_of_the_access_point_with_5000_executors_loses_none() {
+    const EXECUTORS: usize = 5_000;
+    let _alone = alone();
+    let site = Site::new();
+    let mut access_point = site.start(&["--max-handshakes", "1024"]);
+    let address = access_point.address;
+    let crowd = Crowd::new(&site, address, EXECUTORS);
+    crowd.wait_enrolled(CROWD_ENROLLS);
+    crowd.forget();
+
+    access_point.process.kill();
+    let at = address.to_string();
+    let mut access_point = site.start(&["--max-handshakes", "1024", "--fleet-listen", &at]);
+    let restarted = Instant::now();
+    // Before they come back the registry knows them all: a welcome was sent to none whose enrollment was not durable.
+    assert_eq!(site.listed(&[]).len(), EXECUTORS);
+    eventually("every executor noticed", || {
+        let noticed = crowd.told().iter().filter(|told| !told.is_empty()).count();
+        (noticed == EXECUTORS).then_some(())
+    });
+    crowd.wait_enrolled(CROWD_ENROLLS);
+    println!("all back {:?} after the restart", restarted.elapsed());
+    let live = site.listed(&["--live"]);
+    assert_eq!(live.len(), EXECUTORS);
+    assert!(live.iter().all(|view| view["first_enrolled"].is_string()));
+    site.verify_audit();
+
+    crowd.leave();
+    access_point.process.signal(Signal::SIGTERM);
+    assert!(access_point.process.wait().success());
+    site.verify_audit();
+    let lines = site.audit();
+    let first_time = lines.iter().filter(|line| line["event"] == "enrolled");
+    // Kill -9 may cost the last lines, which were still on their way to the file.
+    let known = first_time.count();
+    assert!(known <= EXECUTORS, "{known} enrolled for the first time");
+    let again = lines.iter().filter(|line| line["event"] == "re-enrolled");
+    assert!(again.count() >= EXECUTORS, "each came back");
+}
+
+#[test]
+fn kill_9_of_an_executor_is_seen_at_once() {
+    let site = Site::new();
+    // So long that only the closed connection can tell in time.
+    let access_point = site.start(&["--heartbeat-interval", "60s"]);
+    let mut worker = site.executor(access_point.address, "worker", &site.executor_leaf(1));
+    worker.wait_for("enrolled");
+    let killed = Instant::now();
+    worker.kill();
+    access_point.process.wait_for("executor disconnected");
+    // "At once", with room for a machine that does other things besides.
+    assert!(killed.elapsed() < Duration::from_secs(5));
+    assert!(site.listed(&["--live"]).is_empty());
+    assert_eq!(site.listed(&[]).len(), 1, "it is remembered");
+}
+
+/// A network namespace behind a veth pair, removed when dropped.
+struct Namespace {
+    name: String,
+    outside: String,
+}
+
+impl Namespace {
+    fn new() -> Self {
+        let number = std::process::id() % 10_000;
+        let namespace = Self {
+            name: format!("ahfault{number}"),
+            outside: format!("ahf{number}a"),
+        };
+        let inside = format!("ahf{number}b");
+        let (name, outside) = (&namespace.name, &namespace.outside);
+        ip(&format!("netns add {name}"));
+        ip(&format!("link add {outside} type veth peer name {inside}"));
+        ip(&format!("link set {inside} netns {name}"));
+        ip(&format!("address add 10.213.77.1/30 dev {outside}"));
+        ip(&format!("link set {outside} up"));
+        ip(&format!(
+            "-n {name} address add 10.213.77.2/30 dev {inside}"
+        ));
+        ip(&format!("-n {name} link set {inside} up"));
+        namespace
+    }
+
+    /// From now on no packet passes either way, and nobody is told.
+    fn cut(&self) {
+        let inside = self.outside.replace('a', "b").replacen("bhf", "ahf", 1);
+        ip(&format!("-n {} link set {inside} down", self.name));
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let _ = Command::new("ip")
+            .args(["link", "del", &self.outside])
+            .status();
+        let _ = Command::new("ip")
+            .args(["netns", "del", &self.name])
+            .status();
+    }
+}
+
+fn ip(line: &str) {
+    let done = Command::new("ip").args(line.split(' ')).output().unwrap();
+    assert!(done.status.success(), "ip {line}: {done:?}");
+}
+
+// AP-16: offline within two heartbeats.
+#[test]
+fn a_half_open_peer_is_seen_offline_within_two_heartbeats() {
+    if !need_root() || !need("ip") {
+        return;
+    }
+    let _alone = alone();
+    let namespace = Namespace::new();
+    let site = Site::new();
+    let leaf = site.ca.leaf().ip("10.213.77.1").issue();
+    leaf.write(&site.host.path(""), "server");
+    let access_point = site.start(&[
+        "--heartbeat-interval",
+        "2s",
+        "--fleet-listen",
+        "10.213.77.1:0",
+    ]);
+    site.executor_leaf(1).write(&site.host.path(""), "worker");
+    let server = format!("https://{}", access_point.address);
+    let mut args = vec!["agent", "enroll", "--remote-server", &server];
+    let rest = site.executor_args("worker");
+    args.extend(rest.iter().map(String::as_str));
+    let wrapper = ["ip", "netns", "exec", namespace.name.as_str()];
+    let worker = Process::start(&mut site.host.command_under(&wrapper, args));
+    worker.wait_for("enrolled");
+    namespace.cut();
+    let cut = Instant::now();
+    access_point.process.wait_for("executor disconnected");
+    // Two heartbeats of 2 s; the rest is room for a loaded machine.
+    let took = cut.elapsed();
+    assert!(took < Duration::from_millis(5_500), "seen after {took:?}");
+    let lines = eventually("the audit line", || {
+        let lines = site.audit();
+        (!about(&lines, "disconnected", &id(1)).is_empty()).then_some(lines)
+    });
+    let reason = about(&lines, "disconnected", &id(1))[0]["reason"].clone();
+    assert!(
+        reason.as_str().unwrap().contains("no heartbeat for"),
+        "{reason}"
+    );
+    // The executor noticed by itself, too.
+    worker.wait_for("was lost");
+}
+
+#[test]
+fn ap_19_term_with_1000_sessions_drains_without_an_error_on_the_other_side() {
+    const EXECUTORS: usize = 1_000;
+    let _alone = alone();
+    let site = Site::new();
+    let mut access_point = site.start(&["--max-handshakes", "1024"]);
+    let crowd = Crowd::new(&site, access_point.address, EXECUTORS);
+    crowd.wait_enrolled(CROWD_ENROLLS);
+    crowd.forget();
+    let begun = Instant::now();
+    access_point.process.signal(Signal::SIGTERM);
+    assert_eq!(access_point.process.wait().code(), Some(0));
+    // The default of --drain-timeout.
+    assert!(begun.elapsed() < Duration::from_secs(30));
+    assert_eq!(access_point.process.count("drain timed out"), 0);
+    let orderly = eventually("all were told", || {
+        let told = crowd.told();
+        told.iter().all(|told| !told.is_empty()).then_some(told)
+    });
+    for (number, told) in orderly.iter().enumerate() {
+        // What comes after is the refused connection to an access point that is no more.
+        assert!(
+            matches!(told.first(), Some(Event::Draining { .. })),
+            "executor {number}: {told:?}"
+        );
+    }
+    let lines = site.audit();
+    let drained = lines.iter().filter(|line| {
+        line["event"] == "disconnected"
+            && line["reason"]
+                .as_str()
+                .is_some_and(|r| r.starts_with("drained"))
+    });
+    assert_eq!(drained.count(), EXECUTORS);
+    assert_eq!(lines.last().unwrap()["event"], "stopped");
+    site.verify_audit();
+}
+
+#[test]
+fn au_2_a_line_torn_by_kill_9_is_repaired_at_start_and_the_chain_verifies() {
+    let site = Site::new();
+    let mut access_point = site.start(&[]);
+    let worker = site.executor(access_point.address, "worker", &site.executor_leaf(1));
+    worker.wait_for("enrolled");
+    eventually("the enrollment in the audit log", || {
+        (!about(&site.audit(), "enrolled", &id(1)).is_empty()).then_some(())
+    });
+    access_point.process.kill();
+    let whole = std::fs::read_to_string(site.audit_log()).unwrap();
+    let half = &whole.lines().last().unwrap()[..40];
+    let mut log = std::fs::OpenOptions::new()
+        .append(true)
+        .open(site.audit_log())
+        .unwrap();
+    log.write_all(half.as_bytes()).unwrap();
+    drop(log);
+    let path = site.audit_log().display().to_string();
+    let broken = site.host.run(["agent", "audit", "verify", &path]);
+    let line = whole.lines().count() + 1;
+    assert_eq!(broken.code, 1);
+    assert!(
+        broken.stderr.contains(&format!("audit.jsonl:{line}")),
+        "{}",
+        broken.stderr
+    );
+
+    let at = access_point.address.to_string();
+    let _access_point = site.start(&["--fleet-listen", &at]);
+    let repaired = eventually("the repair is on record", || {
+        let lines = site.audit();
+        lines.into_iter().find(|line| line["event"] == "repaired")
+    });
+    assert!(repaired["reason"].as_str().unwrap().contains("time"));
+    assert!(
+        std::fs::read_to_string(site.audit_log())
+            .unwrap()
+            .starts_with(&whole)
+    );
+    site.verify_audit();
+}
+
+#[test]
+fn a_taken_port_is_named() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let host = Host::new(env!("CARGO_BIN_EXE_ah"));
+    let ended = host.run(["agent", "access-point", "--fleet-listen", &address]);
+    assert_eq!(ended.code, 1);
+    let error = format!("error: cannot listen on {address}\n");
+    assert!(ended.stderr.contains(&error), "{}", ended.stderr);
+    assert!(
+        ended
+            .stderr
+            .contains("  hint: another process has the port")
+    );
+}
