@@ -2,4 +2,8 @@
 
 mod access_point;
 mod enroll;
+mod keeping;
 mod operate;
+
+/// A dev executor that enrolls once.
+const ONCE: &str = "--once=enrolled";
