@@ -254,6 +254,8 @@ impl Bound {
             ));
         }
         let ended = tokio::select! {
+            // First: what ends the supervisor of our identity ends what follows it, and that is no failure.
+            biased;
             () = stop.cancelled() => Ok(()),
             ended = self.background.join_next() => Err(lost("a background task", ended)),
             ended = listeners.join_next() => Err(lost("a listener", ended)),
