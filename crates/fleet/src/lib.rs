@@ -5,6 +5,7 @@ pub mod audit;
 mod codec;
 pub mod executor;
 mod hello;
+mod moment;
 mod refusal;
 mod socket;
 pub mod store;

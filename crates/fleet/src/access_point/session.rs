@@ -19,6 +19,7 @@ use super::registry::{Admission, Caller, End, Order, Session};
 use crate::audit::{Entry, Event, Outcome};
 use crate::codec::MAX_MESSAGE_BYTES;
 use crate::hello::{Greeting, PROTOCOL};
+use crate::moment::rfc3339;
 use crate::proto::access_point_message::Kind as Outgoing;
 use crate::proto::executor_message::Kind as Incoming;
 use crate::proto::{
@@ -344,7 +345,7 @@ impl Enrolled {
             executor.name = %session.greeting.name,
             peer = %session.remote,
             cert.serial = %session.certificate.serial,
-            cert.not_after = %session.certificate.not_after,
+            cert.not_after = %rfc3339(session.not_after),
             "{what}"
         );
         self.shared.metrics.session_opened(event);

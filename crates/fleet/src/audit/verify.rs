@@ -73,7 +73,7 @@ impl fmt::Display for Fault {
             ),
             Self::Sequence { expected, found } if found > expected => write!(
                 f,
-                "sequence {found} where {expected} is expected: {} lines before it are missing",
+                "sequence {found} where {expected} is expected: lines missing before it: {}",
                 found - expected
             ),
             Self::Sequence { expected, found } => write!(

@@ -23,6 +23,7 @@ pub use status::{
     CertificateStatus, Heartbeats, Problem, Status, StatusSocket, read_status, serve_status,
 };
 
+use crate::moment::rfc3339;
 use crate::proto;
 use backoff::Backoff;
 use link::{Link, News};
@@ -272,8 +273,8 @@ impl<T: Fn(&Event) + Send> Run<T> {
         .cause(format!(
             "our own certificate {} ended at {}; our clock says {}",
             leaf.serial,
-            status::rfc3339(leaf.not_after),
-            status::rfc3339(now),
+            rfc3339(leaf.not_after),
+            rfc3339(now),
         ))
         .hint("renew the certificate; it is taken into use as soon as the provider has it"))
     }
@@ -342,7 +343,7 @@ impl<T: Fn(&Event) + Send> Run<T> {
         tracing::info!(
             executor.id = %link.welcome.executor_id,
             cert.serial = %leaf.serial,
-            cert.not_after = %status::rfc3339(leaf.not_after),
+            cert.not_after = %rfc3339(leaf.not_after),
             "certificate rotated; enrollment moved to a new connection"
         );
         self.status

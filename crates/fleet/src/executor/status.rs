@@ -11,7 +11,6 @@ use std::time::{Duration, SystemTime};
 use ah_identity_provider::{CertificateFacts, Explained, Health, ProviderKind, Published};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
@@ -262,13 +261,6 @@ impl CertificateStatus {
             generation: published.generation,
         }
     }
-}
-
-/// RFC 3339 in UTC, to the second.
-pub(super) fn rfc3339(time: SystemTime) -> String {
-    let time = OffsetDateTime::from(time);
-    let time = time.replace_nanosecond(0).unwrap_or(time);
-    time.format(&Rfc3339).unwrap_or_else(|_| time.to_string())
 }
 
 /// The bound status socket; the file goes when this does.
