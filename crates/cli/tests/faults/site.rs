@@ -2,12 +2,13 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ah_testkit::ca::{TestCa, TestLeaf};
-use ah_testkit::process::{AccessPoint, Finished, Host, Process, access_point_args};
+use ah_testkit::process::{AccessPoint, Finished, Host, Process, access_point_args, eventually};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::Value;
 use time::OffsetDateTime;
@@ -165,9 +166,26 @@ impl Site {
         self.host.state().join("audit.jsonl")
     }
 
-    /// Whole lines of the audit log.
+    /// Whole lines of the audit log, with those of everything that has happened by now.
     pub(crate) fn audit(&self) -> Vec<Value> {
+        eventually("the audit log is written", || {
+            let Ok(metrics) = self.admin("/metrics") else {
+                // Nobody is there who would write any more.
+                return Some(());
+            };
+            metrics.contains("ah_audit_pending 0\n").then_some(())
+        });
         lines_of(&self.audit_log())
+    }
+
+    /// What the access point answers on its admin socket.
+    fn admin(&self, path: &str) -> std::io::Result<String> {
+        let socket = self.host.run_directory().join("access-point.sock");
+        let mut stream = UnixStream::connect(socket)?;
+        write!(stream, "GET {path} HTTP/1.0\r\nHost: access-point\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
     }
 
     /// AU-2: the chain of the audit log is unbroken.
