@@ -140,30 +140,35 @@ mod tests {
 
     use super::*;
 
-    /// Runs one of the `child_…` tests below in a process of its own, where the environment can differ.
+    /// Set in a process that a test starts to play the part in which the environment differs.
+    const CHILD: &str = "AH_TEST_CHILD";
+
+    /// The test `test` once more, in a process of its own that plays the other part.
     fn child(test: &str) -> Command {
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", "--ignored", "--nocapture"]);
+        command.args(["--exact", "--nocapture"]).env(CHILD, "1");
         command.arg(format!("systemd::tests::{test}"));
         command
     }
 
-    #[test]
-    #[ignore = "run by another test as a process of its own"]
-    fn child_speaks() {
-        ready("serving\nFDSTORE=1");
-        reloading();
-        status("3 executors");
-        stopping("bye");
+    fn is_child() -> bool {
+        std::env::var_os(CHILD).is_some()
     }
 
     // AP-19
     #[test]
     fn the_manager_hears_ready_reloading_with_its_time_status_and_stopping() {
+        if is_child() {
+            ready("serving\nFDSTORE=1");
+            reloading();
+            status("3 executors");
+            stopping("bye");
+            return;
+        }
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("notify");
         let socket = UnixDatagram::bind(&path).unwrap();
-        let done = child("child_speaks")
+        let done = child("the_manager_hears_ready_reloading_with_its_time_status_and_stopping")
             .env("NOTIFY_SOCKET", &path)
             .output()
             .unwrap();
@@ -184,23 +189,21 @@ mod tests {
         assert_eq!(heard.len(), 4);
     }
 
-    #[test]
-    #[ignore = "run by another test as a process of its own"]
-    fn child_accepts() {
-        let inherited = inherited_sockets().unwrap();
-        assert_eq!((inherited.tcp.len(), inherited.unix.len()), (1, 0));
-        let socket = &inherited.tcp[0];
-        let error = socket.accept().unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
-        println!("port={}", socket.local_addr().unwrap().port());
-    }
-
     // AP-1: takes sockets handed over by systemd.
     #[test]
     fn a_handed_over_listener_is_taken_and_does_not_block() {
+        if is_child() {
+            let inherited = inherited_sockets().unwrap();
+            assert_eq!((inherited.tcp.len(), inherited.unix.len()), (1, 0));
+            let socket = &inherited.tcp[0];
+            let error = socket.accept().unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+            println!("port={}", socket.local_addr().unwrap().port());
+            return;
+        }
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let inner = child("child_accepts");
+        let inner = child("a_handed_over_listener_is_taken_and_does_not_block");
         // The shell moves the listener to descriptor 3 and tells its own pid, as the protocol asks.
         let done = Command::new("sh")
             .arg("-c")
@@ -208,6 +211,7 @@ mod tests {
             .arg("sh")
             .arg(inner.get_program())
             .args(inner.get_args())
+            .env(CHILD, "1")
             .stdin(OwnedFd::from(listener))
             .output()
             .unwrap();
