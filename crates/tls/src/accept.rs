@@ -212,6 +212,14 @@ pub async fn serve<F, Fut>(
             }
         };
         failures.over();
+        if handshakes.running.full() {
+            // A retry storm sends ten thousands of these a second: no task, no read, no ClientHello parsed.
+            observer.opened(remote);
+            reset(&stream);
+            observer.shed(remote);
+            observer.closed(remote);
+            continue;
+        }
         let task = Handshake {
             remote,
             deadline: Instant::now() + handshakes.timeout,

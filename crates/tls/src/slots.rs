@@ -54,6 +54,16 @@ impl Slots {
         })
     }
 
+    /// Whether there is no place now, nor a holder that has had its time.
+    pub(crate) fn full(&self) -> bool {
+        let taken = self.lock();
+        taken.holders.len() >= self.max
+            && taken
+                .holders
+                .first_key_value()
+                .is_none_or(|(_, (since, _))| since.elapsed() < self.patience)
+    }
+
     /// Sends the `count` oldest holders away.
     pub(crate) fn cut_oldest(&self, count: usize) {
         let mut taken = self.lock();
