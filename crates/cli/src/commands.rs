@@ -9,17 +9,50 @@ pub mod fleet;
 mod identity;
 pub mod status;
 
+use std::future::Future;
 use std::path::Path;
+use std::process::ExitCode;
 
-use ah_daemon::logging::LogError;
+use ah_daemon::logging::{LogSettings, Logging};
 use ah_daemon::paths::create_private;
 use ah_identity_provider::{Code, Explained};
 
-use crate::LOG_TARGETS;
+use crate::{errors, start_logging};
 
-fn log_fault(error: &LogError) -> Explained {
-    Explained::new(Code::Usage, error.to_string())
-        .hint("for example RUST_LOG=ah_identity_provider=debug,ah_cli=debug")
+/// Runs a service on the event loop that `runtime` builds: logging starts first, and the service's end is
+/// the exit code.
+fn run_service<F>(
+    log: LogSettings,
+    runtime: &mut tokio::runtime::Builder,
+    serve: impl FnOnce(Logging) -> F,
+) -> ExitCode
+where
+    F: Future<Output = Result<(), Explained>>,
+{
+    let logging = match start_logging(log) {
+        Ok(logging) => logging,
+        Err(explained) => return errors::fail(&[explained]),
+    };
+    let runtime = match runtime.enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return errors::fail(&[no_runtime(&error)]),
+    };
+    let ended = runtime.block_on(serve(logging));
+    // What runs on blocking threads is no reason to stay.
+    runtime.shutdown_background();
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(explained) => {
+            tracing::error!("{explained}");
+            errors::fail(&[explained])
+        }
+    }
+}
+
+fn no_runtime(error: &std::io::Error) -> Explained {
+    Explained::new(Code::Other, "cannot start the event loop")
+        .cause(error)
+        .hint("check the limits of open files and threads: ulimit -a")
 }
 
 /// Makes the directory of a file that is about to be made, for this user alone, when it is missing.

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use ah_daemon::layer::Origin;
-use ah_daemon::logging::{LogEnvironment, Logging};
+use ah_daemon::logging::Logging;
 use ah_daemon::signals::Signals;
 use ah_daemon::systemd;
 use ah_daemon::tasks::{Shutdown, Tasks};
@@ -21,48 +21,24 @@ use ah_identity_provider::dev::DevRole;
 use ah_identity_provider::{Clock, Code, Explained, Refresher, SystemClock, pem};
 use ah_tls::{HandshakeLimits, Handshakes, Role, https_config};
 use tokio::net::TcpListener;
+use tokio::runtime::Builder;
 use tokio::sync::watch;
 
 use super::identity::Source;
-use super::{LOG_TARGETS, log_fault, make_room};
+use super::{make_room, no_runtime};
 use crate::errors;
 use crate::settings::value::DbUrl;
 use crate::settings::{AccessPointSettings, HttpSettings, HttpTls, IdentitySettings, Launch};
 
 /// Runs an access point until it is told to stop.
 pub fn run(launch: Launch<AccessPointSettings>) -> ExitCode {
-    let started = LogEnvironment::of_process()
-        .and_then(|environment| Logging::start(launch.settings.log, LOG_TARGETS, environment));
-    let logging = match started {
-        Ok(logging) => logging,
-        Err(error) => return errors::fail(&[log_fault(&error)]),
-    };
-    if let Err(error) = ah_daemon::limits::raise_open_files() {
-        tracing::warn!(%error, "the limit of open files cannot be raised");
-    }
-    let runtime = match tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-    {
-        Ok(runtime) => runtime,
-        Err(error) => return errors::fail(&[no_runtime(&error)]),
-    };
-    let ended = runtime.block_on(serve(launch, logging));
-    // What runs on blocking threads is no reason to stay.
-    runtime.shutdown_background();
-    match ended {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(explained) => {
-            tracing::error!("{explained}");
-            errors::fail(&[explained])
+    let log = launch.settings.log;
+    super::run_service(log, &mut Builder::new_multi_thread(), |logging| {
+        if let Err(error) = ah_daemon::limits::raise_open_files() {
+            tracing::warn!(%error, "the limit of open files cannot be raised");
         }
-    }
-}
-
-pub(super) fn no_runtime(error: &std::io::Error) -> Explained {
-    Explained::new(Code::Other, "cannot start the event loop")
-        .cause(error)
-        .hint("check the limits of open files and threads: ulimit -a")
+        serve(launch, logging)
+    })
 }
 
 /// What `--validate` looks at beyond the form of the settings: the identity itself (AP-18).

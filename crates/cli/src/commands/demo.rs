@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use ah_identity_provider::Explained;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::access_point::no_runtime;
+use super::no_runtime;
 use crate::args::DemoArgs;
 use crate::errors;
 use crate::render::brief;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ah_daemon::logging::{LogEnvironment, Logging};
+use ah_daemon::logging::Logging;
 use ah_daemon::signals::Signals;
 use ah_daemon::systemd;
 use ah_daemon::tasks::{Shutdown, Tasks};
@@ -12,40 +12,22 @@ use ah_fleet::executor::{Event, Executor, Remote, StatusSocket, serve_status};
 use ah_identity_provider::dev::DevRole;
 use ah_identity_provider::{Clock, Code, Explained, SystemClock};
 use ah_tls::{ClientConfigs, Expect, Role};
+use tokio::runtime::Builder;
 use tokio::sync::mpsc;
 
-use super::access_point::no_runtime;
 use super::identity::Source;
-use super::{LOG_TARGETS, log_fault, make_room};
+use super::{make_room, no_runtime};
 use crate::settings::value::Host;
 use crate::settings::{EnrollSettings, Launch};
 use crate::{errors, render};
 
 /// Runs an executor until it is told to stop or fails for good (EN-13).
 pub fn run(launch: Launch<EnrollSettings>) -> ExitCode {
-    let started = LogEnvironment::of_process()
-        .and_then(|environment| Logging::start(launch.settings.log, LOG_TARGETS, environment));
-    let logging = match started {
-        Ok(logging) => logging,
-        Err(error) => return errors::fail(&[log_fault(&error)]),
-    };
+    let log = launch.settings.log;
     // One thread: an executor has one connection, and its memory counts on every host.
-    let runtime = match tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-    {
-        Ok(runtime) => runtime,
-        Err(error) => return errors::fail(&[no_runtime(&error)]),
-    };
-    let ended = runtime.block_on(serve(launch, logging));
-    runtime.shutdown_background();
-    match ended {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(explained) => {
-            tracing::error!("{explained}");
-            errors::fail(&[explained])
-        }
-    }
+    super::run_service(log, &mut Builder::new_current_thread(), |logging| {
+        serve(launch, logging)
+    })
 }
 
 /// What `--validate` looks at beyond the form of the settings: the identity itself (AP-18).

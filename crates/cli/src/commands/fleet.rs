@@ -10,7 +10,7 @@ use ah_fleet::store::RevocationTarget;
 use ah_identity_provider::{Code, Explained};
 use time::format_description::well_known::Rfc3339;
 
-use super::access_point::no_runtime;
+use super::no_runtime;
 use crate::admin_client::AdminClient;
 use crate::args::{FleetArgs, FleetCommand};
 use crate::render::{self, Color, Table, Terminal, printable};

@@ -105,7 +105,7 @@ pub(super) fn check(
         .build()
     {
         Ok(runtime) => runtime,
-        Err(error) => return vec![super::access_point::no_runtime(&error)],
+        Err(error) => return vec![super::no_runtime(&error)],
     };
     runtime.block_on(async {
         let source = Source::new(settings, dev, role, strict_svid, &clock);

@@ -10,7 +10,7 @@ use ah_identity_provider::{CertificateFacts, Code, Explained};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::access_point::no_runtime;
+use super::no_runtime;
 use crate::args::StatusArgs;
 use crate::render::{self, Color, Terminal};
 use crate::settings::value::default_status_socket;
