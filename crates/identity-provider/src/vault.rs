@@ -461,6 +461,34 @@ impl Provider for VaultProvider {
     }
 }
 
+/// Whether a server answers and is unsealed. Nothing is logged in to.
+///
+/// # Errors
+/// ER-15, ER-18 or ER-24.
+pub async fn reach(config: &VaultConfig, clock: &Arc<dyn Clock>) -> Result<(), Explained> {
+    #[derive(serde::Deserialize)]
+    struct Seal {
+        sealed: bool,
+    }
+    let dial = Arc::new(dial::Network {
+        tls: config.tls.clone(),
+    });
+    let addresses = config.addresses.clone();
+    let mut client = Client::new(addresses, None, config.retry, dial, Arc::clone(clock));
+    let ask = client::Ask::get("sys/seal-status");
+    let reply = client
+        .once(&ask)
+        .await
+        .map_err(|failure| failure.explained())?;
+    match reply
+        .read::<Seal>()
+        .map_err(|failure| failure.explained())?
+    {
+        Seal { sealed: false } => Ok(()),
+        Seal { sealed: true } => Err(reply.sealed()),
+    }
+}
+
 /// The share `threshold` of what is left of a certificate now, up to a twentieth of that earlier.
 fn renew_at(now: SystemTime, not_after: SystemTime, threshold: f64) -> SystemTime {
     let life = not_after.duration_since(now).unwrap_or_default();

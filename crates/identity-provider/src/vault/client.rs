@@ -13,7 +13,7 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use time::OffsetDateTime;
+
 use time::macros::format_description;
 use tokio::time::{sleep, timeout};
 use zeroize::Zeroizing;
@@ -88,6 +88,11 @@ pub(super) struct Reply {
 }
 
 impl Reply {
+    /// ER-15, of the server that this is from.
+    pub(super) fn sealed(&self) -> Explained {
+        Failure::one(&self.from, Fault::Sealed).explained()
+    }
+
     /// The reply as `T`.
     pub(super) fn read<T: DeserializeOwned>(&self) -> Result<T, Failure> {
         serde_json::from_slice(&self.body).map_err(|error| {
@@ -141,7 +146,7 @@ impl Client {
     }
 
     /// Begins with the first address again: a new token may come from any server.
-    pub(super) fn from_the_first(&mut self) {
+    pub(super) fn begin_at_first(&mut self) {
         self.preferred = 0;
     }
 
@@ -450,7 +455,7 @@ fn date(headers: &HeaderMap) -> Option<SystemTime> {
     );
     let text = headers.get(DATE)?.to_str().ok()?;
     let date = time::PrimitiveDateTime::parse(text, format).ok()?;
-    Some(OffsetDateTime::from(date.assume_utc()).into())
+    Some(date.assume_utc().into())
 }
 
 fn ahead(theirs: SystemTime, ours: SystemTime) -> i64 {

@@ -364,7 +364,7 @@ impl Keeper {
     // Logging in
 
     async fn log_in(&mut self, until: Option<SystemTime>) -> Result<(), NoToken> {
-        self.client.from_the_first();
+        self.client.begin_at_first();
         let config = self.config.clone();
         let credential = tokio::task::spawn_blocking(move || login::credential(&config))
             .await
