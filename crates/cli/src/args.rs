@@ -21,7 +21,7 @@ pub use access_point::{
 pub use enroll::{EnrollArgs, ExecutorArgs, ExecutorIdentityArgs, OnceArg, RemoteArgs};
 pub use operate::{
     AuditArgs, AuditCommand, CompletionsArgs, DemoArgs, FleetArgs, FleetCommand, ListArgs, ManArgs,
-    RevokeArgs, StatusArgs, WatchArgs, WhoArgs,
+    RevokeArgs, StatusArgs, WatchArgs, WhoArgs, WhyArgs,
 };
 pub use shared::{
     DuplicatesArg, IdentityChoice, LogFormatArg, LogLevelArg, MaterialArgs, ProcessArgs,
@@ -58,7 +58,7 @@ pub enum AgentCommand {
     ///
     /// Exit code: 0 enrolled, 1 not enrolled, 3 no such executor process.
     Status(StatusArgs),
-    /// List, show, revoke, reinstate, disconnect and watch executors
+    /// List, show, explain, revoke, reinstate, disconnect and watch executors
     Fleet(FleetArgs),
     /// Check an audit log
     Audit(AuditArgs),

@@ -1,8 +1,9 @@
-//! What operators ask of an access point: list, show, revoke, reinstate, disconnect, watch (FL-1).
+//! What operators ask of an access point: list, show, why, revoke, reinstate, disconnect, watch (FL-1).
 
 mod filters;
 mod selector;
 mod views;
+mod why;
 
 use std::collections::BTreeMap;
 
@@ -23,6 +24,7 @@ pub use selector::{NotDone, Selector};
 use selector::{fingerprint, unknown};
 pub use views::{AccessPointView, ExecutorView, FleetEvent, Listing, LiveView};
 use views::{live, remembered, unwritten};
+pub use why::{AttemptView, Known, NearestView, Why, WhyFilter};
 
 impl Operator {
     /// The executors that `filter` admits, live or remembered, in the order of their ids.
