@@ -9,7 +9,10 @@
 )]
 
 mod access_point;
+mod dev;
 mod enroll;
+mod files;
+mod identity;
 mod operate;
 mod shared;
 
@@ -18,14 +21,15 @@ use clap::{CommandFactory, Parser, Subcommand};
 pub use access_point::{
     AccessPointArgs, AdmissionArgs, ControlArgs, ListenArgs, ServerIdentityArgs, StoreArgs,
 };
+pub use dev::DevArgs;
 pub use enroll::{EnrollArgs, ExecutorArgs, ExecutorIdentityArgs, OnceArg, RemoteArgs};
+pub use files::FilesArgs;
+pub use identity::{IdentityChoice, ProviderArgs};
 pub use operate::{
     AuditArgs, AuditCommand, CompletionsArgs, DemoArgs, FleetArgs, FleetCommand, ListArgs, ManArgs,
     RevokeArgs, StatusArgs, WatchArgs, WhoArgs, WhyArgs,
 };
-pub use shared::{
-    DuplicatesArg, IdentityChoice, LogFormatArg, LogLevelArg, MaterialArgs, ProcessArgs,
-};
+pub use shared::{DuplicatesArg, LogFormatArg, LogLevelArg, ProcessArgs};
 
 /// Agent Harbor: executors that prove who they are to an access point, and stay enrolled
 #[derive(Debug, Parser)]

@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use ah_cli::settings::{self, AccessPointSettings, EnrollSettings, IdentitySettings, Launch};
+use ah_cli::settings::{self, AccessPointSettings, EnrollSettings, Launch, SourceSettings};
 use ah_daemon::paths::{Paths, Surroundings};
 use ah_testkit::ca::TestCa;
 use assert_cmd::cargo::cargo_bin;
@@ -316,6 +316,7 @@ fn the_files_identity_needs_its_three_files_and_dev_takes_none() {
         2,
         &[
             "error: --cert, --key have no meaning with --identity dev",
+            "cause: only the files identity takes them",
             "hint: add --identity files",
         ],
     );
@@ -494,7 +495,7 @@ fn labels_come_from_flags_and_file_and_the_socket_from_the_name() {
     assert_eq!(settings.status_socket, Path::new("/run/ah/executor-w.sock"));
     assert_eq!(settings.once, Some(ah_fleet::executor::Once::Failed));
     assert_eq!(settings.servers.len(), 2);
-    assert!(matches!(settings.identity, IdentitySettings::Dev(_)));
+    assert!(matches!(settings.identity.source, SourceSettings::Dev(_)));
 
     fs::write(&file, "site\nok=1\nok=2\n").unwrap();
     let outcome = machine.run(&[&LOCAL[..], &["--labels-file", &file]].concat());

@@ -376,7 +376,12 @@ impl<P: Provider> Supervisor<P> {
         let retry_in = retry_in.map(tracing::field::debug);
         let causes = explained.causes.join("; ");
         let (provider, hint) = (self.provider.kind(), explained.hint.as_deref());
-        if new || failures.is_power_of_two() {
+        if self.publish.is_none() {
+            tracing::warn!(
+                %provider, failures, retry_in, causes, hint, error = %explained,
+                "no certificate yet"
+            );
+        } else if new || failures.is_power_of_two() {
             tracing::warn!(
                 %provider, failures, retry_in, causes, hint, error = %explained,
                 "certificate renewal failed, the last good certificate stays in use"
