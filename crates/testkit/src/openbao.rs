@@ -82,8 +82,7 @@ impl OpenBao {
         let program = program()?;
         let folder = tempfile::tempdir().expect("a temporary directory");
         let port = free_port();
-        let audit = audit_stanza(folder.path());
-        let config = format!("unsafe_allow_api_audit_creation = true\n{audit}");
+        let config = format!("unsafe_allow_api_audit_creation = true\n{AUDIT}");
         std::fs::write(folder.path().join("bao.hcl"), config).expect("a configuration");
         let arguments = [
             "server",
@@ -124,6 +123,8 @@ impl OpenBao {
             wrapper: self.wrapper.clone(),
             ..Listen::default()
         };
+        let at_once = json!({"server_stabilization_time": "1ms"});
+        self.write("sys/storage/raft/autopilot/configuration", at_once);
         let mut node = Self::raft_node(self.program.clone(), &listen, Some(&self.url));
         node.token.clone_from(&self.token);
         node.keys.clone_from(&self.keys);
@@ -133,6 +134,14 @@ impl OpenBao {
             (status.body["initialized"] == true || status.body["t"] == 3).then_some(())
         });
         node.unseal();
+        // Until it votes, it could not take the leader's place.
+        let voters = |answer: &Value| {
+            let servers = answer["data"]["config"]["servers"].as_array();
+            servers.is_some_and(|servers| servers.iter().all(|server| server["voter"] == true))
+        };
+        eventually("the node votes", || {
+            voters(&self.read("sys/storage/raft/configuration")).then_some(())
+        });
         node
     }
 
@@ -153,12 +162,11 @@ impl OpenBao {
         let join = leader.map_or(String::new(), |leader| {
             format!("retry_join {{ leader_api_addr = {leader:?} }}")
         });
-        let audit = audit_stanza(folder.path());
         let config = format!(
-            "storage \"raft\" {{\npath = \"raft\"\nnode_id = \"{port}\"\nperformance_multiplier = 1\n{join}\n}}
+            "storage \"raft\" {{\npath = \"raft\"\nnode_id = \"{port}\"\nperformance_multiplier = 1\nautopilot_reconcile_interval = \"100ms\"\nautopilot_update_interval = \"100ms\"\n{join}\n}}
              listener \"tcp\" {{\naddress = \"127.0.0.1:{port}\"\ncluster_address = \"127.0.0.1:{cluster}\"\n{tls}\n}}
              api_addr = {url:?}\ncluster_addr = \"https://127.0.0.1:{cluster}\"
-             unsafe_allow_api_audit_creation = true\n{audit}"
+             unsafe_allow_api_audit_creation = true\n{AUDIT}"
         );
         std::fs::write(folder.path().join("bao.hcl"), config).expect("a configuration");
         let bao = Self {
@@ -437,11 +445,9 @@ fn text(value: &Value) -> String {
     value.as_str().expect("a string").to_owned()
 }
 
-/// Every request is written down, also by a server that is sealed again and again.
-fn audit_stanza(folder: &Path) -> String {
-    let log = folder.join("audit.log").display().to_string();
-    format!("audit \"file\" \"log\" {{\noptions = {{ file_path = {log:?} }}\n}}\n")
-}
+/// Every request is written down, below the folder in which the server runs: the nodes of a cluster share this
+/// stanza to the letter, or none can take another's place.
+const AUDIT: &str = "audit \"file\" \"log\" {\noptions = {\nfile_path = \"audit.log\"\nhmac_accessor = \"false\"\n}\n}\n";
 
 /// The server's process. The signal that ends it with its parent is bound to the starting thread, so that is
 /// one that stays as long as the server.

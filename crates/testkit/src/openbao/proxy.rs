@@ -160,10 +160,11 @@ impl Shared {
         let asked = head.first().map(String::as_str).unwrap_or_default();
         let asked = asked.rsplit_once(' ').unwrap_or_default().0.to_owned();
         let fault = self.arrived(&asked);
-        let done = self.answer(&client, head, &body, fault);
+        let answer = self.answer(head, &body, fault);
+        // Before the answer is sent: the next request may be here before this thread goes on.
         self.locked().at_once -= 1;
-        let _ = client.shutdown(Shutdown::Both);
-        done
+        (&client).write_all(&answer?)?;
+        client.shutdown(Shutdown::Both)
     }
 
     fn arrived(&self, asked: &str) -> Fault {
@@ -179,21 +180,15 @@ impl Shared {
         }
     }
 
-    fn answer(
-        &self,
-        mut client: &TcpStream,
-        mut head: Vec<String>,
-        body: &[u8],
-        fault: Fault,
-    ) -> std::io::Result<()> {
+    fn answer(&self, mut head: Vec<String>, body: &[u8], fault: Fault) -> std::io::Result<Vec<u8>> {
         match &fault {
-            Fault::Closed => return Ok(()),
+            Fault::Closed => return Ok(Vec::new()),
             Fault::Status(status, text) => {
-                return write!(
-                    client,
+                let answer = format!(
                     "HTTP/1.1 {status} Spoiled\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{text}",
                     text.len()
                 );
+                return Ok(answer.into_bytes());
             }
             Fault::Header(line) => head.push(format!("{line}\r\n")),
             Fault::None | Fault::Truncated | Fault::Held => {}
@@ -211,7 +206,7 @@ impl Shared {
         if fault == Fault::Truncated {
             answer.truncate(answer.len() - answer.len() / 3);
         }
-        client.write_all(&answer)
+        Ok(answer)
     }
 
     fn locked(&self) -> std::sync::MutexGuard<'_, State> {
