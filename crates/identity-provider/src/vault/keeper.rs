@@ -295,9 +295,13 @@ impl Keeper {
         {
             most = most.min(left / 2);
         }
-        let wait = most
-            .mul_f64(rand::random_range(0.5..=1.0))
-            .max(Duration::from_millis(200));
+        // However near the end is, a server in trouble is not asked more often than that.
+        let wait = most.mul_f64(rand::random_range(0.5..=1.0)).max(
+            self.config
+                .retry
+                .delay
+                .mul_f64(rand::random_range(0.5..=1.0)),
+        );
         if self.failures == 0 {
             tracing::warn!(%error, retry_in = tracing::field::debug(wait), "vault token cannot be renewed, trying again");
         }

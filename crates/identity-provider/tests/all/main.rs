@@ -14,3 +14,4 @@ mod extra_roots;
 mod files;
 mod pki;
 mod supervise;
+mod vault;
