@@ -30,7 +30,7 @@ struct PausedClock {
 }
 
 impl PausedClock {
-    fn new() -> Arc<dyn Clock> {
+    fn starting_now() -> Arc<dyn Clock> {
         Arc::new(Self {
             start: SystemTime::now(),
             at: Instant::now(),
@@ -61,7 +61,7 @@ struct Site {
 
 impl Site {
     fn new() -> Self {
-        Self::at(PausedClock::new())
+        Self::at(PausedClock::starting_now())
     }
 
     fn at(clock: Arc<dyn Clock>) -> Self {

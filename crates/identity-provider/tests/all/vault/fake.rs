@@ -269,7 +269,7 @@ impl FakeVault {
         let end = "-----END CERTIFICATE-----";
         let own = chain.find(end).unwrap() + end.len();
         json!({"data": {
-            "certificate": &chain[..own],
+            "certificate": chain.get(..own).unwrap(),
             "issuing_ca": state.ca.pem(),
             "ca_chain": [state.ca.pem()],
             "private_key": leaf.key_pem(),
