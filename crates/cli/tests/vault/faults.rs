@@ -49,7 +49,13 @@ fn er_15_sealed_stopped_and_back_without_anybody_touching_the_fleet() {
     bao.initialise();
     bao.unseal();
     let fleet = Fleet::on(Arc::new(bao));
-    let short = ["--vault-cert-ttl", "9s"];
+    // Renewed after three seconds, with time left for a machine that is busy.
+    let short = [
+        "--vault-cert-ttl",
+        "60s",
+        "--vault-renewal-threshold",
+        "0.05",
+    ];
     let access_point = fleet.access_point(&short);
     let http = access_point.http.unwrap();
     let executor = fleet.executor(access_point.address, "one", &short);

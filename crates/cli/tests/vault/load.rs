@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ah_fleet::executor::{Event, Status};
 use ah_identity_provider::vault::{
-    CertificateRequest, LoginMethod, Material, Retry, Secret, Share, VaultConfig, VaultLogin,
+    CertificateRequest, LoginMethod, Material, Retry, Secret, VaultConfig, VaultLogin,
     VaultProvider, VaultTls,
 };
 use ah_identity_provider::{Clock, Health, Supervisor, SystemClock};
@@ -23,8 +23,10 @@ use crate::site::{get, metric, raise_open_files};
 
 const EXECUTORS: usize = 60;
 
-/// How long a certificate lives here. The executors have less: they start at different moments of it.
-const LIFE: Duration = Duration::from_secs(6);
+/// How long a certificate lives here, and when it is renewed: every few seconds, with time left for a machine that is
+/// busy.
+const LIFE: Duration = Duration::from_secs(40);
+const THRESHOLD: &str = "0.1";
 
 /// One executor in this process, with a provider of its own.
 struct Member {
@@ -72,7 +74,7 @@ fn config(fleet: &Fleet, number: usize) -> VaultConfig {
             ttl: Some(LIFE),
             ..CertificateRequest::default()
         },
-        renewal_threshold: Share::TWO_THIRDS,
+        renewal_threshold: THRESHOLD.parse().unwrap(),
         retry: Retry::default(),
         token_cache: None,
     }
@@ -122,7 +124,8 @@ fn en_14_identities_from_vault_rotate_under_load_and_nothing_is_dropped() {
     };
     raise_open_files();
     let life = format!("{}s", LIFE.as_secs());
-    let more = ["--vault-cert-ttl", &life, "--max-handshakes", "1024"];
+    let mut more = vec!["--vault-cert-ttl", &life, "--max-handshakes", "1024"];
+    more.extend(["--vault-renewal-threshold", THRESHOLD]);
     let access_point = fleet.access_point(&more);
     let http = access_point.http.unwrap();
     let runtime = runtime();
