@@ -12,12 +12,14 @@ pub mod status;
 use std::future::Future;
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use ah_daemon::logging::{LogSettings, Logging};
 use ah_daemon::paths::create_private;
+use ah_daemon::systemd;
 use ah_identity_provider::{Code, Explained};
 
-use crate::{errors, start_logging};
+use crate::{errors, render, start_logging};
 
 /// Runs a service on the event loop that `runtime` builds: logging starts first, and the service's end is
 /// the exit code.
@@ -46,6 +48,26 @@ where
             tracing::error!("{explained}");
             errors::fail(&[explained])
         }
+    }
+}
+
+/// What a person at the terminal reads about a failure that is waited out (EN-13).
+fn tell_retry(explained: &Explained, retry_in: Duration) {
+    errors::print(std::slice::from_ref(explained));
+    eprintln!("retrying in {}", brief(retry_in));
+}
+
+/// As [`tell_retry`], while there is no identity yet: the service is not ready, and systemd shows why.
+fn tell_no_identity(explained: &Explained, retry_in: Duration) {
+    tell_retry(explained, retry_in);
+    systemd::status(&format!("waiting for an identity: {explained}"));
+}
+
+fn brief(wait: Duration) -> String {
+    if wait < Duration::from_secs(10) {
+        format!("{:.1}s", wait.as_secs_f64())
+    } else {
+        render::brief(wait)
     }
 }
 

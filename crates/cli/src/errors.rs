@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use ah_identity_provider::{Code, Explained};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
+use crate::args::IdentityChoice;
 use crate::settings::value::Wrong;
 
 /// Prints errors on stderr, and says with what code to exit: 2 when all are a matter of usage, else 1.
@@ -40,7 +41,8 @@ pub fn explain(error: &clap::Error) -> Explained {
         ErrorKind::UnknownArgument => {
             if let Some(provider) = later_provider(arg) {
                 hints.push(format!(
-                    "identity {provider} is not in this build, which has dev and files"
+                    "identity {provider} is not in this build, which has {}",
+                    IdentityChoice::present()
                 ));
                 // What looks alike is not what was meant.
                 near = None;
@@ -135,7 +137,10 @@ impl Context<'_> {
 
 /// The provider that a flag of another build belongs to.
 fn later_provider(arg: &str) -> Option<&'static str> {
-    ["spiffe", "vault", "exec"].into_iter().find(|provider| {
+    let mut missing = IdentityChoice::MISSING
+        .into_iter()
+        .map(IdentityChoice::name);
+    missing.find(|provider| {
         let rest = arg.strip_prefix("--");
         rest.is_some_and(|rest| {
             rest.strip_prefix(provider)

@@ -21,7 +21,9 @@ use ah_identity_provider::{Code, Explained};
 
 pub use access_point::{AccessPointSettings, AdmissionSettings, HttpSettings, HttpTls};
 pub use enroll::EnrollSettings;
-pub use identity::{DevSettings, FilesSettings, IdentitySettings};
+pub use identity::{
+    DevSettings, FilesSettings, IdentitySettings, SourceSettings, SpiffeSettings, VaultSettings,
+};
 pub use validate::Check;
 
 use crate::args::{LogFormatArg, LogLevelArg, ProcessArgs};
@@ -42,7 +44,12 @@ pub trait Settings: Sized {
     const PATH: &'static [&'static str];
 
     /// Makes settings of arguments, or says everything that is wrong with them at once (AP-18).
-    fn resolve(args: &Self::Args, paths: &Paths) -> Result<Self, Vec<Explained>>;
+    /// `origins` tell, by flag, what was given and what is a default.
+    fn resolve(
+        args: &Self::Args,
+        origins: &BTreeMap<String, Origin>,
+        paths: &Paths,
+    ) -> Result<Self, Vec<Explained>>;
 
     /// Files that must be readable when the process starts.
     fn files(&self) -> Vec<&Path>;
@@ -109,7 +116,7 @@ fn resolve<S: Settings>(parsed: &Parsed, paths: &Paths) -> Result<S, Vec<Explain
         })?;
     let args = <S::Args as clap::FromArgMatches>::from_arg_matches(matches)
         .map_err(|error| vec![errors::explain(&error)])?;
-    S::resolve(&args, paths)
+    S::resolve(&args, &parsed.origins, paths)
 }
 
 /// The whole command over `arguments` (the program's name first), with the files of contract §2 and §3.

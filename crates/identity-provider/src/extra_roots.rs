@@ -1,12 +1,13 @@
 //! Further roots to trust besides those of a provider (`--ca` with any provider, AP-3, EN-3).
 
 use std::path::PathBuf;
+use std::pin::pin;
 use std::time::Duration;
 
 use rustls_pki_types::CertificateDer;
 
 use crate::files::read_roots;
-use crate::{Identity, Provider, ProviderError, ProviderKind};
+use crate::{Explained, Identity, Provider, ProviderError, ProviderKind};
 
 /// How often the file is looked at. FI-2 asks for a change to be seen within two seconds.
 const POLL: Duration = Duration::from_secs(1);
@@ -15,8 +16,10 @@ const POLL: Duration = Duration::from_secs(1);
 pub struct ExtraRoots<P> {
     inner: P,
     file: PathBuf,
-    /// What the provider gave last, and the roots that went with it.
-    last: Option<(Identity, Vec<CertificateDer<'static>>)>,
+    /// What the provider gave last, as it gave it.
+    last: Option<Identity>,
+    /// The roots that went out with it; `None` until it went out.
+    told: Option<Vec<CertificateDer<'static>>>,
 }
 
 impl<P> ExtraRoots<P> {
@@ -26,6 +29,7 @@ impl<P> ExtraRoots<P> {
             inner,
             file,
             last: None,
+            told: None,
         }
     }
 }
@@ -37,18 +41,30 @@ impl<P: Provider> Provider for ExtraRoots<P> {
 
     async fn next(&mut self) -> Result<Identity, ProviderError> {
         loop {
-            let given = tokio::select! {
-                given = self.inner.next() => Some(given?),
-                () = tokio::time::sleep(POLL), if self.last.is_some() => None,
-            };
+            // What the provider gave and the file held back is kept: to ask again may cost a certificate.
+            let held_back = self.last.is_some() && self.told.is_none();
+            if !held_back {
+                let mut given = pin!(self.inner.next());
+                loop {
+                    tokio::select! {
+                        given = &mut given => {
+                            self.last = Some(given?);
+                            self.told = None;
+                            break;
+                        }
+                        () = tokio::time::sleep(POLL), if self.last.is_some() => {
+                            if self.told != Some(read_roots(&self.file)?) {
+                                break;
+                            }
+                        }
+                    }
+                }
+            }
             let roots = read_roots(&self.file)?;
-            let identity = match (given, &self.last) {
-                (Some(identity), _) => identity,
-                (None, Some((identity, before))) if *before != roots => identity.clone(),
-                (None, _) => continue,
-            };
-            self.last = Some((identity.clone(), roots.clone()));
-            return Ok(identity.trusting_also(roots));
+            if let Some(identity) = &self.last {
+                self.told = Some(roots.clone());
+                return Ok(identity.clone().trusting_also(roots));
+            }
         }
     }
 
@@ -56,7 +72,15 @@ impl<P: Provider> Provider for ExtraRoots<P> {
         self.inner.refresh();
     }
 
+    async fn changed(&mut self) {
+        self.inner.changed().await;
+    }
+
     fn next_renewal(&self) -> Option<std::time::SystemTime> {
         self.inner.next_renewal()
+    }
+
+    fn warning(&self) -> Option<Explained> {
+        self.inner.warning()
     }
 }

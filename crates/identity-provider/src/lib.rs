@@ -16,7 +16,9 @@ mod identity;
 mod key;
 pub mod pem;
 mod provider;
+pub mod spiffe;
 mod supervise;
+pub mod vault;
 
 pub use cert::{CertificateError, CertificateFacts, KeyKind};
 pub use clock::{Clock, SystemClock};

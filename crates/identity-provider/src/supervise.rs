@@ -26,8 +26,9 @@ pub trait Vet: Send + Sync + 'static {
     fn vet(&self, candidate: &Identity, now: SystemTime) -> Result<(), Explained>;
 }
 
-/// The longest sleep between two looks at the wall clock, which may have been moved.
-const TICK: Duration = Duration::from_secs(30);
+/// The longest sleep between two looks at the wall clock, which may have been moved, and at what the provider sees
+/// coming.
+const TICK: Duration = Duration::from_secs(10);
 
 /// The least time between two log lines about a source that changed nothing.
 const UNCHANGED_GAP: Duration = Duration::from_secs(1);
@@ -97,6 +98,7 @@ impl<P: Provider> Supervisor<P> {
             failures: 0,
             last_error: None,
             next_renewal: None,
+            warning: None,
             not_after: None,
         });
         let refresh = Arc::new(Notify::new());
@@ -156,6 +158,7 @@ impl<P: Provider> Supervisor<P> {
             return explained;
         }
         loop {
+            self.look_ahead();
             match self.wake().await {
                 Wake::Provided(Ok(candidate)) => self.consider(candidate),
                 Wake::Provided(Err(ProviderError::Fatal(explained))) => {
@@ -333,6 +336,17 @@ impl<P: Provider> Supervisor<P> {
         backoff(failures, self.left(), rand::random_range(0.0..=1.0))
     }
 
+    /// Shows what the provider sees coming, which may change while it has nothing new to give.
+    fn look_ahead(&self) {
+        let (next_renewal, warning) = (self.provider.next_renewal(), self.provider.warning());
+        self.health.send_if_modified(|health| {
+            let new = health.next_renewal != next_renewal || health.warning != warning;
+            health.next_renewal = next_renewal;
+            health.warning = warning;
+            new
+        });
+    }
+
     fn succeed(&mut self) {
         let current = self.current();
         let next_renewal = self.provider.next_renewal();
@@ -376,7 +390,12 @@ impl<P: Provider> Supervisor<P> {
         let retry_in = retry_in.map(tracing::field::debug);
         let causes = explained.causes.join("; ");
         let (provider, hint) = (self.provider.kind(), explained.hint.as_deref());
-        if new || failures.is_power_of_two() {
+        if self.publish.is_none() {
+            tracing::warn!(
+                %provider, failures, retry_in, causes, hint, error = %explained,
+                "no certificate yet"
+            );
+        } else if new || failures.is_power_of_two() {
             tracing::warn!(
                 %provider, failures, retry_in, causes, hint, error = %explained,
                 "certificate renewal failed, the last good certificate stays in use"

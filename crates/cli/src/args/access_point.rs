@@ -8,7 +8,7 @@ use std::time::Duration;
 use ah_fleet::audit::AuditTarget;
 use clap::{Args, ValueHint};
 
-use super::{DuplicatesArg, IdentityChoice, MaterialArgs, ProcessArgs};
+use super::{DuplicatesArg, IdentityChoice, ProcessArgs, ProviderArgs};
 use crate::settings::value::{DbUrl, audit_target, duration, listen_address};
 
 /// Everything that can be said to an access point.
@@ -74,9 +74,9 @@ pub struct ServerIdentityArgs {
     )]
     pub server_identity: IdentityChoice,
 
-    /// Material.
+    /// The providers' own flags.
     #[command(flatten)]
-    pub material: MaterialArgs,
+    pub providers: ProviderArgs,
 }
 
 /// Who is let in (AP-5 to AP-8, AP-16, RG-2).

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum, ValueHint};
 use spiffe::SpiffeId;
 
-use super::{IdentityChoice, MaterialArgs, ProcessArgs};
+use super::{IdentityChoice, ProcessArgs, ProviderArgs};
 use crate::settings::value::{Label, Name, RemoteServer, duration, spiffe_id};
 
 /// Everything that can be said to an executor.
@@ -84,9 +84,9 @@ pub struct ExecutorIdentityArgs {
     )]
     pub identity: IdentityChoice,
 
-    /// Material.
+    /// The providers' own flags.
     #[command(flatten)]
-    pub material: MaterialArgs,
+    pub providers: ProviderArgs,
 }
 
 /// What the executor says of itself (EN-6, EN-8, EN-11).

@@ -7,49 +7,6 @@ use clap::{Args, ValueEnum, ValueHint};
 
 use crate::settings::value::duration;
 
-/// Where an identity comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum IdentityChoice {
-    /// Development CA of this machine
-    Dev,
-    /// PEM files
-    Files,
-    /// SPIFFE Workload API
-    Spiffe,
-    /// HashiCorp Vault or OpenBao
-    Vault,
-    /// Output of a command
-    Exec,
-}
-
-/// What the identity is made of, and how strictly it is taken.
-#[derive(Debug, Args)]
-pub struct MaterialArgs {
-    /// Certificate chain in PEM, leaf first (files)
-    #[arg(long, env = "AH_CERT", value_name = "PATH", value_hint = ValueHint::FilePath)]
-    pub cert: Option<PathBuf>,
-
-    /// Private key in PEM: PKCS#8, PKCS#1 or SEC1 (files)
-    #[arg(long, env = "AH_KEY", value_name = "PATH", value_hint = ValueHint::FilePath)]
-    pub key: Option<PathBuf>,
-
-    /// Certificates in PEM of the authorities to trust
-    #[arg(long, env = "AH_CA", value_name = "PATH", value_hint = ValueHint::FilePath)]
-    pub ca: Option<PathBuf>,
-
-    /// File that holds the passphrase of an encrypted private key
-    #[arg(long, id = "key-passphrase-file", value_name = "PATH", value_hint = ValueHint::FilePath)]
-    pub key_passphrase_file: Option<PathBuf>,
-
-    /// Refuse a private key that group or others can read, instead of warning
-    #[arg(long, id = "strict-key-permissions")]
-    pub strict_key_permissions: bool,
-
-    /// Let the dev identity leave this machine; both sides need a copy of the same dev CA
-    #[arg(long, id = "dev-allow-remote")]
-    pub dev_allow_remote: bool,
-}
-
 /// How the process behaves.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Process")]

@@ -24,11 +24,11 @@ use tokio::net::TcpListener;
 use tokio::runtime::Builder;
 use tokio::sync::watch;
 
-use super::identity::Source;
+use super::identity::{Bearer, Source};
 use super::{make_room, no_runtime};
 use crate::errors;
 use crate::settings::value::DbUrl;
-use crate::settings::{AccessPointSettings, HttpSettings, HttpTls, IdentitySettings, Launch};
+use crate::settings::{AccessPointSettings, HttpSettings, HttpTls, Launch, SourceSettings};
 
 /// Runs an access point until it is told to stop.
 pub fn run(launch: Launch<AccessPointSettings>) -> ExitCode {
@@ -43,13 +43,7 @@ pub fn run(launch: Launch<AccessPointSettings>) -> ExitCode {
 
 /// What `--validate` looks at beyond the form of the settings: the identity itself (AP-18).
 pub fn check(settings: &AccessPointSettings) -> Vec<Explained> {
-    let strict = settings.admission.strict_svid;
-    let mut faults = super::identity::check(
-        &settings.identity,
-        dev_role(settings),
-        Role::AccessPoint,
-        strict,
-    );
+    let mut faults = super::identity::check(&settings.identity, bearer(settings));
     if let Some(http) = &settings.http {
         if let Some(tls) = &http.tls {
             faults.extend(load_https(tls).err());
@@ -69,21 +63,15 @@ async fn serve(launch: Launch<AccessPointSettings>, logging: Logging) -> Result<
     let (signals, mut reloads) = Signals::install().map_err(|error| no_runtime(&error))?;
     tokio::spawn(signals.act_on(shutdown.clone()));
 
-    let listeners = listeners(&launch).await?;
-    let strict = settings.admission.strict_svid;
-    let source = Source::new(
-        &settings.identity,
-        dev_role(settings),
-        Role::AccessPoint,
-        strict,
-        &clock,
-    );
+    let source = Source::new(&settings.identity, bearer(settings), &clock);
     let health = source.health.clone();
     let refresher = source.refresher.clone();
     let running = tokio::select! {
-        running = source.first(|failure| errors::print(std::slice::from_ref(failure))) => running?,
+        running = source.first(super::tell_no_identity) => running?,
         () = shutdown.drain.cancelled() => return Ok(()),
     };
+    // Not before: who is refused goes elsewhere or comes back, who is accepted and not answered waits.
+    let listeners = listeners(&launch).await?;
     make_room(&settings.admin_socket)?;
     if let DbUrl::Sqlite(path) = &settings.db {
         make_room(path)?;
@@ -223,9 +211,17 @@ async fn listeners(launch: &Launch<AccessPointSettings>) -> Result<Vec<TcpListen
     Ok(listeners)
 }
 
+fn bearer(settings: &AccessPointSettings) -> Bearer {
+    Bearer {
+        role: Role::AccessPoint,
+        dev: dev_role(settings),
+        strict_svid: settings.admission.strict_svid,
+    }
+}
+
 /// What the dev certificate has to carry so that executors who dial a listening address find it there.
 fn dev_role(settings: &AccessPointSettings) -> DevRole {
-    let remote = matches!(&settings.identity, IdentitySettings::Dev(dev) if dev.allow_remote);
+    let remote = matches!(&settings.identity.source, SourceSettings::Dev(dev) if dev.allow_remote);
     let host = gethostname::gethostname().to_string_lossy().into_owned();
     let listening = settings.fleet_listen.iter().map(std::net::SocketAddr::ip);
     DevRole::AccessPoint {

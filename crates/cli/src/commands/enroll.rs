@@ -2,7 +2,6 @@
 
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
 
 use ah_daemon::logging::Logging;
 use ah_daemon::signals::Signals;
@@ -15,11 +14,11 @@ use ah_tls::{ClientConfigs, Expect, Role};
 use tokio::runtime::Builder;
 use tokio::sync::mpsc;
 
-use super::identity::Source;
+use super::identity::{Bearer, Source};
 use super::{make_room, no_runtime};
+use crate::errors;
 use crate::settings::value::Host;
 use crate::settings::{EnrollSettings, Launch};
-use crate::{errors, render};
 
 /// Runs an executor until it is told to stop or fails for good (EN-13).
 pub fn run(launch: Launch<EnrollSettings>) -> ExitCode {
@@ -32,17 +31,16 @@ pub fn run(launch: Launch<EnrollSettings>) -> ExitCode {
 
 /// What `--validate` looks at beyond the form of the settings: the identity itself (AP-18).
 pub fn check(settings: &EnrollSettings) -> Vec<Explained> {
-    super::identity::check(
-        &settings.identity,
-        dev_role(settings),
-        Role::Executor,
-        false,
-    )
+    super::identity::check(&settings.identity, bearer(settings))
 }
 
-fn dev_role(settings: &EnrollSettings) -> DevRole {
-    DevRole::Executor {
-        name: settings.name.as_str().to_owned(),
+fn bearer(settings: &EnrollSettings) -> Bearer {
+    Bearer {
+        role: Role::Executor,
+        dev: DevRole::Executor {
+            name: settings.name.as_str().to_owned(),
+        },
+        strict_svid: false,
     }
 }
 
@@ -55,17 +53,17 @@ async fn serve(mut launch: Launch<EnrollSettings>, logging: Logging) -> Result<(
 
     make_room(&settings.status_socket)?;
     let socket = StatusSocket::bind(&settings.status_socket)?;
-    let source = Source::new(
-        &settings.identity,
-        dev_role(&settings),
-        Role::Executor,
-        false,
-        &clock,
-    );
+    let source = Source::new(&settings.identity, bearer(&settings), &clock);
     let (kind, health) = (source.kind, source.health.clone());
     let refresher = source.refresher.clone();
+    let first = async {
+        match settings.once {
+            Some(_) => source.first_or_failure().await,
+            None => source.first(super::tell_no_identity).await,
+        }
+    };
     let running = tokio::select! {
-        running = source.first(|failure| errors::print(std::slice::from_ref(failure))) => running?,
+        running = first => running?,
         () = shutdown.drain.cancelled() => return Ok(()),
     };
     let expect = Expect::new(
@@ -163,13 +161,12 @@ fn tell(event: &Event) {
             explained,
             retry_in,
         } => {
-            errors::print(std::slice::from_ref(explained));
-            eprintln!("retrying in {}", brief(*retry_in));
+            super::tell_retry(explained, *retry_in);
         }
         Event::Draining { retry_in } => {
             eprintln!(
                 "access point is draining; reconnecting in {}",
-                brief(*retry_in)
+                super::brief(*retry_in)
             );
             systemd::status("access point is draining");
         }
@@ -178,14 +175,6 @@ fn tell(event: &Event) {
             access_point,
         } => systemd::status(&format!("enrolled as {executor_id} at {access_point}")),
         Event::Rotated { serial } => systemd::status(&format!("enrolled; certificate {serial}")),
-    }
-}
-
-fn brief(wait: Duration) -> String {
-    if wait < Duration::from_secs(10) {
-        format!("{:.1}s", wait.as_secs_f64())
-    } else {
-        render::brief(wait)
     }
 }
 

@@ -1,11 +1,12 @@
 //! An access point's settings (contract §2).
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ah_daemon::layer::Origin;
 use ah_daemon::logging::LogSettings;
 use ah_daemon::paths::Paths;
 use ah_fleet::access_point::Duplicates;
@@ -13,7 +14,7 @@ use ah_fleet::audit::AuditTarget;
 use ah_identity_provider::Explained;
 use ah_tls::SanRules;
 
-use super::identity::{self, Side, dev_leaves, in_state};
+use super::identity::{self, Context, Side, dev_leaves, in_state};
 use super::value::{DbUrl, MAX_SOCKET_PATH, is_loopback};
 use super::{IdentitySettings, Settings, log_settings, no_directory, usage};
 use crate::args::{AccessPointArgs, AdmissionArgs, ControlArgs, DuplicatesArg};
@@ -84,13 +85,21 @@ impl Settings for AccessPointSettings {
     type Args = AccessPointArgs;
     const PATH: &'static [&'static str] = &["agent", "access-point"];
 
-    fn resolve(args: &AccessPointArgs, paths: &Paths) -> Result<Self, Vec<Explained>> {
+    fn resolve(
+        args: &AccessPointArgs,
+        origins: &BTreeMap<String, Origin>,
+        paths: &Paths,
+    ) -> Result<Self, Vec<Explained>> {
         let mut faults = Vec::new();
         let identity = identity::resolve(
-            Side::AccessPoint,
             args.identity.server_identity,
-            &args.identity.material,
-            paths,
+            &args.identity.providers,
+            &Context {
+                side: Side::AccessPoint,
+                origins,
+                paths,
+                name: None,
+            },
             &mut faults,
         );
         let listen = &args.listen.fleet_listen;

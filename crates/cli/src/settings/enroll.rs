@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ah_daemon::layer::Origin;
 use ah_daemon::logging::LogSettings;
 use ah_daemon::paths::Paths;
 use ah_fleet::MAX_LABELS;
@@ -13,7 +14,7 @@ use ah_identity_provider::Explained;
 use spiffe::SpiffeId;
 
 use super::access_point::socket;
-use super::identity::{self, Side, dev_leaves};
+use super::identity::{self, Context, Side, dev_leaves};
 use super::value::{Label, Name, RemoteServer, default_status_socket};
 use super::{IdentitySettings, Settings, log_settings, read_fault, usage};
 use crate::args::{EnrollArgs, OnceArg};
@@ -48,13 +49,25 @@ impl Settings for EnrollSettings {
     type Args = EnrollArgs;
     const PATH: &'static [&'static str] = &["agent", "enroll"];
 
-    fn resolve(args: &EnrollArgs, paths: &Paths) -> Result<Self, Vec<Explained>> {
+    fn resolve(
+        args: &EnrollArgs,
+        origins: &BTreeMap<String, Origin>,
+        paths: &Paths,
+    ) -> Result<Self, Vec<Explained>> {
         let mut faults = Vec::new();
+        let name = match &args.executor.name {
+            Some(name) => Some(name.clone()),
+            None => host_name(&mut faults),
+        };
         let identity = identity::resolve(
-            Side::Executor,
             args.identity.identity,
-            &args.identity.material,
-            paths,
+            &args.identity.providers,
+            &Context {
+                side: Side::Executor,
+                origins,
+                paths,
+                name: name.as_ref().map(Name::as_str),
+            },
             &mut faults,
         );
         let mut servers: Vec<RemoteServer> = Vec::new();
@@ -74,10 +87,6 @@ impl Settings for EnrollSettings {
             servers.push(server.clone());
         }
         let labels = labels(args, &mut faults);
-        let name = match &args.executor.name {
-            Some(name) => Some(name.clone()),
-            None => host_name(&mut faults),
-        };
         let status_socket = name.as_ref().and_then(|name| {
             socket(
                 args.executor.status_socket.clone(),

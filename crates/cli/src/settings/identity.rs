@@ -1,46 +1,47 @@
-//! Which provider, and what it works with (contract §6).
+//! Which provider, and what it works with (contract §6). Each provider's settings have a file of their own.
 
+mod dev;
+mod files;
+mod spiffe;
+mod vault;
+
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use ah_daemon::layer::Origin;
 use ah_daemon::paths::Paths;
 use ah_identity_provider::{Explained, ProviderKind};
 
-use super::{no_directory, usage};
-use crate::args::{IdentityChoice, MaterialArgs};
+pub use dev::DevSettings;
+pub use files::FilesSettings;
+pub use spiffe::SpiffeSettings;
+pub use vault::VaultSettings;
 
-/// Where the identity comes from.
+pub(super) use dev::dev_leaves;
+
+use super::{no_directory, usage};
+use crate::args::{IdentityChoice, ProviderArgs};
+
+/// Where the identity comes from, and whom it trusts besides.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum IdentitySettings {
+pub struct IdentitySettings {
+    /// The provider and its settings.
+    pub source: SourceSettings,
+    /// `--ca` beside a provider that brings its own roots: more authorities to trust (AP-3, EN-3).
+    pub extra_roots: Option<PathBuf>,
+}
+
+/// A provider's settings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SourceSettings {
     /// DV-1
     Dev(DevSettings),
     /// FI-1
     Files(FilesSettings),
-}
-
-/// The dev provider's settings.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DevSettings {
-    /// `<state>`; the development CA lives in its folder `dev`.
-    pub state: PathBuf,
-    /// Whether it may leave this machine (DV-2).
-    pub allow_remote: bool,
-    /// More authorities to trust (AP-3).
-    pub extra_roots: Option<PathBuf>,
-}
-
-/// The files provider's settings.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FilesSettings {
-    /// Chain in PEM, leaf first.
-    pub cert: PathBuf,
-    /// Private key in PEM.
-    pub key: PathBuf,
-    /// Authorities to trust, in PEM.
-    pub ca: PathBuf,
-    /// Where the passphrase of an encrypted key is.
-    pub key_passphrase_file: Option<PathBuf>,
-    /// Whether a key that others can read is refused (FI-4).
-    pub strict_key_permissions: bool,
+    /// SP-1
+    Spiffe(SpiffeSettings),
+    /// VA-1
+    Vault(Box<VaultSettings>),
 }
 
 /// Which side resolves its identity: the flags differ in name, and in what `--ca` means for dev.
@@ -50,11 +51,32 @@ pub(super) enum Side {
     Executor,
 }
 
-impl Side {
-    fn flag(self) -> &'static str {
-        match self {
-            Self::AccessPoint => "--server-identity",
-            Self::Executor => "--identity",
+/// What a provider's settings are resolved with, besides its own flags.
+pub(super) struct Context<'a> {
+    pub(super) side: Side,
+    /// What was given and what is a default, by flag.
+    pub(super) origins: &'a BTreeMap<String, Origin>,
+    pub(super) paths: &'a Paths,
+    /// The executor's name (EN-6).
+    pub(super) name: Option<&'a str>,
+}
+
+impl Context<'_> {
+    /// The flag that chooses the provider.
+    fn flag(&self) -> &'static str {
+        match self.side {
+            Side::AccessPoint => "--server-identity",
+            Side::Executor => "--identity",
+        }
+    }
+
+    /// Whether somebody gave this flag to this program. A variable that other programs read too, such as
+    /// `VAULT_ADDR`, says nothing about what is wanted here.
+    fn is_given(&self, flag: &str) -> bool {
+        match self.origins.get(flag) {
+            Some(Origin::Flag | Origin::File(..)) => true,
+            Some(Origin::Environment(name)) => name.starts_with("AH_"),
+            Some(Origin::Default) | None => false,
         }
     }
 }
@@ -62,150 +84,117 @@ impl Side {
 impl IdentitySettings {
     /// Which provider this is.
     pub fn kind(&self) -> ProviderKind {
-        match self {
-            Self::Dev(_) => ProviderKind::Dev,
-            Self::Files(_) => ProviderKind::Files,
+        match self.source {
+            SourceSettings::Dev(_) => ProviderKind::Dev,
+            SourceSettings::Files(_) => ProviderKind::Files,
+            SourceSettings::Spiffe(_) => ProviderKind::Spiffe,
+            SourceSettings::Vault(_) => ProviderKind::Vault,
         }
     }
 
     /// The files it reads.
     pub(super) fn files(&self) -> Vec<&Path> {
-        match self {
-            Self::Dev(dev) => dev.extra_roots.as_deref().into_iter().collect(),
-            Self::Files(files) => {
-                let always = [&files.cert, &files.key, &files.ca];
-                always
-                    .into_iter()
-                    .chain(&files.key_passphrase_file)
-                    .map(PathBuf::as_path)
-                    .collect()
-            }
-        }
+        let mut files = match &self.source {
+            // The agent's socket is none: it may come and go while the process runs.
+            SourceSettings::Dev(_) | SourceSettings::Spiffe(_) => Vec::new(),
+            SourceSettings::Files(files) => files.files(),
+            SourceSettings::Vault(vault) => vault.files(),
+        };
+        files.extend(self.extra_roots.as_deref());
+        files
     }
 
     /// Whether it is the dev identity and has to stay on this machine (DV-2).
     pub(super) fn stays_here(&self) -> bool {
-        matches!(self, Self::Dev(dev) if !dev.allow_remote)
+        matches!(&self.source, SourceSettings::Dev(dev) if !dev.allow_remote)
     }
 }
 
 pub(super) fn resolve(
-    side: Side,
     choice: IdentityChoice,
-    material: &MaterialArgs,
-    paths: &Paths,
+    args: &ProviderArgs,
+    context: &Context<'_>,
     faults: &mut Vec<Explained>,
 ) -> Option<IdentitySettings> {
-    let flag = side.flag();
-    match choice {
-        IdentityChoice::Dev => dev(side, material, paths, faults).map(IdentitySettings::Dev),
-        IdentityChoice::Files => files(flag, material, faults).map(IdentitySettings::Files),
-        IdentityChoice::Spiffe | IdentityChoice::Vault | IdentityChoice::Exec => {
-            let name = match choice {
-                IdentityChoice::Spiffe => "spiffe",
-                IdentityChoice::Vault => "vault",
-                _ => "exec",
-            };
-            let text = format!("{flag} {name} is not in this build, which has dev and files");
-            faults.push(usage(text).hint(format!(
-                "use {flag} files with --cert, --key and --ca, or a build that has {name}"
-            )));
+    faults.extend(strangers(choice, context));
+    let source = match choice {
+        IdentityChoice::Dev => {
+            DevSettings::resolve(&args.dev, context, faults).map(SourceSettings::Dev)
+        }
+        IdentityChoice::Files => {
+            FilesSettings::resolve(&args.files, args.ca.as_deref(), context, faults)
+                .map(SourceSettings::Files)
+        }
+        IdentityChoice::Spiffe => Some(SourceSettings::Spiffe(SpiffeSettings::resolve(
+            &args.spiffe,
+        ))),
+        IdentityChoice::Vault => VaultSettings::resolve(&args.vault, context, faults)
+            .map(|vault| SourceSettings::Vault(Box::new(vault))),
+        IdentityChoice::Exec => {
+            faults.push(not_in_this_build(choice, context));
             None
         }
-    }
-}
-
-fn dev(
-    side: Side,
-    material: &MaterialArgs,
-    paths: &Paths,
-    faults: &mut Vec<Explained>,
-) -> Option<DevSettings> {
-    let flag = side.flag();
-    let mut of_files = Vec::new();
-    if material.cert.is_some() {
-        of_files.push("--cert");
-    }
-    if material.key.is_some() {
-        of_files.push("--key");
-    }
-    // AP-3 gives an access point extra roots with every provider; EN-3 gives none to a dev executor.
-    if material.ca.is_some() && side == Side::Executor {
-        of_files.push("--ca");
-    }
-    if material.key_passphrase_file.is_some() {
-        of_files.push("--key-passphrase-file");
-    }
-    if material.strict_key_permissions {
-        of_files.push("--strict-key-permissions");
-    }
-    if !of_files.is_empty() {
-        let verb = if of_files.len() == 1 { "has" } else { "have" };
-        let text = format!(
-            "{} {verb} no meaning with {flag} dev, which makes its own certificate",
-            of_files.join(", ")
-        );
-        faults.push(usage(text).hint(format!("add {flag} files")));
-    }
-    match paths.state() {
-        Ok(state) => Some(DevSettings {
-            state: state.to_owned(),
-            allow_remote: material.dev_allow_remote,
-            extra_roots: material.ca.clone(),
-        }),
-        Err(error) => {
-            faults.push(usage(error.to_string()).hint("set one of them"));
-            None
-        }
-    }
-}
-
-fn files(
-    flag: &str,
-    material: &MaterialArgs,
-    faults: &mut Vec<Explained>,
-) -> Option<FilesSettings> {
-    if material.dev_allow_remote {
-        let text = format!("--dev-allow-remote has no meaning with {flag} files");
-        faults.push(usage(text).hint("leave it out"));
-    }
-    let needed = [
-        ("--cert", &material.cert),
-        ("--key", &material.key),
-        ("--ca", &material.ca),
-    ];
-    let missing: Vec<_> = needed
-        .iter()
-        .filter(|(_, path)| path.is_none())
-        .map(|(name, _)| *name)
-        .collect();
-    let (Some(cert), Some(key), Some(ca)) = (&material.cert, &material.key, &material.ca) else {
-        let text = format!("{flag} files needs {}", missing.join(", "));
-        let example = "--cert /etc/ah/cert.pem --key /etc/ah/key.pem --ca /etc/ah/ca.pem";
-        faults.push(usage(text).hint(format!("all three belong together: {example}")));
-        return None;
     };
-    Some(FilesSettings {
-        cert: cert.clone(),
-        key: key.clone(),
-        ca: ca.clone(),
-        key_passphrase_file: material.key_passphrase_file.clone(),
-        strict_key_permissions: material.strict_key_permissions,
+    let extra_roots = match choice {
+        // Its `--ca` is among its own settings.
+        IdentityChoice::Files => None,
+        _ => args.ca.clone(),
+    };
+    source.map(|source| IdentitySettings {
+        source,
+        extra_roots,
     })
 }
 
-/// DV-2, for an address that others can reach.
-pub(super) fn dev_leaves(flag: &str, verb: &str, address: &str) -> Explained {
+/// Flags that were given and have no meaning with `choice`: a fault for each provider that they belong to.
+fn strangers(choice: IdentityChoice, context: &Context<'_>) -> Vec<Explained> {
+    let flag = context.flag();
+    let others = IdentityChoice::ALL
+        .into_iter()
+        .filter(|other| *other != choice);
+    let faults = others.filter_map(|owner| {
+        let mut given: Vec<_> = owner
+            .flags()
+            .into_iter()
+            .filter(|id| context.is_given(id))
+            .collect();
+        // AP-3 gives an access point extra roots with every provider; EN-3 gives none to a dev executor.
+        let no_roots = choice == IdentityChoice::Dev && context.side == Side::Executor;
+        if owner == IdentityChoice::Files && no_roots && context.is_given("ca") {
+            given.push("ca".to_owned());
+        }
+        if given.is_empty() {
+            return None;
+        }
+        let (verb, them) = match given.len() {
+            1 => ("has", "it"),
+            _ => ("have", "them"),
+        };
+        let given: Vec<_> = given.iter().map(|id| format!("--{id}")).collect();
+        let (given, owner) = (given.join(", "), owner.name());
+        let text = format!("{given} {verb} no meaning with {flag} {}", choice.name());
+        let chosen = flag.trim_start_matches('-');
+        Some(
+            usage(text)
+                .cause(format!("only the {owner} identity takes {them}"))
+                .hint(match context.origins.get(chosen) {
+                    Some(Origin::Default) | None => format!("add {flag} {owner}"),
+                    Some(_) => format!("leave {them} out, or use {flag} {owner}"),
+                }),
+        )
+    });
+    faults.collect()
+}
+
+fn not_in_this_build(choice: IdentityChoice, context: &Context<'_>) -> Explained {
+    let (flag, name) = (context.flag(), choice.name());
+    let present = IdentityChoice::present();
     usage(format!(
-        "the dev identity does not {verb} {address}: it is for this machine only"
+        "{flag} {name} is not in this build, which has {present}"
     ))
-    .cause(format!(
-        "{flag} {address} is not a loopback address, and anyone with a copy of the dev CA could pose as either side"
+    .hint(format!(
+        "use {flag} files with --cert, --key and --ca, or a build that has {name}"
     ))
-    .hint(
-        "use an identity of files, spiffe, vault or exec, or a loopback address; \
-         --dev-allow-remote lifts this on machines that share a copied dev CA",
-    )
 }
 
 /// A path below `<state>`, unless one was given by `flag`.

@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use ah_identity_provider::spiffe::Endpoint;
+use ah_identity_provider::vault::Secret;
 use spiffe::SpiffeId;
 
 pub use server::{Host, RemoteServer, is_loopback};
@@ -68,6 +70,44 @@ pub fn duration(text: &str) -> Result<Duration, Wrong> {
     Ok(parsed)
 }
 
+/// The life of a certificate, in whole seconds, such as `24h` or `90days`: at most ten years.
+pub fn certificate_life(text: &str) -> Result<Duration, Wrong> {
+    let forms = "write a number with its unit, such as 24h or 90days";
+    let parsed = humantime::parse_duration(text.trim()).map_err(|e| {
+        if text.trim().parse::<f64>().is_ok() {
+            Wrong::new("a unit is missing").hint(forms)
+        } else {
+            Wrong::new(e.to_string()).hint(forms)
+        }
+    })?;
+    if parsed.as_secs() == 0 || parsed > Duration::from_secs(3650 * 24 * 60 * 60) {
+        return Err(Wrong::new("must be at least 1s and at most 3650days"));
+    }
+    Ok(Duration::from_secs(parsed.as_secs()))
+}
+
+/// A secret: any text, which no error shows.
+pub fn secret(text: &str) -> Result<Secret, std::convert::Infallible> {
+    Ok(Secret::new(text.trim().to_owned()))
+}
+
+/// A URI to be a SAN. A SPIFFE ID must be a whole one.
+pub fn uri_san(text: &str) -> Result<String, Wrong> {
+    let text = text.trim();
+    if text
+        .get(..9)
+        .is_some_and(|start| start.eq_ignore_ascii_case("spiffe://"))
+    {
+        return Ok(spiffe_id(text)?.to_string());
+    }
+    let uri = text.parse::<http::Uri>().ok();
+    if uri.is_none_or(|uri| uri.scheme().is_none()) || text.contains(',') {
+        return Err(Wrong::new("not a URI with a scheme")
+            .hint("write it like spiffe://example.org/ah/agent/executor-1"));
+    }
+    Ok(text.to_owned())
+}
+
 /// An address to listen on.
 pub fn listen_address(text: &str) -> Result<SocketAddr, Wrong> {
     if let Ok(address) = text.parse() {
@@ -96,6 +136,14 @@ pub fn listen_address(text: &str) -> Result<SocketAddr, Wrong> {
 pub fn spiffe_id(text: &str) -> Result<SpiffeId, Wrong> {
     SpiffeId::new(text)
         .map_err(|e| Wrong::new(e.to_string()).hint("write it like spiffe://example.org/ah/serve"))
+}
+
+/// Where a SPIFFE Workload API is (AP-4).
+pub fn endpoint(text: &str) -> Result<Endpoint, Wrong> {
+    let forms =
+        "write it like /run/spire/agent.sock, unix:///run/spire/agent.sock or tcp://127.0.0.1:8000";
+    let endpoint = text.parse::<Endpoint>();
+    endpoint.map_err(|wrong| Wrong::new(wrong.to_string()).hint(forms))
 }
 
 /// `--name` (EN-6): 1 to 253 bytes of text without control characters.

@@ -10,6 +10,9 @@
 mod common;
 mod conformance;
 mod dev;
+mod extra_roots;
 mod files;
 mod pki;
+mod spiffe;
 mod supervise;
+mod vault;
