@@ -2,6 +2,7 @@
 
 mod dev;
 mod files;
+mod vault;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use ah_identity_provider::{Explained, ProviderKind};
 
 pub use dev::DevSettings;
 pub use files::FilesSettings;
+pub use vault::VaultSettings;
 
 pub(super) use dev::dev_leaves;
 
@@ -34,6 +36,8 @@ pub enum SourceSettings {
     Dev(DevSettings),
     /// FI-1
     Files(FilesSettings),
+    /// VA-1
+    Vault(Box<VaultSettings>),
 }
 
 /// Which side resolves its identity: the flags differ in name, and in what `--ca` means for dev.
@@ -49,6 +53,8 @@ pub(super) struct Context<'a> {
     /// What was given and what is a default, by flag.
     pub(super) origins: &'a BTreeMap<String, Origin>,
     pub(super) paths: &'a Paths,
+    /// The executor's name (EN-6).
+    pub(super) name: Option<&'a str>,
 }
 
 impl Context<'_> {
@@ -77,6 +83,7 @@ impl IdentitySettings {
         match self.source {
             SourceSettings::Dev(_) => ProviderKind::Dev,
             SourceSettings::Files(_) => ProviderKind::Files,
+            SourceSettings::Vault(_) => ProviderKind::Vault,
         }
     }
 
@@ -85,6 +92,7 @@ impl IdentitySettings {
         let mut files = match &self.source {
             SourceSettings::Dev(_) => Vec::new(),
             SourceSettings::Files(files) => files.files(),
+            SourceSettings::Vault(vault) => vault.files(),
         };
         files.extend(self.extra_roots.as_deref());
         files
@@ -111,7 +119,9 @@ pub(super) fn resolve(
             FilesSettings::resolve(&args.files, args.ca.as_deref(), context, faults)
                 .map(SourceSettings::Files)
         }
-        IdentityChoice::Spiffe | IdentityChoice::Vault | IdentityChoice::Exec => {
+        IdentityChoice::Vault => VaultSettings::resolve(&args.vault, context, faults)
+            .map(|vault| SourceSettings::Vault(Box::new(vault))),
+        IdentityChoice::Spiffe | IdentityChoice::Exec => {
             faults.push(not_in_this_build(choice, context));
             None
         }
