@@ -1,10 +1,12 @@
 //! Our own identity: whether the provider gives one, and what peers will make of it.
 
+use std::cmp::Ordering;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use ah_identity_provider::vault::LoginMethod;
 use ah_identity_provider::{
-    Clock, Code, Explained, Identity, ProviderKind, Published, SystemClock, Vet, files,
+    Clock, Code, Explained, Identity, ProviderKind, Published, SystemClock, Vet, files, vault,
 };
 use ah_tls::{Examined, IdentityVet, Role};
 
@@ -24,15 +26,33 @@ impl Vet for Anything {
     }
 }
 
-/// The steps by which each provider gives an identity, and the failures that belong to each. What belongs to
-/// none is the last step's.
-fn steps(kind: ProviderKind) -> &'static [(&'static str, &'static [Code])] {
+/// One step on the way to an identity: its check, and the failures that belong to it.
+type Step = (&'static str, &'static [Code]);
+
+/// The steps by which each provider gives an identity. A failure that belongs to none is of the step without codes.
+fn steps(kind: ProviderKind) -> &'static [Step] {
     match kind {
-        ProviderKind::Dev => &[("dev-ca", &[])],
         ProviderKind::Files => &[
             ("files", &[Code::NoSuchFile, Code::PermissionDenied]),
-            ("key", &[Code::KeyMismatch]),
             ("pem", &[]),
+            ("key", &[Code::KeyMismatch]),
+        ],
+        ProviderKind::Vault => &[
+            ("vault", &[Code::VaultUnreachable, Code::Unavailable]),
+            ("vault-seal", &[Code::VaultSealed]),
+            (
+                "vault-login",
+                &[
+                    Code::VaultAuthFailed,
+                    Code::VaultTokenExpired,
+                    Code::NoSuchFile,
+                    Code::PermissionDenied,
+                ],
+            ),
+            ("vault-policy", &[Code::VaultPathDenied]),
+            ("vault-role", &[]),
+            ("key", &[Code::KeyMismatch]),
+            ("own-dates", &[Code::ExpiredOrNotYetValid]),
         ],
         _ => &[("identity", &[])],
     }
@@ -43,45 +63,92 @@ pub(super) async fn obtain(
     settings: &EnrollSettings,
     report: &mut Report,
 ) -> Option<Arc<Published>> {
-    let kind = settings.identity.kind();
-    let steps = steps(kind);
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let source = Source::vetted_by(
-        &settings.identity,
-        bearer(settings),
-        Arc::new(Anything),
-        &clock,
-    );
-    let asked = tokio::time::timeout(PATIENCE, source.first_or_failure()).await;
-    let failure = match asked {
-        Ok(Ok(running)) => {
-            let published = running.identity.current();
-            for (name, _) in steps {
-                report.add(Check::pass(name, evidence(settings, &published.identity)));
+    let steps = steps(settings.identity.kind());
+    let asked = ask(settings).await;
+    match &asked {
+        Ok(published) => {
+            // What the source is known by is told once.
+            let mut told = Some(evidence(settings, &published.identity));
+            for (name, _) in steps.iter().filter(|(name, _)| *name != "own-dates") {
+                let told = told.take();
+                report.add(Check::pass(
+                    name,
+                    told.as_deref().unwrap_or("no fault found"),
+                ));
             }
-            key_permissions(settings, report);
-            return Some(published);
         }
-        Ok(Err(explained)) => explained,
-        Err(_) => Explained::new(
+        Err(Stopped { failure, before }) => {
+            let of_it = |(name, codes): &Step| {
+                before.map_or(codes.contains(&failure.code), |before| *name == before)
+            };
+            let others = || steps.iter().position(|(_, codes)| codes.is_empty());
+            let failed = steps
+                .iter()
+                .position(of_it)
+                .or_else(others)
+                .unwrap_or_default();
+            for (place, (name, _)) in steps.iter().enumerate() {
+                report.add(match place.cmp(&failed) {
+                    Ordering::Less => Check::pass(name, "no fault found"),
+                    Ordering::Equal if before.is_some() => Check::skip(name, failure.text.as_str()),
+                    Ordering::Equal => Check::fail(name, failure),
+                    Ordering::Greater => Check::skip(name, "there is no identity"),
+                });
+            }
+        }
+    }
+    key_permissions(settings, report);
+    asked.ok()
+}
+
+/// Why there is no identity.
+struct Stopped {
+    failure: Explained,
+    /// The step that was left out on purpose: then nothing failed.
+    before: Option<&'static str>,
+}
+
+impl From<Explained> for Stopped {
+    fn from(failure: Explained) -> Self {
+        Self {
+            failure,
+            before: None,
+        }
+    }
+}
+
+async fn ask(settings: &EnrollSettings) -> Result<Arc<Published>, Stopped> {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let mut identity = settings.identity.clone();
+    if let SourceSettings::Vault(vault) = &mut identity.source {
+        // A person waits: what does not answer twice in a row is away.
+        vault.config.retry = vault::Retry {
+            max: 1,
+            delay: Duration::from_millis(200),
+        };
+        vault::reach(&vault.config, &clock).await?;
+        let approle = matches!(vault.config.login.method, LoginMethod::AppRole { .. });
+        if approle && vault.config.token_cache.is_none() {
+            return Err(Stopped {
+                failure: Explained::new(
+                    Code::Usage,
+                    "a login might spend the secret id, and with --no-vault-token-cache the executor could not use what it gives",
+                ),
+                before: Some("vault-login"),
+            });
+        }
+    }
+    let kind = identity.kind();
+    let source = Source::vetted_by(&identity, bearer(settings), Arc::new(Anything), &clock);
+    match tokio::time::timeout(PATIENCE, source.first_or_failure()).await {
+        Ok(running) => Ok(running?.identity.current()),
+        Err(_) => Err(Explained::new(
             Code::Unavailable,
             format!("the {kind} identity gave nothing within {PATIENCE:?}"),
         )
-        .hint("ah agent enroll --log-level debug … tells what it waits for"),
-    };
-    let failed = steps
-        .iter()
-        .position(|(_, codes)| codes.contains(&failure.code))
-        .unwrap_or(steps.len().saturating_sub(1));
-    for (place, (name, _)) in steps.iter().enumerate() {
-        report.add(match place.cmp(&failed) {
-            std::cmp::Ordering::Less => Check::pass(name, "no fault found"),
-            std::cmp::Ordering::Equal => Check::fail(name, &failure),
-            std::cmp::Ordering::Greater => Check::skip(name, "there is no identity"),
-        });
+        .hint("ah agent enroll --log-level debug … tells what it waits for")
+        .into()),
     }
-    key_permissions(settings, report);
-    None
 }
 
 /// How long a provider may take to give its first identity.
@@ -92,6 +159,10 @@ fn evidence(settings: &EnrollSettings, identity: &Identity) -> String {
     let from = match &settings.identity.source {
         SourceSettings::Dev(dev) => format!("{}: ", dev.state.join("dev").display()),
         SourceSettings::Files(files) => format!("{}: ", files.cert.display()),
+        SourceSettings::Vault(vault) => {
+            let pki = &vault.config.pki;
+            format!("{pki}: ")
+        }
     };
     format!(
         "{from}`{}`, serial {}, {}, {} certificate(s) in the chain, {}",

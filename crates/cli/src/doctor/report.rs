@@ -157,6 +157,11 @@ impl Report {
         });
     }
 
+    /// Whether there is a check of this name already.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.checks.iter().any(|check| check.name == name)
+    }
+
     /// Whether nothing failed.
     pub(super) fn is_ok(&self) -> bool {
         self.ok

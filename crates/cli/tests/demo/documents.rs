@@ -139,6 +139,7 @@ documents! {
     dev_works_as_typed: "docs/providers/dev.md",
     files_works_as_typed: "docs/providers/files.md",
     operations_works_as_typed: "docs/operations.md",
+    troubleshooting_works_as_typed: "docs/troubleshooting.md",
 }
 
 /// No document leads nowhere.

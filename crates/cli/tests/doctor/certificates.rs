@@ -280,6 +280,13 @@ fn nothing_is_wrong_with_a_site_that_works() {
     ] {
         assert_eq!(report.verdict(name), "pass", "{name}: {report:#?}");
     }
+    // Each is told of.
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let document = std::fs::read_to_string(root.join("docs/troubleshooting.md")).unwrap();
+    for check in report.checks() {
+        let name = check["name"].as_str().unwrap();
+        assert!(document.contains(&format!("\n| `{name}` |")), "{name}");
+    }
     // It knocks and does not enroll.
     let listed = site.host.run(["agent", "fleet", "list", "--json"]);
     assert!(listed.stdout.contains("\"executors\": []"), "{listed:?}");
