@@ -23,7 +23,9 @@ use ah_identity_provider::{Code, Explained};
 pub use access_point::{AccessPointSettings, AdmissionSettings, HttpSettings, HttpTls};
 pub use doctor::DoctorSettings;
 pub use enroll::EnrollSettings;
-pub use identity::{DevSettings, FilesSettings, IdentitySettings, SourceSettings, VaultSettings};
+pub use identity::{
+    DevSettings, FilesSettings, IdentitySettings, SourceSettings, SpiffeSettings, VaultSettings,
+};
 pub use validate::Check;
 
 use crate::args::{LogFormatArg, LogLevelArg, ProcessArgs};

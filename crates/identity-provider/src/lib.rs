@@ -16,6 +16,7 @@ mod identity;
 mod key;
 pub mod pem;
 mod provider;
+pub mod spiffe;
 mod supervise;
 pub mod vault;
 

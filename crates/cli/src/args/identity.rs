@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Command, ValueEnum, ValueHint};
 
-use super::{DevArgs, FilesArgs, VaultArgs};
+use super::{DevArgs, FilesArgs, SpiffeArgs, VaultArgs};
 
 /// Where an identity comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -32,6 +32,10 @@ pub struct ProviderArgs {
     #[arg(long, env = "AH_CA", value_name = "PATH", value_hint = ValueHint::FilePath)]
     pub ca: Option<PathBuf>,
 
+    /// SPIFFE Workload API.
+    #[command(flatten)]
+    pub spiffe: SpiffeArgs,
+
     /// The development CA.
     #[command(flatten)]
     pub dev: DevArgs,
@@ -52,7 +56,7 @@ impl IdentityChoice {
     ];
 
     /// Those that this build has no code for.
-    pub const MISSING: [Self; 2] = [Self::Spiffe, Self::Exec];
+    pub const MISSING: [Self; 1] = [Self::Exec];
 
     /// As it is typed.
     pub fn name(self) -> &'static str {
@@ -71,8 +75,9 @@ impl IdentityChoice {
         let own = match self {
             Self::Dev => DevArgs::augment_args(none),
             Self::Files => FilesArgs::augment_args(none),
+            Self::Spiffe => SpiffeArgs::augment_args(none),
             Self::Vault => VaultArgs::augment_args(none),
-            Self::Spiffe | Self::Exec => none,
+            Self::Exec => none,
         };
         let ids = own.get_arguments().map(|arg| arg.get_id().to_string());
         ids.collect()

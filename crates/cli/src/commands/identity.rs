@@ -9,6 +9,7 @@ use std::time::Duration;
 use ah_identity_provider::dev::{DevConfig, DevProvider, DevRole};
 use ah_identity_provider::extra_roots::ExtraRoots;
 use ah_identity_provider::files::{FilesConfig, FilesProvider};
+use ah_identity_provider::spiffe::{SpiffeConfig, SpiffeProvider};
 use ah_identity_provider::vault::{self, VaultProvider};
 use ah_identity_provider::{
     Clock, Code, Explained, Health, IdentityWatch, Provider, ProviderKind, Refresher, Supervisor,
@@ -76,6 +77,13 @@ impl Source {
                     ca: vec![settings.ca.clone()],
                     key_passphrase_file: settings.key_passphrase_file.clone(),
                     strict_key_permissions: settings.strict_key_permissions,
+                });
+                supervised(provider, roots, vet, clock)
+            }
+            SourceSettings::Spiffe(settings) => {
+                let provider = SpiffeProvider::new(SpiffeConfig {
+                    endpoint: settings.endpoint.clone(),
+                    choice: settings.choice.clone(),
                 });
                 supervised(provider, roots, vet, clock)
             }

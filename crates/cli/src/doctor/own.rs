@@ -37,6 +37,7 @@ fn steps(kind: ProviderKind) -> &'static [Step] {
             ("pem", &[]),
             ("key", &[Code::KeyMismatch]),
         ],
+        ProviderKind::Spiffe => &[("workload-api", &[Code::WorkloadApi]), ("svid", &[])],
         ProviderKind::Vault => &[
             ("vault", &[Code::VaultUnreachable, Code::Unavailable]),
             ("vault-seal", &[Code::VaultSealed]),
@@ -159,6 +160,7 @@ fn evidence(settings: &EnrollSettings, identity: &Identity) -> String {
     let from = match &settings.identity.source {
         SourceSettings::Dev(dev) => format!("{}: ", dev.state.join("dev").display()),
         SourceSettings::Files(files) => format!("{}: ", files.cert.display()),
+        SourceSettings::Spiffe(spiffe) => format!("{}: ", spiffe.endpoint),
         SourceSettings::Vault(vault) => {
             let pki = &vault.config.pki;
             format!("{pki}: ")

@@ -2,6 +2,7 @@
 
 mod dev;
 mod files;
+mod spiffe;
 mod vault;
 
 use std::collections::BTreeMap;
@@ -13,6 +14,7 @@ use ah_identity_provider::{Explained, ProviderKind};
 
 pub use dev::DevSettings;
 pub use files::FilesSettings;
+pub use spiffe::SpiffeSettings;
 pub use vault::VaultSettings;
 
 pub(super) use dev::dev_leaves;
@@ -36,6 +38,8 @@ pub enum SourceSettings {
     Dev(DevSettings),
     /// FI-1
     Files(FilesSettings),
+    /// SP-1
+    Spiffe(SpiffeSettings),
     /// VA-1
     Vault(Box<VaultSettings>),
 }
@@ -83,6 +87,7 @@ impl IdentitySettings {
         match self.source {
             SourceSettings::Dev(_) => ProviderKind::Dev,
             SourceSettings::Files(_) => ProviderKind::Files,
+            SourceSettings::Spiffe(_) => ProviderKind::Spiffe,
             SourceSettings::Vault(_) => ProviderKind::Vault,
         }
     }
@@ -90,7 +95,8 @@ impl IdentitySettings {
     /// The files it reads.
     pub(super) fn files(&self) -> Vec<&Path> {
         let mut files = match &self.source {
-            SourceSettings::Dev(_) => Vec::new(),
+            // The agent's socket is none: it may come and go while the process runs.
+            SourceSettings::Dev(_) | SourceSettings::Spiffe(_) => Vec::new(),
             SourceSettings::Files(files) => files.files(),
             SourceSettings::Vault(vault) => vault.files(),
         };
@@ -119,9 +125,12 @@ pub(super) fn resolve(
             FilesSettings::resolve(&args.files, args.ca.as_deref(), context, faults)
                 .map(SourceSettings::Files)
         }
+        IdentityChoice::Spiffe => Some(SourceSettings::Spiffe(SpiffeSettings::resolve(
+            &args.spiffe,
+        ))),
         IdentityChoice::Vault => VaultSettings::resolve(&args.vault, context, faults)
             .map(|vault| SourceSettings::Vault(Box::new(vault))),
-        IdentityChoice::Spiffe | IdentityChoice::Exec => {
+        IdentityChoice::Exec => {
             faults.push(not_in_this_build(choice, context));
             None
         }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use ah_identity_provider::spiffe::Endpoint;
 use ah_identity_provider::vault::Secret;
 use spiffe::SpiffeId;
 
@@ -135,6 +136,14 @@ pub fn listen_address(text: &str) -> Result<SocketAddr, Wrong> {
 pub fn spiffe_id(text: &str) -> Result<SpiffeId, Wrong> {
     SpiffeId::new(text)
         .map_err(|e| Wrong::new(e.to_string()).hint("write it like spiffe://example.org/ah/serve"))
+}
+
+/// Where a SPIFFE Workload API is (AP-4).
+pub fn endpoint(text: &str) -> Result<Endpoint, Wrong> {
+    let forms =
+        "write it like /run/spire/agent.sock, unix:///run/spire/agent.sock or tcp://127.0.0.1:8000";
+    let endpoint = text.parse::<Endpoint>();
+    endpoint.map_err(|wrong| Wrong::new(wrong.to_string()).hint(forms))
 }
 
 /// `--name` (EN-6): 1 to 253 bytes of text without control characters.

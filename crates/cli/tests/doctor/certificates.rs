@@ -62,12 +62,7 @@ set_ups! {
         need("setpriv")?;
         need_root()?;
         site.listen(&[]);
-        let open = "chmod 755 . home && mkdir -p nobody && chown 65534:65534 nobody";
-        let done = std::process::Command::new("sh").args(["-ec", open]).current_dir(site.host.path("")).status();
-        assert!(done.unwrap().success());
-        site.under = strings(&["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"]);
-        let nobody = site.host.path("nobody").display().to_string();
-        site.env = vec![("STATE_DIRECTORY".into(), nobody.clone()), ("RUNTIME_DIRECTORY".into(), nobody)];
+        site.as_nobody();
         Ok(())
     } => "files", ["permission denied reading ", "executor-key.pem", "uid 65534"];
 
@@ -280,13 +275,7 @@ fn nothing_is_wrong_with_a_site_that_works() {
     ] {
         assert_eq!(report.verdict(name), "pass", "{name}: {report:#?}");
     }
-    // Each is told of.
-    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let document = std::fs::read_to_string(root.join("docs/troubleshooting.md")).unwrap();
-    for check in report.checks() {
-        let name = check["name"].as_str().unwrap();
-        assert!(document.contains(&format!("\n| `{name}` |")), "{name}");
-    }
+    report.is_told_of_in_the_document();
     // It knocks and does not enroll.
     let listed = site.host.run(["agent", "fleet", "list", "--json"]);
     assert!(listed.stdout.contains("\"executors\": []"), "{listed:?}");

@@ -13,3 +13,4 @@ mod connection;
 mod running;
 mod settings;
 mod site;
+mod spiffe;

@@ -86,6 +86,28 @@ impl Site {
         self.keep.push(Box::new(thing));
     }
 
+    /// Runs the doctor as a user that nothing here belongs to. Takes root and `setpriv`.
+    pub(crate) fn as_nobody(&mut self) {
+        let open = "chmod 755 . home && mkdir -p nobody && chown 65534:65534 nobody";
+        let done = Command::new("sh")
+            .args(["-ec", open])
+            .current_dir(self.host.path(""))
+            .status();
+        assert!(done.unwrap().success());
+        self.under = strings(&[
+            "setpriv",
+            "--reuid=65534",
+            "--regid=65534",
+            "--clear-groups",
+            "--inh-caps=-all",
+        ]);
+        let nobody = self.host.path("nobody").display().to_string();
+        self.env = vec![
+            ("STATE_DIRECTORY".into(), nobody.clone()),
+            ("RUNTIME_DIRECTORY".into(), nobody),
+        ];
+    }
+
     /// Another certificate for the executor, with whom it trusts.
     pub(crate) fn executor_has(&mut self, leaf: &TestLeaf, trusted: &TestCa) {
         self.executor = write(&self.host, "executor", leaf, trusted);
@@ -210,6 +232,17 @@ impl Report {
         let found = self.checks().iter().find(|check| check["name"] == name);
         assert!(found.is_some(), "no check `{name}`: {self:#?}");
         found.unwrap()
+    }
+
+    /// Each check has its line in the document.
+    #[track_caller]
+    pub(crate) fn is_told_of_in_the_document(&self) {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let document = std::fs::read_to_string(root.join("docs/troubleshooting.md")).unwrap();
+        for check in self.checks() {
+            let name = check["name"].as_str().unwrap();
+            assert!(document.contains(&format!("\n| `{name}` |")), "{name}");
+        }
     }
 
     #[track_caller]

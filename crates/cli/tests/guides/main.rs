@@ -7,3 +7,4 @@ mod errors;
 mod interop;
 mod kit;
 mod pki;
+mod spiffe;

@@ -13,4 +13,6 @@ mod dev;
 mod extra_roots;
 mod files;
 mod pki;
+mod spiffe;
 mod supervise;
+mod vault;
