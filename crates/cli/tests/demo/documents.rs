@@ -154,6 +154,7 @@ documents! {
     files_works_as_typed: "docs/providers/files.md",
     spiffe_works_as_typed: "docs/providers/spiffe.md",
     operations_works_as_typed: "docs/operations.md",
+    troubleshooting_works_as_typed: "docs/troubleshooting.md",
 }
 
 /// No document leads nowhere.
