@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::pki::{Authority, Files};
 use crate::product;
 use crate::suite::Sample;
-use crate::tls::{ClientTemplate, server_config};
+use crate::tls::{ClientTemplate, server_config_like};
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Handshake {
@@ -46,9 +46,9 @@ impl Handshake {
         let clients: Vec<_> = (0..64)
             .map(|number| template.present(authority.executor(&key, number)?))
             .collect::<io::Result<_>>()?;
-        let bare = Arc::new(server_config(&files, &[b"h2"])?);
         let (_identity, configs, _follow) = product::server_configs(&files)?;
         let product = configs.current().config().clone();
+        let bare = Arc::new(server_config_like(&product, &files, &[b"h2"])?);
 
         let mut clients = clients.iter().cycle();
         let mut times = [Vec::new(), Vec::new()];

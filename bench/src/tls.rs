@@ -29,12 +29,30 @@ fn roots(certificate: CertificateDer<'static>) -> io::Result<Arc<RootCertStore>>
     Ok(Arc::new(roots))
 }
 
-/// Mutual TLS 1.3 of a bare server, without resumption.
+/// Mutual TLS 1.3 of a bare server, without resumption, with the library's order of cipher suites.
 pub(crate) fn server_config(files: &Files, alpn: &[&[u8]]) -> io::Result<ServerConfig> {
+    bare(files, alpn, provider())
+}
+
+/// As [`server_config`], with the cipher suites of `other` in its order: what is left between the two is no cipher's.
+pub(crate) fn server_config_like(
+    other: &ServerConfig,
+    files: &Files,
+    alpn: &[&[u8]],
+) -> io::Result<ServerConfig> {
+    let provider = CryptoProvider {
+        cipher_suites: other.crypto_provider().cipher_suites.clone(),
+        ..CryptoProvider::clone(&provider())
+    };
+    let mut config = bare(files, alpn, Arc::new(provider))?;
+    config.ignore_client_order = other.ignore_client_order;
+    Ok(config)
+}
+
+fn bare(files: &Files, alpn: &[&[u8]], provider: Arc<CryptoProvider>) -> io::Result<ServerConfig> {
     let certificate = CertificateDer::from_pem_file(files.server()).map_err(io::Error::other)?;
     let key = PrivateKeyDer::from_pem_file(files.server_key()).map_err(io::Error::other)?;
     let ca = CertificateDer::from_pem_file(files.ca()).map_err(io::Error::other)?;
-    let provider = provider();
     let clients = WebPkiClientVerifier::builder_with_provider(roots(ca)?, provider.clone())
         .build()
         .map_err(io::Error::other)?;
