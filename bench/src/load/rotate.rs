@@ -1,4 +1,4 @@
-//! Server certificates swapped under load, in files or by a Workload API.
+//! Server certificates swapped under load: in files, by a Workload API, or where a command finds them.
 
 use std::collections::HashMap;
 use std::io;
@@ -7,7 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use ah_testkit::workload_api::{Answer, WorkloadApi};
-use clap::Args;
+use clap::{ArgAction, Args};
+use nix::sys::signal::{self, Signal};
+use nix::unistd::Pid;
 use rustls_pki_types::CertificateDer;
 
 use super::connect::{Dialed, Dialer, Target, executors};
@@ -38,6 +40,9 @@ pub(crate) struct Rotate {
     /// the socket already: it is waited for until it calls.
     #[arg(long)]
     workload_api: Option<PathBuf>,
+    /// Tell the server by a HUP signal after each replacement: for identities that are asked for.
+    #[arg(long, action = ArgAction::Set, default_value_t = false)]
+    hup: bool,
 }
 
 /// Where a certificate is put.
@@ -157,10 +162,15 @@ impl Rotate {
             });
         }
         let clock = Clock::start(self.target.server_pid)?;
+        let told = self.target.server_pid.filter(|_| self.hup);
         let mut pace = tokio::time::interval(Duration::from_millis(self.interval_ms));
         for leaf in leaves {
             pace.tick().await;
             place.put(&leaf, &authority)?;
+            if let Some(server) = told {
+                let server = i32::try_from(server).map_err(io::Error::other)?;
+                signal::kill(Pid::from_raw(server), Signal::SIGHUP)?;
+            }
             let swap = Swap {
                 at: Instant::now(),
                 unix_us: unix_us(),

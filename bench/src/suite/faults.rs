@@ -16,18 +16,30 @@ use crate::load::stats::{Event, Report, unix_us};
 use crate::pki::{self, Authority};
 use crate::procfs::{Memory, cpu_time};
 
-/// Bar 6: the server's certificate replaced under load, in files and by a Workload API.
+/// Bar 6: the server's certificate replaced under load, in files, by a Workload API and by a command.
 pub(crate) fn rotation(bench: &Bench) -> io::Result<Vec<Row>> {
-    let mut rows = rotation_from_files(bench)?;
+    let access_point = AccessPoint::new(&bench.places)?;
+    let mut rows = rotation_in_files(bench, access_point, "files", "false")?;
     rows.extend(rotation_from_a_stream(bench)?);
+    let access_point = AccessPoint::new(&bench.places)?.exec();
+    rows.extend(rotation_in_files(bench, access_point, "a command", "true")?);
     Ok(rows)
 }
 
-fn rotation_from_files(bench: &Bench) -> io::Result<Vec<Row>> {
-    let server = AccessPoint::new(&bench.places)?.start()?;
-    let swaps = ("swaps", bench.effort.swaps.to_string());
-    let run = bench.load("rotate", &server, Protocol::Fleet, &[swaps])?;
-    let rows = rotation_rows(bench, &server, run, "files", 300.0)?;
+/// Replaces files, which the access point watches or, told by `hup`, has a command print.
+fn rotation_in_files(
+    bench: &Bench,
+    access_point: AccessPoint,
+    source: &str,
+    hup: &str,
+) -> io::Result<Vec<Row>> {
+    let server = access_point.start()?;
+    let load = [
+        ("swaps", bench.effort.swaps.to_string()),
+        ("hup", hup.to_owned()),
+    ];
+    let run = bench.load("rotate", &server, Protocol::Fleet, &load)?;
+    let rows = rotation_rows(bench, &server, run, source, 300.0)?;
     // The next server shall not start from a pair that a failed run left half replaced.
     Authority::open(&bench.places.files())?
         .server()?

@@ -185,9 +185,17 @@ pub(crate) struct AccessPoint {
     state: PathBuf,
     listen: SocketAddr,
     database: String,
-    /// The socket of a Workload API to take the identity from, instead of files.
-    workload_api: Option<PathBuf>,
+    source: Source,
     extra: Vec<String>,
+}
+
+/// Where an access point's identity comes from.
+#[derive(Clone, Debug)]
+enum Source {
+    Files,
+    /// The socket of a Workload API.
+    WorkloadApi(PathBuf),
+    Exec,
 }
 
 impl AccessPoint {
@@ -207,7 +215,7 @@ impl AccessPoint {
             database: format!("sqlite:{}", state.join("registry.db").display()),
             state,
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-            workload_api: None,
+            source: Source::Files,
             extra: Vec::new(),
         })
     }
@@ -225,7 +233,13 @@ impl AccessPoint {
 
     /// Takes the identity from a Workload API.
     pub(crate) fn workload_api(mut self, socket: &Path) -> Self {
-        self.workload_api = Some(socket.to_owned());
+        self.source = Source::WorkloadApi(socket.to_owned());
+        self
+    }
+
+    /// Takes the identity from a command, which prints the files.
+    pub(crate) fn exec(mut self) -> Self {
+        self.source = Source::Exec;
         self
     }
 
@@ -261,15 +275,22 @@ impl AccessPoint {
         let mut command = pinned(SERVER_CORE, &self.program);
         command.args(["agent", "access-point"]);
         command.arg("--fleet-listen").arg(self.listen.to_string());
-        match &self.workload_api {
-            Some(socket) => {
+        let (chain, key) = (self.files.server(), self.files.server_key());
+        match &self.source {
+            Source::WorkloadApi(socket) => {
                 command.args(["--server-identity", "spiffe"]);
                 command.arg("--spiffe-socket").arg(socket);
             }
-            None => {
+            Source::Exec => {
+                let (chain, key, ca) = (chain.display(), key.display(), self.files.ca());
+                command.args(["--server-identity", "exec"]);
+                command.arg("--exec-command");
+                command.arg(format!("cat '{chain}' '{key}' '{}'", ca.display()));
+            }
+            Source::Files => {
                 command.args(["--server-identity", "files"]);
-                command.arg("--cert").arg(self.files.server());
-                command.arg("--key").arg(self.files.server_key());
+                command.arg("--cert").arg(chain);
+                command.arg("--key").arg(key);
                 command.arg("--ca").arg(self.files.ca());
             }
         }
