@@ -11,6 +11,7 @@
 mod access_point;
 mod dev;
 mod enroll;
+mod exec;
 mod files;
 mod identity;
 mod operate;
@@ -23,6 +24,7 @@ pub use access_point::{
 };
 pub use dev::DevArgs;
 pub use enroll::{EnrollArgs, ExecutorArgs, ExecutorIdentityArgs, OnceArg, RemoteArgs};
+pub use exec::ExecArgs;
 pub use files::FilesArgs;
 pub use identity::{IdentityChoice, ProviderArgs};
 pub use operate::{

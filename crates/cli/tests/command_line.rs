@@ -125,7 +125,7 @@ fn every_command_line_of_the_guides_parses() {
             let arguments = words(&line);
             let arguments: Vec<_> = arguments[2..].iter().map(String::as_str).collect();
             let outcome = Machine::new().run(&arguments);
-            let hint = format!("identity {provider} is not in this build, which has dev and files");
+            let hint = format!("identity {provider} is not in this build, which has ");
             outcome.fails(2, &[&hint]);
             continue;
         }
@@ -323,7 +323,7 @@ fn the_files_identity_needs_its_three_files_and_dev_takes_none() {
     with(&["--ca", "c"]).fails(2, &["error: --ca has no meaning with --identity dev"]);
     with(&["--identity", "vault"]).fails(
         2,
-        &["error: --identity vault is not in this build, which has dev and files"],
+        &["error: --identity vault is not in this build, which has dev, files and exec"],
     );
     // AP-3: extra roots with every provider.
     let ca = machine.write("ca.pem", "");

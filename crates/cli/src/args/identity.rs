@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Command, ValueEnum, ValueHint};
 
-use super::{DevArgs, FilesArgs};
+use super::{DevArgs, ExecArgs, FilesArgs};
 
 /// Where an identity comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -35,6 +35,10 @@ pub struct ProviderArgs {
     /// The development CA.
     #[command(flatten)]
     pub dev: DevArgs,
+
+    /// A command.
+    #[command(flatten)]
+    pub exec: ExecArgs,
 }
 
 impl IdentityChoice {
@@ -48,7 +52,7 @@ impl IdentityChoice {
     ];
 
     /// Those that this build has no code for.
-    pub const MISSING: [Self; 3] = [Self::Spiffe, Self::Vault, Self::Exec];
+    pub const MISSING: [Self; 2] = [Self::Spiffe, Self::Vault];
 
     /// As it is typed.
     pub fn name(self) -> &'static str {
@@ -67,7 +71,8 @@ impl IdentityChoice {
         let own = match self {
             Self::Dev => DevArgs::augment_args(none),
             Self::Files => FilesArgs::augment_args(none),
-            Self::Spiffe | Self::Vault | Self::Exec => none,
+            Self::Exec => ExecArgs::augment_args(none),
+            Self::Spiffe | Self::Vault => none,
         };
         let ids = own.get_arguments().map(|arg| arg.get_id().to_string());
         ids.collect()

@@ -40,6 +40,12 @@ fn bearer(settings: &EnrollSettings) -> Bearer {
         dev: DevRole::Executor {
             name: settings.name.as_str().to_owned(),
         },
+        name: settings.name.as_str().to_owned(),
+        remote_servers: settings
+            .servers
+            .iter()
+            .map(|server| format!("https://{server}"))
+            .collect(),
         strict_svid: false,
     }
 }

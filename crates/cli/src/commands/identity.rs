@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ah_identity_provider::dev::{DevConfig, DevProvider, DevRole};
+use ah_identity_provider::exec::{ExecConfig, ExecProvider, ExecRole};
 use ah_identity_provider::extra_roots::ExtraRoots;
 use ah_identity_provider::files::{FilesConfig, FilesProvider};
 use ah_identity_provider::{
@@ -38,6 +39,10 @@ pub(super) struct Bearer {
     pub(super) role: Role,
     /// What the dev certificate says.
     pub(super) dev: DevRole,
+    /// What a command is told, and what names a certificate that does not say otherwise.
+    pub(super) name: String,
+    /// Whom an executor dials, as URLs. Empty for an access point.
+    pub(super) remote_servers: Vec<String>,
     /// AP-8
     pub(super) strict_svid: bool,
 }
@@ -66,6 +71,22 @@ impl Source {
                     key_passphrase_file: settings.key_passphrase_file.clone(),
                     strict_key_permissions: settings.strict_key_permissions,
                 });
+                supervised(provider, roots, vet, clock)
+            }
+            SourceSettings::Exec(settings) => {
+                let config = ExecConfig {
+                    command: settings.command.clone(),
+                    refresh_interval: settings.refresh_interval,
+                    timeout: settings.timeout,
+                    role: match bearer.role {
+                        Role::AccessPoint => ExecRole::AccessPoint,
+                        Role::Executor => ExecRole::Executor,
+                    },
+                    name: bearer.name,
+                    remote_servers: bearer.remote_servers,
+                    roots_elsewhere: roots.is_some(),
+                };
+                let provider = ExecProvider::new(config, Arc::clone(clock));
                 supervised(provider, roots, vet, clock)
             }
         }

@@ -1,6 +1,7 @@
 //! Which provider, and what it works with (contract §6). Each provider's settings have a file of their own.
 
 mod dev;
+mod exec;
 mod files;
 
 use std::collections::BTreeMap;
@@ -11,6 +12,7 @@ use ah_daemon::paths::Paths;
 use ah_identity_provider::{Explained, ProviderKind};
 
 pub use dev::DevSettings;
+pub use exec::ExecSettings;
 pub use files::FilesSettings;
 
 pub(super) use dev::dev_leaves;
@@ -34,6 +36,8 @@ pub enum SourceSettings {
     Dev(DevSettings),
     /// FI-1
     Files(FilesSettings),
+    /// EX-1
+    Exec(ExecSettings),
 }
 
 /// Which side resolves its identity: the flags differ in name, and in what `--ca` means for dev.
@@ -77,13 +81,14 @@ impl IdentitySettings {
         match self.source {
             SourceSettings::Dev(_) => ProviderKind::Dev,
             SourceSettings::Files(_) => ProviderKind::Files,
+            SourceSettings::Exec(_) => ProviderKind::Exec,
         }
     }
 
     /// The files it reads.
     pub(super) fn files(&self) -> Vec<&Path> {
         let mut files = match &self.source {
-            SourceSettings::Dev(_) => Vec::new(),
+            SourceSettings::Dev(_) | SourceSettings::Exec(_) => Vec::new(),
             SourceSettings::Files(files) => files.files(),
         };
         files.extend(self.extra_roots.as_deref());
@@ -111,7 +116,10 @@ pub(super) fn resolve(
             FilesSettings::resolve(&args.files, args.ca.as_deref(), context, faults)
                 .map(SourceSettings::Files)
         }
-        IdentityChoice::Spiffe | IdentityChoice::Vault | IdentityChoice::Exec => {
+        IdentityChoice::Exec => {
+            ExecSettings::resolve(&args.exec, context, faults).map(SourceSettings::Exec)
+        }
+        IdentityChoice::Spiffe | IdentityChoice::Vault => {
             faults.push(not_in_this_build(choice, context));
             None
         }
