@@ -4,6 +4,7 @@
 
 mod commands;
 mod errors;
+mod exec;
 mod interop;
 mod kit;
 mod pki;
