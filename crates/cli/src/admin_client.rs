@@ -3,7 +3,9 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use ah_fleet::access_point::{AccessPointView, EventFilter, ExecutorView, ListFilter, Listing};
+use ah_fleet::access_point::{
+    AccessPointView, EventFilter, ExecutorView, ListFilter, Listing, Why,
+};
 use ah_fleet::store::RevocationTarget;
 use ah_identity_provider::{Code, Explained};
 use http::{Method, Request, StatusCode};
@@ -38,6 +40,12 @@ impl AdminClient {
     /// The one executor that `who` names: by id, name, serial number or SHA-256.
     pub async fn show(&self, who: &str) -> Result<ExecutorView, Explained> {
         self.ask(Method::GET, &executor_path(who, ""), None).await
+    }
+
+    /// The last `limit` attempts of `who`, who may also be an address.
+    pub async fn why(&self, who: &str, limit: usize) -> Result<Why, Explained> {
+        let path = format!("/api/v1/attempts/{}?limit={limit}", encoded(who));
+        self.ask(Method::GET, &path, None).await
     }
 
     /// Bars `who`, for `reason` in the operator's words.

@@ -16,6 +16,7 @@ mod files;
 mod identity;
 mod operate;
 mod shared;
+mod vault;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
@@ -29,9 +30,10 @@ pub use files::FilesArgs;
 pub use identity::{IdentityChoice, ProviderArgs};
 pub use operate::{
     AuditArgs, AuditCommand, CompletionsArgs, DemoArgs, FleetArgs, FleetCommand, ListArgs, ManArgs,
-    RevokeArgs, StatusArgs, WatchArgs, WhoArgs,
+    RevokeArgs, StatusArgs, WatchArgs, WhoArgs, WhyArgs,
 };
 pub use shared::{DuplicatesArg, LogFormatArg, LogLevelArg, ProcessArgs};
+pub use vault::{VaultArgs, VaultAuthArg};
 
 /// Agent Harbor: executors that prove who they are to an access point, and stay enrolled
 #[derive(Debug, Parser)]
@@ -64,7 +66,7 @@ pub enum AgentCommand {
     ///
     /// Exit code: 0 enrolled, 1 not enrolled, 3 no such executor process.
     Status(StatusArgs),
-    /// List, show, revoke, reinstate, disconnect and watch executors
+    /// List, show, explain, revoke, reinstate, disconnect and watch executors
     Fleet(FleetArgs),
     /// Check an audit log
     Audit(AuditArgs),

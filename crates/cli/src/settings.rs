@@ -21,7 +21,9 @@ use ah_identity_provider::{Code, Explained};
 
 pub use access_point::{AccessPointSettings, AdmissionSettings, HttpSettings, HttpTls};
 pub use enroll::EnrollSettings;
-pub use identity::{DevSettings, ExecSettings, FilesSettings, IdentitySettings, SourceSettings};
+pub use identity::{
+    DevSettings, ExecSettings, FilesSettings, IdentitySettings, SourceSettings, VaultSettings,
+};
 pub use validate::Check;
 
 use crate::args::{LogFormatArg, LogLevelArg, ProcessArgs};

@@ -6,6 +6,7 @@
 mod chain;
 mod file;
 mod log;
+mod past;
 mod sink;
 mod verify;
 
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::store::{CertificateRecord, ExecutorId};
 
 pub use log::{AuditHealth, AuditLog, AuditTarget, AuditTask, QUEUE_LIMIT};
+pub use past::{Past, past};
 pub use verify::{BrokenAt, Fault, Start, Verified, verify};
 
 /// What happened (AU-1).

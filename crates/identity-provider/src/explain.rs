@@ -32,6 +32,18 @@ pub enum Code {
     NoSuchFile,
     /// ER-12
     ServerIdMismatch,
+    /// ER-13
+    VaultAuthFailed,
+    /// ER-14
+    NotIssued,
+    /// ER-15
+    VaultSealed,
+    /// ER-16
+    VaultPathDenied,
+    /// ER-18
+    VaultUnreachable,
+    /// ER-19
+    VaultTokenExpired,
     /// ER-20
     ClientCertificateRequired,
     /// ER-21, signed by unknown authority
@@ -68,6 +80,12 @@ impl Code {
             Self::PermissionDenied => "permission_denied",
             Self::NoSuchFile => "no_such_file",
             Self::ServerIdMismatch => "server_id_mismatch",
+            Self::VaultAuthFailed => "vault_auth_failed",
+            Self::NotIssued => "not_issued",
+            Self::VaultSealed => "vault_sealed",
+            Self::VaultPathDenied => "vault_path_denied",
+            Self::VaultUnreachable => "vault_unreachable",
+            Self::VaultTokenExpired => "vault_token_expired",
             Self::ClientCertificateRequired => "client_certificate_required",
             Self::ClientUnknownAuthority => "client_unknown_authority",
             Self::ClientExpired => "client_expired",

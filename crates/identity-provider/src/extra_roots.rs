@@ -7,7 +7,7 @@ use std::time::Duration;
 use rustls_pki_types::CertificateDer;
 
 use crate::files::read_roots;
-use crate::{Identity, Provider, ProviderError, ProviderKind};
+use crate::{Explained, Identity, Provider, ProviderError, ProviderKind};
 
 /// How often the file is looked at. FI-2 asks for a change to be seen within two seconds.
 const POLL: Duration = Duration::from_secs(1);
@@ -78,5 +78,9 @@ impl<P: Provider> Provider for ExtraRoots<P> {
 
     fn next_renewal(&self) -> Option<std::time::SystemTime> {
         self.inner.next_renewal()
+    }
+
+    fn warning(&self) -> Option<Explained> {
+        self.inner.warning()
     }
 }

@@ -19,6 +19,8 @@ pub struct Health {
     pub last_error: Option<Failure>,
     /// When the provider is expected to give the next identity, where it knows.
     pub next_renewal: Option<SystemTime>,
+    /// What will end the renewals unless somebody acts in time.
+    pub warning: Option<Explained>,
     /// End of validity of the identity in use.
     pub not_after: Option<SystemTime>,
 }

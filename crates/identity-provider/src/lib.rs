@@ -18,6 +18,7 @@ mod key;
 pub mod pem;
 mod provider;
 mod supervise;
+pub mod vault;
 
 pub use cert::{CertificateError, CertificateFacts, KeyKind};
 pub use clock::{Clock, SystemClock};

@@ -96,4 +96,9 @@ pub trait Provider: Send + 'static {
     fn next_renewal(&self) -> Option<SystemTime> {
         None
     }
+
+    /// Something that will stop the identity from being renewed unless a person acts in time, while all is well still.
+    fn warning(&self) -> Option<Explained> {
+        None
+    }
 }

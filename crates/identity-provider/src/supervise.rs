@@ -97,6 +97,7 @@ impl<P: Provider> Supervisor<P> {
             failures: 0,
             last_error: None,
             next_renewal: None,
+            warning: None,
             not_after: None,
         });
         let refresh = Arc::new(Notify::new());
@@ -156,6 +157,7 @@ impl<P: Provider> Supervisor<P> {
             return explained;
         }
         loop {
+            self.look_ahead();
             match self.wake().await {
                 Wake::Provided(Ok(candidate)) => self.consider(candidate),
                 Wake::Provided(Err(ProviderError::Fatal(explained))) => {
@@ -331,6 +333,17 @@ impl<P: Provider> Supervisor<P> {
     fn backoff(&self) -> Duration {
         let failures = self.health.borrow().failures;
         backoff(failures, self.left(), rand::random_range(0.0..=1.0))
+    }
+
+    /// Shows what the provider sees coming, which may change while it has nothing new to give.
+    fn look_ahead(&self) {
+        let (next_renewal, warning) = (self.provider.next_renewal(), self.provider.warning());
+        self.health.send_if_modified(|health| {
+            let new = health.next_renewal != next_renewal || health.warning != warning;
+            health.next_renewal = next_renewal;
+            health.warning = warning;
+            new
+        });
     }
 
     fn succeed(&mut self) {

@@ -20,7 +20,7 @@ pub use alert::{code_of_alert, explain_io};
 pub use configs::{ClientConfigs, ClientTls, Expect, ServerConfigs, ServerTls, https_config};
 pub use connect::{Connected, ExecutorStream, Fate, connect};
 pub use peer::{PeerIdentity, PeerName, Refusal};
-pub use policy::{Policy, PolicyCell, Revocations, SanRules};
+pub use policy::{NearestRule, Policy, PolicyCell, Revocations, SanRules};
 pub use svid::{Severity, SvidFault, parse_spiffe_id, svid_faults};
 pub use verify::{ExpectedServer, Trust, VerifyError, verify_access_point, verify_executor};
 pub use vet::{IdentityVet, Role};

@@ -1,5 +1,7 @@
 //! Which verified certificates are admitted: SAN rules and revocation (AP-5 to AP-8).
 
+mod nearest;
+
 use std::collections::HashSet;
 use std::fmt;
 use std::net::IpAddr;
@@ -9,6 +11,8 @@ use ah_identity_provider::{CertificateFacts, Code, Explained};
 use arc_swap::ArcSwap;
 use rustls_pki_types::DnsName;
 use spiffe::SpiffeId;
+
+pub use nearest::NearestRule;
 
 use crate::svid::{claims_spiffe, parse_spiffe_id};
 use crate::{PeerName, Refusal};

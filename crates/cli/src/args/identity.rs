@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Command, ValueEnum, ValueHint};
 
-use super::{DevArgs, ExecArgs, FilesArgs};
+use super::{DevArgs, ExecArgs, FilesArgs, VaultArgs};
 
 /// Where an identity comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -36,6 +36,10 @@ pub struct ProviderArgs {
     #[command(flatten)]
     pub dev: DevArgs,
 
+    /// HashiCorp Vault or OpenBao.
+    #[command(flatten)]
+    pub vault: VaultArgs,
+
     /// A command.
     #[command(flatten)]
     pub exec: ExecArgs,
@@ -52,7 +56,7 @@ impl IdentityChoice {
     ];
 
     /// Those that this build has no code for.
-    pub const MISSING: [Self; 2] = [Self::Spiffe, Self::Vault];
+    pub const MISSING: [Self; 1] = [Self::Spiffe];
 
     /// As it is typed.
     pub fn name(self) -> &'static str {
@@ -71,8 +75,9 @@ impl IdentityChoice {
         let own = match self {
             Self::Dev => DevArgs::augment_args(none),
             Self::Files => FilesArgs::augment_args(none),
+            Self::Vault => VaultArgs::augment_args(none),
             Self::Exec => ExecArgs::augment_args(none),
-            Self::Spiffe | Self::Vault => none,
+            Self::Spiffe => none,
         };
         let ids = own.get_arguments().map(|arg| arg.get_id().to_string());
         ids.collect()

@@ -63,6 +63,8 @@ pub enum FleetCommand {
     List(ListArgs),
     /// Show one executor and its history
     Show(WhoArgs),
+    /// Tell why an executor or an address was refused: its last attempts, and the rule that came closest
+    Why(WhyArgs),
     /// End an executor's live session and bar its next handshake, until it is reinstated
     Revoke(RevokeArgs),
     /// Lift a revocation
@@ -93,6 +95,23 @@ pub struct WhoArgs {
     /// Executor id, name, or serial or SHA-256 of a certificate
     #[arg(value_name = "WHO")]
     pub who: String,
+}
+
+/// `ah agent fleet why`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ah agent fleet why worker-1
+  ah agent fleet why spiffe://example.org/ah/agent/worker-1 --json
+  ah agent fleet why 10.1.2.3")]
+pub struct WhyArgs {
+    /// Executor id, name, address that it comes from, or serial or SHA-256 of a certificate
+    #[arg(value_name = "WHO")]
+    pub who: String,
+
+    /// Show at most so many attempts, newest first
+    #[arg(long, value_name = "N", default_value = "10", value_parser = clap::value_parser!(u8).range(1..=200))]
+    pub limit: u8,
 }
 
 /// `ah agent fleet revoke`

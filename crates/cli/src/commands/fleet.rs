@@ -1,5 +1,7 @@
 //! `ah agent fleet` (FL-1): the REST interface of an access point, through its admin socket.
 
+mod why;
+
 use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -49,6 +51,10 @@ async fn answer(args: &FleetArgs) -> Result<(), Explained> {
             &access_point.show(&who.who).await?,
             args.json,
         )),
+        FleetCommand::Why(asked) => {
+            let why = access_point.why(&asked.who, asked.limit.into()).await?;
+            printed(why::show(&why, args.json))
+        }
         FleetCommand::Revoke(revoke) => {
             let reason = revoke.reason.as_deref().unwrap_or_default();
             let target = access_point.revoke(&revoke.who, reason).await?;

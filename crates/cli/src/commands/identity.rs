@@ -10,6 +10,7 @@ use ah_identity_provider::dev::{DevConfig, DevProvider, DevRole};
 use ah_identity_provider::exec::{ExecConfig, ExecProvider, ExecRole};
 use ah_identity_provider::extra_roots::ExtraRoots;
 use ah_identity_provider::files::{FilesConfig, FilesProvider};
+use ah_identity_provider::vault::{self, VaultProvider};
 use ah_identity_provider::{
     Clock, Code, Explained, Health, IdentityWatch, Provider, ProviderKind, Refresher, Supervisor,
     SystemClock, Vet,
@@ -89,6 +90,15 @@ impl Source {
                 let provider = ExecProvider::new(config, Arc::clone(clock));
                 supervised(provider, roots, vet, clock)
             }
+            SourceSettings::Vault(settings) => {
+                for (flag, variable) in &settings.exposed {
+                    tracing::warn!(
+                        "--{flag} is on the command line, where every user of this machine can read it (ps); set {variable}, or keep it in a file"
+                    );
+                }
+                let provider = VaultProvider::new(settings.config.clone(), Arc::clone(clock));
+                supervised(provider, roots, vet, clock)
+            }
         }
     }
 
@@ -130,7 +140,7 @@ async fn passing(health: &mut watch::Receiver<Health>) -> (Explained, Duration) 
 }
 
 /// Gets one identity and vets it as at start-up, without starting anything. The dev provider is left alone:
-/// it would make a CA.
+/// it would make a CA. Of Vault is asked whether it is there and unsealed: to log in may spend a secret id.
 pub(super) fn check(settings: &IdentitySettings, bearer: Bearer) -> Vec<Explained> {
     if matches!(settings.source, SourceSettings::Dev(_)) {
         return Vec::new();
@@ -144,6 +154,10 @@ pub(super) fn check(settings: &IdentitySettings, bearer: Bearer) -> Vec<Explaine
         Err(error) => return vec![super::no_runtime(&error)],
     };
     runtime.block_on(async {
+        if let SourceSettings::Vault(vault) = &settings.source {
+            let reached = vault::reach(&vault.config, &clock).await;
+            return reached.err().into_iter().collect();
+        }
         let first = Source::new(settings, bearer, &clock).first_or_failure();
         match tokio::time::timeout(CHECK_WITHIN, first).await {
             Ok(running) => running.err().into_iter().collect(),

@@ -330,6 +330,15 @@ fn status_text(status: &Status, terminal: Terminal) -> String {
             );
         }
     }
+    if let Some(warning) = &status.identity_warning {
+        rows.push(("warning", warning.text.clone()));
+        let causes = warning
+            .causes
+            .iter()
+            .map(|cause| ("  cause", cause.clone()));
+        rows.extend(causes);
+        rows.extend(warning.hint.iter().map(|hint| ("  hint", hint.clone())));
+    }
     render::aligned(&rows)
 }
 

@@ -98,6 +98,7 @@ impl Settings for AccessPointSettings {
                 side: Side::AccessPoint,
                 origins,
                 paths,
+                name: None,
             },
             &mut faults,
         );

@@ -55,6 +55,10 @@ impl Settings for EnrollSettings {
         paths: &Paths,
     ) -> Result<Self, Vec<Explained>> {
         let mut faults = Vec::new();
+        let name = match &args.executor.name {
+            Some(name) => Some(name.clone()),
+            None => host_name(&mut faults),
+        };
         let identity = identity::resolve(
             args.identity.identity,
             &args.identity.providers,
@@ -62,6 +66,7 @@ impl Settings for EnrollSettings {
                 side: Side::Executor,
                 origins,
                 paths,
+                name: name.as_ref().map(Name::as_str),
             },
             &mut faults,
         );
@@ -82,10 +87,6 @@ impl Settings for EnrollSettings {
             servers.push(server.clone());
         }
         let labels = labels(args, &mut faults);
-        let name = match &args.executor.name {
-            Some(name) => Some(name.clone()),
-            None => host_name(&mut faults),
-        };
         let status_socket = name.as_ref().and_then(|name| {
             socket(
                 args.executor.status_socket.clone(),

@@ -3,6 +3,7 @@
 mod dev;
 mod exec;
 mod files;
+mod vault;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ use ah_identity_provider::{Explained, ProviderKind};
 pub use dev::DevSettings;
 pub use exec::ExecSettings;
 pub use files::FilesSettings;
+pub use vault::VaultSettings;
 
 pub(super) use dev::dev_leaves;
 
@@ -36,6 +38,8 @@ pub enum SourceSettings {
     Dev(DevSettings),
     /// FI-1
     Files(FilesSettings),
+    /// VA-1
+    Vault(Box<VaultSettings>),
     /// EX-1
     Exec(ExecSettings),
 }
@@ -53,6 +57,8 @@ pub(super) struct Context<'a> {
     /// What was given and what is a default, by flag.
     pub(super) origins: &'a BTreeMap<String, Origin>,
     pub(super) paths: &'a Paths,
+    /// The executor's name (EN-6).
+    pub(super) name: Option<&'a str>,
 }
 
 impl Context<'_> {
@@ -81,6 +87,7 @@ impl IdentitySettings {
         match self.source {
             SourceSettings::Dev(_) => ProviderKind::Dev,
             SourceSettings::Files(_) => ProviderKind::Files,
+            SourceSettings::Vault(_) => ProviderKind::Vault,
             SourceSettings::Exec(_) => ProviderKind::Exec,
         }
     }
@@ -90,6 +97,7 @@ impl IdentitySettings {
         let mut files = match &self.source {
             SourceSettings::Dev(_) | SourceSettings::Exec(_) => Vec::new(),
             SourceSettings::Files(files) => files.files(),
+            SourceSettings::Vault(vault) => vault.files(),
         };
         files.extend(self.extra_roots.as_deref());
         files
@@ -116,10 +124,12 @@ pub(super) fn resolve(
             FilesSettings::resolve(&args.files, args.ca.as_deref(), context, faults)
                 .map(SourceSettings::Files)
         }
+        IdentityChoice::Vault => VaultSettings::resolve(&args.vault, context, faults)
+            .map(|vault| SourceSettings::Vault(Box::new(vault))),
         IdentityChoice::Exec => {
             ExecSettings::resolve(&args.exec, context, faults).map(SourceSettings::Exec)
         }
-        IdentityChoice::Spiffe | IdentityChoice::Vault => {
+        IdentityChoice::Spiffe => {
             faults.push(not_in_this_build(choice, context));
             None
         }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use ah_daemon::layer::Parsed;
+use ah_daemon::layer::{Origin, Parsed};
 use ah_identity_provider::Explained;
 use clap::ArgMatches;
 
@@ -51,9 +51,11 @@ impl<S: Settings> Launch<S> {
         let matches = S::PATH.iter().try_fold(&parsed.matches, |matches, name| {
             matches.subcommand_matches(name)
         });
+        let hidden = hidden(S::PATH);
         for (id, origin) in &self.origins {
             let value = match derived.get(id.as_str()) {
                 Some(value) => value.clone(),
+                None if hidden.contains(id) && *origin != Origin::Default => "(hidden)".to_owned(),
                 None => matches
                     .map(|matches| shown(matches, id))
                     .unwrap_or_default(),
@@ -65,6 +67,17 @@ impl<S: Settings> Launch<S> {
         }
         table.plain()
     }
+}
+
+/// The settings whose values are nobody's to read.
+fn hidden(path: &[&str]) -> Vec<String> {
+    let definition = crate::args::definition();
+    let command = path
+        .iter()
+        .try_fold(&definition, |command, name| command.find_subcommand(name));
+    let args = command.into_iter().flat_map(clap::Command::get_arguments);
+    let secret = args.filter(|arg| arg.is_hide_env_values_set());
+    secret.map(|arg| arg.get_id().to_string()).collect()
 }
 
 fn shown(matches: &ArgMatches, id: &str) -> String {

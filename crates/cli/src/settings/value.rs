@@ -10,6 +10,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use ah_identity_provider::exec::{ExecCommand, NoCommand};
+use ah_identity_provider::vault::Secret;
 use spiffe::SpiffeId;
 
 pub use server::{Host, RemoteServer, is_loopback};
@@ -67,6 +68,44 @@ pub fn duration(text: &str) -> Result<Duration, Wrong> {
         return Err(Wrong::new("must be more than 0 and at most 1day"));
     }
     Ok(parsed)
+}
+
+/// The life of a certificate, in whole seconds, such as `24h` or `90days`: at most ten years.
+pub fn certificate_life(text: &str) -> Result<Duration, Wrong> {
+    let forms = "write a number with its unit, such as 24h or 90days";
+    let parsed = humantime::parse_duration(text.trim()).map_err(|e| {
+        if text.trim().parse::<f64>().is_ok() {
+            Wrong::new("a unit is missing").hint(forms)
+        } else {
+            Wrong::new(e.to_string()).hint(forms)
+        }
+    })?;
+    if parsed.as_secs() == 0 || parsed > Duration::from_secs(3650 * 24 * 60 * 60) {
+        return Err(Wrong::new("must be at least 1s and at most 3650days"));
+    }
+    Ok(Duration::from_secs(parsed.as_secs()))
+}
+
+/// A secret: any text, which no error shows.
+pub fn secret(text: &str) -> Result<Secret, std::convert::Infallible> {
+    Ok(Secret::new(text.trim().to_owned()))
+}
+
+/// A URI to be a SAN. A SPIFFE ID must be a whole one.
+pub fn uri_san(text: &str) -> Result<String, Wrong> {
+    let text = text.trim();
+    if text
+        .get(..9)
+        .is_some_and(|start| start.eq_ignore_ascii_case("spiffe://"))
+    {
+        return Ok(spiffe_id(text)?.to_string());
+    }
+    let uri = text.parse::<http::Uri>().ok();
+    if uri.is_none_or(|uri| uri.scheme().is_none()) || text.contains(',') {
+        return Err(Wrong::new("not a URI with a scheme")
+            .hint("write it like spiffe://example.org/ah/agent/executor-1"));
+    }
+    Ok(text.to_owned())
 }
 
 /// An address to listen on.

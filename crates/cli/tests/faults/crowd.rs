@@ -177,6 +177,7 @@ pub(crate) fn executor(
         failures: 0,
         last_error: None,
         next_renewal: None,
+        warning: None,
         not_after: Some(current.identity.leaf().not_after),
     };
     Executor {

@@ -43,9 +43,7 @@ fn executor(host: &Host, address: SocketAddr, command: &str, more: &[&str]) -> P
 fn listed(host: &Host, id: &str) -> Value {
     let all = json(host, &["agent", "fleet", "list", "--json"]);
     let executors = all["executors"].as_array().unwrap().clone();
-    let found = executors
-        .into_iter()
-        .find(|executor| executor["executor_id"] == id);
+    let found = executors.into_iter().find(|executor| executor["id"] == id);
     found.unwrap_or(Value::Null)
 }
 

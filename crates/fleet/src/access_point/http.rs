@@ -23,8 +23,8 @@ use utoipa::{OpenApi, ToSchema};
 
 use super::Operator;
 use super::operations::{
-    AccessPointView, EventFilter, ExecutorView, FleetEvent, ListFilter, Listing, LiveView, NotDone,
-    Selector,
+    AccessPointView, AttemptView, EventFilter, ExecutorView, FleetEvent, ListFilter, Listing,
+    LiveView, NearestView, NotDone, Selector, Why, WhyFilter,
 };
 use crate::store::RevocationTarget;
 
@@ -89,6 +89,7 @@ fn router(operator: Operator, door: Door) -> axum::Router {
         .route("/executors/{selector}/revoke", post(revoke))
         .route("/executors/{selector}/reinstate", post(reinstate))
         .route("/executors/{selector}/disconnect", post(disconnect))
+        .route("/attempts/{selector}", get(why))
         .route("/events", get(events))
         .layer(middleware::from_fn_with_state(door.clone(), guard));
     axum::Router::new()
@@ -253,6 +254,19 @@ async fn show(
     Ok(Json(operator.show(&Selector(selector)).await?))
 }
 
+/// The last attempts to enroll, refused and accepted, of one executor or one address, and the rule that came closest.
+#[utoipa::path(get, path = "/api/v1/attempts/{selector}",
+    params(("selector" = String, Path, description = "id (percent-encoded), name, serial number, SHA-256, or the address it comes from"), WhyFilter),
+    responses((status = 200, body = Why), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody, description = "no attempt is known")))]
+async fn why(
+    State(operator): State<Operator>,
+    Path(selector): Path<String>,
+    filter: Result<Query<WhyFilter>, QueryRejection>,
+) -> Result<Json<Why>, Failure> {
+    let Query(filter) = filter?;
+    Ok(Json(operator.why(&Selector(selector), &filter).await?))
+}
+
 /// A JSON body that may be left out.
 struct OptionalJson<T>(Result<Option<Json<T>>, JsonRejection>);
 
@@ -375,9 +389,9 @@ struct ErrorBody {
 
 #[derive(OpenApi)]
 #[openapi(
-    info(title = "Agent Harbor access point", description = "Executors of one access point: list, show, revoke, reinstate, disconnect, watch."),
-    paths(readyz, metrics, access_point, list, show, revoke, reinstate, disconnect, events),
-    components(schemas(AccessPointView, ExecutorView, LiveView, Listing, FleetEvent, Readiness, RevokeRequest, Disconnected, ErrorBody)),
+    info(title = "Agent Harbor access point", description = "Executors of one access point: list, show, why, revoke, reinstate, disconnect, watch."),
+    paths(readyz, metrics, access_point, list, show, why, revoke, reinstate, disconnect, events),
+    components(schemas(AccessPointView, AttemptView, NearestView, Why, ExecutorView, LiveView, Listing, FleetEvent, Readiness, RevokeRequest, Disconnected, ErrorBody)),
     modifiers(&Security),
     security(("token" = []))
 )]

@@ -3,6 +3,7 @@
 //! Building and running are two steps: [`AccessPoint::bind`] takes the ports, opens the store and the audit
 //! log and fails with a reason; [`Bound::run`] serves until told to stop.
 
+mod attempts;
 mod connection;
 mod doors;
 pub mod http;
@@ -31,8 +32,8 @@ use tokio_util::sync::CancellationToken;
 
 pub use doors::{AdminSocket, serve_http, serve_https};
 pub use operations::{
-    AccessPointView, EventFilter, ExecutorView, FleetEvent, ListFilter, Listing, LiveView, NotDone,
-    Selector,
+    AccessPointView, AttemptView, EventFilter, ExecutorView, FleetEvent, Known, ListFilter,
+    Listing, LiveView, NearestView, NotDone, Selector, Why, WhyFilter,
 };
 pub use registry::Duplicates;
 
@@ -40,6 +41,7 @@ use crate::audit::{AuditLog, AuditTask, Entry, Event, Outcome};
 use crate::store::{
     AnyStore, Change, Durability, ExecutorId, RevocationTarget, Store, StoreWriter,
 };
+use attempts::{Attempt, Attempts};
 use metrics::{Metrics, Sample};
 use refusals::{Refusals, Refused};
 use registry::{End, Limits, Registry, lock};
@@ -101,6 +103,7 @@ pub(crate) struct Shared {
     audit: AuditLog,
     metrics: Metrics,
     refusals: Refusals,
+    attempts: Attempts,
     clock: Arc<dyn Clock>,
     events: broadcast::Sender<FleetEvent>,
     /// Nobody new is admitted any more.
@@ -241,6 +244,7 @@ impl AccessPoint {
             audit,
             metrics: Metrics::new(),
             refusals: Refusals::default(),
+            attempts: Attempts::default(),
             started_at: self.clock.now(),
             clock: self.clock,
             events: broadcast::channel(1024).0,
@@ -643,6 +647,12 @@ impl AcceptObserver for Shared {
     fn timed_out(&self, remote: SocketAddr) {
         tracing::debug!(peer = %remote, "handshake timed out");
         self.metrics.handshakes_timed_out.inc();
+        let why = Explained::new(Code::ConnectionTimedOut, "the handshake was not finished in time")
+            .hint("look for packets that are lost on the way, large ones above all (ping -M do -s 1400), and at --handshake-timeout");
+        self.attempts.note(Attempt {
+            refused: Some(why),
+            ..Attempt::new(self.clock.now(), remote)
+        });
     }
 
     fn rejected(&self, rejection: Rejection) {
@@ -650,7 +660,12 @@ impl AcceptObserver for Shared {
             explained: &rejection.explained,
             remote: rejection.remote,
             executor: rejection.certificate.as_ref().map(claimed_id),
-            certificate: rejection.certificate.as_ref().map(Into::into),
+            certificate: rejection.certificate.as_ref(),
+            // Rules and revocations are looked at once the chain was verified.
+            vouched: matches!(
+                rejection.explained.code,
+                Code::SanMismatch | Code::ClientRevoked
+            ),
             greeting: None,
         });
     }

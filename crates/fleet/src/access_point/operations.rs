@@ -1,225 +1,30 @@
-//! What operators ask of an access point: list, show, revoke, reinstate, disconnect, watch (FL-1).
+//! What operators ask of an access point: list, show, why, revoke, reinstate, disconnect, watch (FL-1).
+
+mod filters;
+mod selector;
+mod views;
+mod why;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
-use std::time::Duration;
 
-use ah_identity_provider::{Code, Explained, ProviderKind};
-use serde::{Deserialize, Serialize};
+use ah_identity_provider::{Code, Explained};
 use time::OffsetDateTime;
 use tokio::sync::broadcast;
-use utoipa::{IntoParams, ToSchema};
 
-use super::registry::{End, Session, lock};
+use super::registry::{End, lock};
 use super::{Operator, Tunables};
 use crate::audit::{Entry, Event, Outcome};
 use crate::hello::Greeting;
 use crate::store::{
-    CertificateRecord, Change, Durability, ExecutorId, ExecutorRecord, HistoryEntry, HostRecord,
-    Revocation, RevocationTarget, Store,
+    Change, Durability, ExecutorId, ExecutorRecord, Revocation, RevocationTarget, Store,
 };
 
-/// An executor as operators see it: what is remembered, and what is live.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-pub struct ExecutorView {
-    /// Who it is by its certificate.
-    pub id: String,
-    /// Label for people.
-    pub name: String,
-    /// Where its identity comes from.
-    #[schema(value_type = Option<String>)]
-    pub provider: Option<ProviderKind>,
-    /// Version of its software.
-    pub version: String,
-    /// Its labels.
-    pub labels: BTreeMap<String, String>,
-    /// Its host.
-    pub host: HostRecord,
-    /// The last certificate it enrolled with.
-    pub certificate: CertificateRecord,
-    /// First enrollment ever; absent while the store has not answered for it.
-    #[serde(
-        with = "time::serde::rfc3339::option",
-        skip_serializing_if = "Option::is_none",
-        default
-    )]
-    #[schema(value_type = Option<String>, format = DateTime)]
-    pub first_enrolled: Option<OffsetDateTime>,
-    /// Last enrollment or rotation.
-    #[serde(with = "time::serde::rfc3339")]
-    #[schema(value_type = String, format = DateTime)]
-    pub last_enrolled: OffsetDateTime,
-    /// The bar in force, if any.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub revocation: Option<Revocation>,
-    /// The live session at this access point, if any.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub live: Option<LiveView>,
-    /// The certificates it enrolled with, oldest first. Only when one executor is asked for.
-    #[serde(skip_serializing_if = "Vec::is_empty", default)]
-    pub history: Vec<HistoryEntry>,
-}
-
-/// The live session of an executor.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-pub struct LiveView {
-    /// Identifies the session in logs of both sides.
-    pub session_id: String,
-    /// Where it connects from.
-    #[schema(value_type = String)]
-    pub peer: SocketAddr,
-    /// Since when.
-    #[serde(with = "time::serde::rfc3339")]
-    #[schema(value_type = String, format = DateTime)]
-    pub since: OffsetDateTime,
-    /// Milliseconds since it was last heard.
-    pub last_heard_ms: u64,
-    /// Last round trip in microseconds.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub round_trip_us: Option<u64>,
-}
-
-/// All executors, and whether that is really all.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-pub struct Listing {
-    /// By id.
-    pub executors: Vec<ExecutorView>,
-    /// Set when the store did not answer: then only live executors are listed.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub store_error: Option<String>,
-}
-
-/// Something happened to an executor (`fleet watch`).
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-pub struct FleetEvent {
-    /// When.
-    #[serde(with = "time::serde::rfc3339")]
-    #[schema(value_type = String, format = DateTime)]
-    pub at: OffsetDateTime,
-    /// What.
-    #[schema(value_type = String)]
-    pub event: Event,
-    /// To whom.
-    pub id: String,
-    /// Its label, where known.
-    #[serde(skip_serializing_if = "String::is_empty", default)]
-    pub name: String,
-    /// Its labels, where known.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
-    pub labels: BTreeMap<String, String>,
-    /// Why, where there is a reason.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub reason: Option<String>,
-}
-
-/// Which events to watch.
-#[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams)]
-#[serde(default, deny_unknown_fields)]
-pub struct EventFilter {
-    /// Labels of the executor concerned: `key=value`, comma separated; a `key` alone matches any value. An
-    /// event whose executor is not known by its labels (a refused handshake, a barred serial number) matches none.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub labels: Option<String>,
-}
-
-impl EventFilter {
-    /// Whether `event` is to be shown.
-    pub fn admits(&self, event: &FleetEvent) -> bool {
-        labels_admit(self.labels.as_deref(), &event.labels)
-    }
-}
-
-/// An access point as it sees itself.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-pub struct AccessPointView {
-    /// Version of this software.
-    pub version: String,
-    /// Process id.
-    pub pid: u32,
-    /// Since when it runs.
-    #[serde(with = "time::serde::rfc3339")]
-    #[schema(value_type = String, format = DateTime)]
-    pub started: OffsetDateTime,
-    /// Where executors dial, with the real ports.
-    #[schema(value_type = Vec<String>)]
-    pub listening: Vec<SocketAddr>,
-    /// The certificate that new connections are shown.
-    pub certificate: CertificateRecord,
-    /// Where its identity comes from.
-    #[schema(value_type = String)]
-    pub provider: ProviderKind,
-    /// How often a new identity replaced an old one.
-    pub rotations: u64,
-    /// Executors enrolled now.
-    pub executors: usize,
-}
-
-/// Which executors to list. Every condition given has to hold.
-#[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams)]
-#[serde(default, deny_unknown_fields)]
-pub struct ListFilter {
-    /// Labels that the executor has: `key=value`, comma separated; a `key` alone matches any value.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub labels: Option<String>,
-    /// Live ones only, or only those that are not.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub live: Option<bool>,
-    /// Revoked ones only, or only those that are not.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub revoked: Option<bool>,
-}
-
-impl ListFilter {
-    fn admits(&self, view: &ExecutorView) -> bool {
-        self.live.is_none_or(|live| live == view.live.is_some())
-            && self
-                .revoked
-                .is_none_or(|revoked| revoked == view.revocation.is_some())
-            && labels_admit(self.labels.as_deref(), &view.labels)
-    }
-}
-
-/// Whether `labels` meet every one of the comma-separated `conditions`.
-fn labels_admit(conditions: Option<&str>, labels: &BTreeMap<String, String>) -> bool {
-    conditions
-        .into_iter()
-        .flat_map(|conditions| conditions.split(','))
-        .map(str::trim)
-        .filter(|condition| !condition.is_empty())
-        .all(|condition| match condition.split_once('=') {
-            Some((key, value)) => labels.get(key).is_some_and(|has| has == value),
-            None => labels.contains_key(condition),
-        })
-}
-
-/// How an operator names an executor or a certificate.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Selector(pub String);
-
-/// Why something was not done for an operator.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NotDone {
-    /// Nothing is known by that name.
-    Unknown(Explained),
-    /// Several are known by that name, or it is not in the state that the request is about.
-    Conflict(Explained),
-    /// The store did not answer; a bar is in force all the same.
-    Unavailable(Explained),
-    /// The store can never hold it; a bar is in force until a restart.
-    Refused(Explained),
-}
-
-impl NotDone {
-    /// What to tell.
-    pub fn explained(&self) -> &Explained {
-        match self {
-            Self::Unknown(explained)
-            | Self::Conflict(explained)
-            | Self::Unavailable(explained)
-            | Self::Refused(explained) => explained,
-        }
-    }
-}
+pub use filters::{EventFilter, ListFilter};
+pub use selector::{NotDone, Selector};
+use selector::{fingerprint, unknown};
+pub use views::{AccessPointView, ExecutorView, FleetEvent, Listing, LiveView};
+use views::{live, remembered, unwritten};
+pub use why::{AttemptView, Known, NearestView, Why, WhyFilter};
 
 impl Operator {
     /// The executors that `filter` admits, live or remembered, in the order of their ids.
@@ -537,35 +342,6 @@ impl super::Shared {
     }
 }
 
-/// Lower-case hex of what reads as a serial number or SHA-256: hex digits, with or without colons. A short
-/// text without colons might be a name, so it takes a colon, a `0x` or 16 digits to be a fingerprint.
-fn fingerprint(text: &str) -> Option<String> {
-    let bare = text.strip_prefix("0x").unwrap_or(text);
-    let marked = bare.len() != text.len() || bare.contains(':');
-    let hex = bare.replace(':', "").to_ascii_lowercase();
-    let looks = !hex.is_empty() && hex.bytes().all(|byte| byte.is_ascii_hexdigit());
-    if !looks || !(marked || hex.len() >= 16) {
-        return None;
-    }
-    if hex.len() == 64 {
-        return Some(hex);
-    }
-    Some(serial_as_encoded(&hex))
-}
-
-/// A serial number as certificates encode it and we keep it: whole bytes, no needless zeros in front, and one
-/// where the first bit is set (X.690 §8.3.2). `openssl x509 -serial` leaves that one out.
-fn serial_as_encoded(hex: &str) -> String {
-    let digits = hex.trim_start_matches('0');
-    let digits = if digits.is_empty() { "0" } else { digits };
-    let sign = match (digits.len() % 2, digits.chars().next()) {
-        (1, _) => "0",
-        (_, Some('8'..='f')) => "00",
-        _ => "",
-    };
-    format!("{sign}{digits}")
-}
-
 fn is_barred(policy: &ah_tls::Policy, target: &RevocationTarget) -> bool {
     match target {
         RevocationTarget::Id(ExecutorId(id)) => policy.revocations.ids.contains(id),
@@ -585,69 +361,6 @@ fn bar_on<'a>(
     ]
     .iter()
     .find_map(|target| revocations.get(target))
-}
-
-fn remembered(record: ExecutorRecord, revocation: Option<Revocation>) -> ExecutorView {
-    ExecutorView {
-        id: record.id.0,
-        name: record.name,
-        provider: record.provider,
-        version: record.version,
-        labels: record.labels,
-        host: record.host,
-        certificate: record.certificate,
-        first_enrolled: Some(record.first_enrolled),
-        last_enrolled: record.last_enrolled,
-        revocation,
-        live: None,
-        history: Vec::new(),
-    }
-}
-
-/// A live executor that the store does not know yet.
-fn unwritten(session: &Session) -> ExecutorView {
-    ExecutorView {
-        id: session.executor.0.clone(),
-        name: session.greeting.name.clone(),
-        provider: session.greeting.provider,
-        version: session.greeting.version.clone(),
-        labels: session.greeting.labels.clone(),
-        host: session.greeting.host.clone(),
-        certificate: session.certificate.clone(),
-        first_enrolled: None,
-        last_enrolled: session.enrolled_at.into(),
-        revocation: None,
-        live: None,
-        history: Vec::new(),
-    }
-}
-
-fn live(session: &Session) -> LiveView {
-    LiveView {
-        session_id: session.id.to_string(),
-        peer: session.remote,
-        since: session.enrolled_at.into(),
-        last_heard_ms: whole(session.silence(), Duration::as_millis),
-        round_trip_us: session
-            .round_trip()
-            .map(|trip| whole(trip, Duration::as_micros)),
-    }
-}
-
-fn whole(duration: Duration, unit: fn(&Duration) -> u128) -> u64 {
-    u64::try_from(unit(&duration)).unwrap_or(u64::MAX)
-}
-
-fn unknown(selector: &Selector) -> NotDone {
-    NotDone::Unknown(
-        Explained::new(
-            Code::Usage,
-            format!("no executor is known as {}", selector.0),
-        )
-        .hint(
-            "`ah agent fleet list` shows ids and names; a serial number or SHA-256 takes hex digits",
-        ),
-    )
 }
 
 fn durable(written: Durability, what: &str) -> Result<(), NotDone> {
@@ -670,52 +383,5 @@ fn durable(written: Durability, what: &str) -> Result<(), NotDone> {
             )
             .hint("name the executor by its id, or the certificate by its SHA-256"),
         )),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    // FL-1: serial numbers as people copy them.
-    #[test]
-    fn fingerprints_are_read_as_people_write_them() {
-        let cases = [
-            ("0x1", Some("01")),
-            ("01:AB", Some("01ab")),
-            ("00:c3:5d", Some("00c35d")),
-            ("c3:5d", Some("00c35d")),
-            ("0000000000000001", Some("01")),
-            ("C35D1122334455667788", Some("00c35d1122334455667788")),
-            ("deadbeef", None),
-            ("worker-1", None),
-            ("", None),
-            (":", None),
-        ];
-        for (text, expected) in cases {
-            assert_eq!(fingerprint(text).as_deref(), expected, "{text}");
-        }
-        let sha256 = "00AB".repeat(16);
-        assert_eq!(fingerprint(&sha256), Some(sha256.to_lowercase()));
-    }
-
-    #[test]
-    fn every_label_condition_has_to_hold() {
-        let labels = BTreeMap::from([("zone".into(), "a".into()), ("gpu".into(), "".into())]);
-        for (conditions, admitted) in [
-            (None, true),
-            (Some(""), true),
-            (Some("zone=a, gpu"), true),
-            (Some("gpu="), true),
-            (Some("zone"), true),
-            (Some("zone=b"), false),
-            (Some("zone=a,rack=1"), false),
-        ] {
-            assert_eq!(
-                labels_admit(conditions, &labels),
-                admitted,
-                "{conditions:?}"
-            );
-        }
     }
 }

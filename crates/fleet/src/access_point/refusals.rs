@@ -10,14 +10,15 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use ah_identity_provider::{Code, Explained};
+use ah_identity_provider::{CertificateFacts, Code, Explained};
 use tokio::time::MissedTickBehavior;
 
 use super::Shared;
+use super::attempts::Attempt;
 use super::registry::lock;
 use crate::audit::{Entry, Event, Outcome};
 use crate::hello::Greeting;
-use crate::store::{CertificateRecord, ExecutorId};
+use crate::store::ExecutorId;
 
 /// Length of a window.
 const WINDOW: Duration = Duration::from_secs(10);
@@ -133,7 +134,9 @@ pub(super) struct Refused<'a> {
     pub(super) explained: &'a Explained,
     pub(super) remote: SocketAddr,
     pub(super) executor: Option<ExecutorId>,
-    pub(super) certificate: Option<CertificateRecord>,
+    pub(super) certificate: Option<&'a CertificateFacts>,
+    /// Whether that certificate chains to a trusted root.
+    pub(super) vouched: bool,
     /// What it said of itself, where it came to that.
     pub(super) greeting: Option<&'a Greeting>,
 }
@@ -146,9 +149,18 @@ impl Shared {
             remote,
             executor,
             certificate,
+            vouched,
             greeting,
         } = refused;
         self.metrics.rejected(explained.code);
+        self.attempts.note(Attempt {
+            executor: executor.as_ref().map(|id| id.0.clone()),
+            vouched,
+            name: greeting.map(|greeting| greeting.name.clone()),
+            certificate: certificate.cloned(),
+            refused: Some(explained.clone()),
+            ..Attempt::new(self.clock.now(), remote)
+        });
         let tell = self.refusals.note(explained.code, remote.ip());
         let id = executor.as_ref().map_or("unknown", |id| id.0.as_str());
         let causes = explained.causes.join("; ");
@@ -178,7 +190,7 @@ impl Shared {
             outcome: Outcome::Failure,
             executor_id: executor,
             peer: Some(remote),
-            certificate,
+            certificate: certificate.map(Into::into),
             provider: greeting.and_then(|greeting| greeting.provider),
             reason: Some(reason),
         });

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use tonic::{Status, Streaming};
 
 use super::Shared;
+use super::attempts::Attempt;
 use super::refusals::Refused;
 use super::registry::{Admission, Caller, End, Order, Session};
 use crate::audit::{Entry, Event, Outcome};
@@ -194,7 +195,8 @@ impl Call {
             explained: &explained,
             remote: self.caller.remote,
             executor: Some(self.caller.executor()),
-            certificate: Some(self.caller.peer.leaf().into()),
+            certificate: Some(self.caller.peer.leaf()),
+            vouched: true,
             greeting: session.map(|session| &session.greeting),
         });
         explained
@@ -349,6 +351,13 @@ impl Enrolled {
             "{what}"
         );
         self.shared.metrics.session_opened(event);
+        self.shared.attempts.note(Attempt {
+            executor: Some(session.executor.0.clone()),
+            vouched: true,
+            name: Some(session.greeting.name.clone()),
+            certificate: Some(session.peer.leaf().clone()),
+            ..Attempt::new(session.enrolled_at, session.remote)
+        });
         self.announce(event, None);
         self.shared.audit.record(self.entry(event, None));
         written

@@ -17,10 +17,10 @@ pub(super) const NO_PREVIOUS: &str =
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Line {
     /// RFC 3339, UTC, milliseconds.
-    time: String,
+    pub(super) time: String,
     pub(super) sequence: u64,
     #[serde(flatten)]
-    entry: Entry,
+    pub(super) entry: Entry,
     pub(super) previous: String,
 }
 

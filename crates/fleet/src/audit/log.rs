@@ -83,6 +83,7 @@ pub struct AuditHealth {
 pub struct AuditLog {
     shared: Arc<Shared>,
     health: watch::Receiver<AuditHealth>,
+    target: AuditTarget,
 }
 
 #[derive(Debug)]
@@ -130,7 +131,7 @@ impl AuditLog {
         clock: Arc<dyn Clock>,
     ) -> Result<(Self, AuditTask), Explained> {
         let now = clock.now();
-        let writer = Writer::open(target, now)?;
+        let writer = Writer::open(target.clone(), now)?;
         // A repaired line is to be told of even when nothing else happens.
         let queue = Queue {
             reopen: writer.has_repair(),
@@ -156,7 +157,17 @@ impl AuditLog {
             health: health_tx,
             writer: Some(writer),
         };
-        Ok((Self { shared, health }, task))
+        let log = Self {
+            shared,
+            health,
+            target,
+        };
+        Ok((log, task))
+    }
+
+    /// Where the log goes.
+    pub fn target(&self) -> &AuditTarget {
+        &self.target
     }
 
     /// Adds an event, with the time of now. Never waits.

@@ -82,6 +82,9 @@ pub struct Status {
     /// What keeps the identity from being renewed, until it is mended.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub identity_error: Option<Problem>,
+    /// What will end the renewals of the identity unless somebody acts in time.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub identity_warning: Option<Explained>,
     /// When the next attempt to connect is made.
     #[serde(
         with = "time::serde::rfc3339::option",
@@ -161,6 +164,7 @@ impl Status {
             rotations: 0,
             last_error: None,
             identity_error: None,
+            identity_warning: None,
             next_attempt: None,
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -232,6 +236,7 @@ impl Status {
     pub(super) fn identity(&mut self, health: &Health, published: &Published) {
         self.rotations = health.rotations;
         self.next_renewal = health.next_renewal.map(Into::into);
+        self.identity_warning.clone_from(&health.warning);
         self.identity_error = health.last_error.as_ref().map(|failure| Problem {
             at: failure.at.into(),
             error: failure.explained.clone(),

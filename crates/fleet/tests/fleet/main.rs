@@ -16,3 +16,4 @@ mod raw;
 mod registry;
 mod sessions;
 mod support;
+mod why;

@@ -68,6 +68,7 @@ pub(crate) fn health(not_after: Option<SystemTime>) -> Health {
         failures: 0,
         last_error: None,
         next_renewal: None,
+        warning: None,
         not_after,
     }
 }

@@ -1,0 +1,185 @@
+//! What operators are shown: executors, sessions, events, the access point itself.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use ah_identity_provider::ProviderKind;
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use utoipa::ToSchema;
+
+use crate::access_point::registry::Session;
+use crate::audit::Event;
+use crate::store::{CertificateRecord, ExecutorRecord, HistoryEntry, HostRecord, Revocation};
+
+/// An executor as operators see it: what is remembered, and what is live.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ExecutorView {
+    /// Who it is by its certificate.
+    pub id: String,
+    /// Label for people.
+    pub name: String,
+    /// Where its identity comes from.
+    #[schema(value_type = Option<String>)]
+    pub provider: Option<ProviderKind>,
+    /// Version of its software.
+    pub version: String,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Its host.
+    pub host: HostRecord,
+    /// The last certificate it enrolled with.
+    pub certificate: CertificateRecord,
+    /// First enrollment ever; absent while the store has not answered for it.
+    #[serde(
+        with = "time::serde::rfc3339::option",
+        skip_serializing_if = "Option::is_none",
+        default
+    )]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub first_enrolled: Option<OffsetDateTime>,
+    /// Last enrollment or rotation.
+    #[serde(with = "time::serde::rfc3339")]
+    #[schema(value_type = String, format = DateTime)]
+    pub last_enrolled: OffsetDateTime,
+    /// The bar in force, if any.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub revocation: Option<Revocation>,
+    /// The live session at this access point, if any.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub live: Option<LiveView>,
+    /// The certificates it enrolled with, oldest first. Only when one executor is asked for.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub history: Vec<HistoryEntry>,
+}
+
+/// The live session of an executor.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct LiveView {
+    /// Identifies the session in logs of both sides.
+    pub session_id: String,
+    /// Where it connects from.
+    #[schema(value_type = String)]
+    pub peer: SocketAddr,
+    /// Since when.
+    #[serde(with = "time::serde::rfc3339")]
+    #[schema(value_type = String, format = DateTime)]
+    pub since: OffsetDateTime,
+    /// Milliseconds since it was last heard.
+    pub last_heard_ms: u64,
+    /// Last round trip in microseconds.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub round_trip_us: Option<u64>,
+}
+
+/// All executors, and whether that is really all.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Listing {
+    /// By id.
+    pub executors: Vec<ExecutorView>,
+    /// Set when the store did not answer: then only live executors are listed.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub store_error: Option<String>,
+}
+
+/// Something happened to an executor (`fleet watch`).
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct FleetEvent {
+    /// When.
+    #[serde(with = "time::serde::rfc3339")]
+    #[schema(value_type = String, format = DateTime)]
+    pub at: OffsetDateTime,
+    /// What.
+    #[schema(value_type = String)]
+    pub event: Event,
+    /// To whom.
+    pub id: String,
+    /// Its label, where known.
+    #[serde(skip_serializing_if = "String::is_empty", default)]
+    pub name: String,
+    /// Its labels, where known.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    pub labels: BTreeMap<String, String>,
+    /// Why, where there is a reason.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub reason: Option<String>,
+}
+
+/// An access point as it sees itself.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct AccessPointView {
+    /// Version of this software.
+    pub version: String,
+    /// Process id.
+    pub pid: u32,
+    /// Since when it runs.
+    #[serde(with = "time::serde::rfc3339")]
+    #[schema(value_type = String, format = DateTime)]
+    pub started: OffsetDateTime,
+    /// Where executors dial, with the real ports.
+    #[schema(value_type = Vec<String>)]
+    pub listening: Vec<SocketAddr>,
+    /// The certificate that new connections are shown.
+    pub certificate: CertificateRecord,
+    /// Where its identity comes from.
+    #[schema(value_type = String)]
+    pub provider: ProviderKind,
+    /// How often a new identity replaced an old one.
+    pub rotations: u64,
+    /// Executors enrolled now.
+    pub executors: usize,
+}
+
+/// An executor as the store knows it.
+pub(super) fn remembered(record: ExecutorRecord, revocation: Option<Revocation>) -> ExecutorView {
+    ExecutorView {
+        id: record.id.0,
+        name: record.name,
+        provider: record.provider,
+        version: record.version,
+        labels: record.labels,
+        host: record.host,
+        certificate: record.certificate,
+        first_enrolled: Some(record.first_enrolled),
+        last_enrolled: record.last_enrolled,
+        revocation,
+        live: None,
+        history: Vec::new(),
+    }
+}
+
+/// A live executor that the store does not know yet.
+pub(super) fn unwritten(session: &Session) -> ExecutorView {
+    ExecutorView {
+        id: session.executor.0.clone(),
+        name: session.greeting.name.clone(),
+        provider: session.greeting.provider,
+        version: session.greeting.version.clone(),
+        labels: session.greeting.labels.clone(),
+        host: session.greeting.host.clone(),
+        certificate: session.certificate.clone(),
+        first_enrolled: None,
+        last_enrolled: session.enrolled_at.into(),
+        revocation: None,
+        live: None,
+        history: Vec::new(),
+    }
+}
+
+/// A session as it is now.
+pub(super) fn live(session: &Session) -> LiveView {
+    LiveView {
+        session_id: session.id.to_string(),
+        peer: session.remote,
+        since: session.enrolled_at.into(),
+        last_heard_ms: whole(session.silence(), Duration::as_millis),
+        round_trip_us: session
+            .round_trip()
+            .map(|trip| whole(trip, Duration::as_micros)),
+    }
+}
+
+fn whole(duration: Duration, unit: fn(&Duration) -> u128) -> u64 {
+    u64::try_from(unit(&duration)).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,676 @@
+//! The one task that talks to Vault: it keeps the token alive and issues when asked (VA-15).
+//!
+//! One task, so that there is never more than one request at a time, that no request dies with a future that was
+//! dropped (a login may spend a one-time secret id), and that the token lives on while nobody needs a certificate.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use rustls_pki_types::CertificateDer;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep_until};
+
+use super::Secret;
+use super::cache::{Cache, Kept, Lock};
+use super::client::{Ask, Client};
+use super::config::VaultConfig;
+use super::fault::{Failure, Refusal, not_issued, path_denied};
+use super::login::{self, Credential, Form};
+use super::pki::{self, Issued};
+use super::token::{Granted, LookedUp, Token};
+use crate::clock::rfc3339;
+use crate::{Clock, Code, Explained, ProviderError};
+
+/// How often files are looked at for something new to log in with, once what they hold was refused.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// How soon what was refused may be sent once more, at the earliest and at the latest: servers lock out a role after a
+/// few refusals, and somebody may have mended the role.
+const REFUSED_FOR: (f64, f64) = (300.0, 600.0);
+
+/// The longest wait between two attempts to renew or replace a token.
+const TEND_MAX: Duration = Duration::from_secs(60);
+
+/// The earliest moment before the end of a token for the last certificate, and how much earlier it may be.
+const LAST_CALL: Duration = Duration::from_secs(60);
+
+/// What the provider asks of the keeper.
+pub(super) enum Order {
+    /// A certificate. The one in use ends at `until`.
+    Issue {
+        until: Option<SystemTime>,
+        reply: oneshot::Sender<Result<Issued, ProviderError>>,
+    },
+    /// The mount's own authorities.
+    Authorities(oneshot::Sender<Vec<CertificateDer<'static>>>),
+}
+
+/// How the token stands, for whoever plans by it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Standing {
+    /// The token cannot be replaced.
+    pub(super) ending: Option<Ending>,
+}
+
+/// The end of a token that cannot be replaced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Ending {
+    /// When it ends.
+    pub(super) at: SystemTime,
+    /// When to ask for the last certificate, at the latest.
+    pub(super) last_call: SystemTime,
+    /// Why it cannot be replaced, and what to do.
+    pub(super) why: Explained,
+}
+
+/// A credential that was refused, and until when it is not sent again.
+struct Refused {
+    fingerprint: String,
+    until: Instant,
+    explained: Explained,
+}
+
+/// Why there is no token.
+enum NoToken {
+    /// Asked again, it may work.
+    Passing(Failure),
+    /// The credential was refused.
+    Refused(Explained),
+    /// A person has to mend something here.
+    Setup(Explained),
+}
+
+pub(super) struct Keeper {
+    config: VaultConfig,
+    client: Client,
+    clock: Arc<dyn Clock>,
+    cache: Option<Cache>,
+    token: Option<Token>,
+    /// When the token is to be renewed or replaced.
+    tend_at: Option<Instant>,
+    /// Failures to tend since the last success.
+    failures: u32,
+    refused: Option<Refused>,
+    /// A secret id that was unwrapped, by the credential that wrapped it.
+    unwrapped: Option<(String, Secret)>,
+    /// Whether a login got no answer since the last that got one.
+    lost: bool,
+    cache_told: bool,
+    standing: watch::Sender<Standing>,
+}
+
+impl Keeper {
+    pub(super) fn new(
+        config: VaultConfig,
+        client: Client,
+        clock: Arc<dyn Clock>,
+        standing: watch::Sender<Standing>,
+    ) -> Self {
+        let cache = cache(&config);
+        Self {
+            config,
+            client,
+            clock,
+            cache,
+            token: None,
+            tend_at: None,
+            failures: 0,
+            refused: None,
+            unwrapped: None,
+            lost: false,
+            cache_told: false,
+            standing,
+        }
+    }
+
+    /// Works until nobody can order any more.
+    pub(super) async fn run(mut self, mut orders: mpsc::Receiver<Order>) {
+        loop {
+            let tend_at = self.tend_at;
+            let due = async move {
+                match tend_at {
+                    Some(at) => sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                order = orders.recv() => match order {
+                    None => return,
+                    Some(Order::Issue { until, reply }) => {
+                        let outcome = self.issue(until).await;
+                        let _ = reply.send(outcome);
+                    }
+                    Some(Order::Authorities(reply)) => {
+                        let _ = reply.send(self.authorities().await);
+                    }
+                },
+                () = due => self.tend().await,
+            }
+        }
+    }
+
+    // Certificates
+
+    async fn issue(&mut self, until: Option<SystemTime>) -> Result<Issued, ProviderError> {
+        if self.token.as_ref().is_none_or(Token::expired) {
+            let had = self.token.is_some();
+            self.log_in(until)
+                .await
+                .map_err(|error| no_token(error, had))?;
+        }
+        let refusal = match self.request(until).await {
+            Ok(issued) => return Ok(issued),
+            Err(Ended::With(error)) => return Err(error),
+            Err(Ended::Forbidden(refusal)) => refusal,
+        };
+        // Vault says the same of a token that is over and of one that may not do this; what the token says of itself
+        // tells them apart.
+        if self.token_lives(until).await? {
+            return Err(self.denied(&refusal));
+        }
+        let had = self.token.as_ref().is_some_and(|token| token.proven);
+        self.log_in(until)
+            .await
+            .map_err(|error| no_token(error, had))?;
+        match self.request(until).await {
+            Ok(issued) => Ok(issued),
+            Err(Ended::With(error)) => Err(error),
+            Err(Ended::Forbidden(refusal)) => Err(self.denied(&refusal)),
+        }
+    }
+
+    async fn request(&mut self, until: Option<SystemTime>) -> Result<Issued, Ended> {
+        let (ask, own) = pki::ask(&self.config.pki, &self.config.request)
+            .map_err(|explained| Ended::With(ProviderError::Operator(explained)))?;
+        let ask = self.with_token(ask);
+        let reply = match self.send(&ask, until).await {
+            Ok(reply) => reply,
+            Err(failure) => return Err(self.judge(failure)),
+        };
+        if let Some(token) = &mut self.token {
+            token.proven = true;
+        }
+        let mut issued = pki::read(&reply, own)
+            .map_err(|explained| Ended::With(ProviderError::Operator(explained)))?;
+        for authority in self.authorities().await {
+            if !issued.authorities.contains(&authority) {
+                issued.authorities.push(authority);
+            }
+        }
+        Ok(issued)
+    }
+
+    fn judge(&self, failure: Failure) -> Ended {
+        match failure.refusal() {
+            Some(refusal) if refusal.forbidden() => Ended::Forbidden(refusal.clone()),
+            Some(refusal) => {
+                let names = pki::names(&self.config.request);
+                let explained = not_issued(refusal, self.config.pki.role(), &names);
+                Ended::With(ProviderError::Operator(explained))
+            }
+            None => Ended::With(failure.into_error()),
+        }
+    }
+
+    /// ER-16
+    fn denied(&self, refusal: &Refusal) -> ProviderError {
+        tracing::debug!(said = refusal.words(), "vault forbids the path");
+        let path = self.config.pki.to_string();
+        ProviderError::Operator(path_denied(&path, self.config.namespace.as_deref()))
+    }
+
+    /// Whether Vault knows the token still. One that never worked and may not look itself up counts as unknown.
+    async fn token_lives(&mut self, until: Option<SystemTime>) -> Result<bool, ProviderError> {
+        let ask = self.with_token(Ask::get("auth/token/lookup-self"));
+        match self.send(&ask, until).await {
+            Ok(_) => Ok(true),
+            Err(failure) if failure.refusal().is_some() => Ok(false),
+            Err(failure) => Err(failure.into_error()),
+        }
+    }
+
+    /// The mount's own authorities, where they may be read. No retries: they come with each certificate again.
+    async fn authorities(&mut self) -> Vec<CertificateDer<'static>> {
+        let ask = self.with_token(pki::ask_authority(&self.config.pki));
+        match self.client.once(&ask).await {
+            Ok(reply) => pki::read_authority(&reply),
+            Err(failure) => {
+                tracing::debug!(error = %failure.explained(), "the mount's authority cannot be read");
+                Vec::new()
+            }
+        }
+    }
+
+    // The token
+
+    /// Renews the token, or replaces it where a renewal cannot help.
+    async fn tend(&mut self) {
+        if self
+            .token
+            .as_ref()
+            .is_some_and(|token| token.extends && !token.expired())
+        {
+            let since = Instant::now();
+            let ask = self.with_token(Ask::post("auth/token/renew-self", &[].into()));
+            let outcome = self.client.once(&ask).await;
+            match outcome.and_then(|reply| reply.read::<Granted>()) {
+                Ok(Granted { auth: Some(auth) }) => {
+                    self.failures = 0;
+                    if let Some(token) = &mut self.token {
+                        token.renewed(&auth, since);
+                        self.tend_at = token.due();
+                        tracing::debug!(
+                            ttl = auth.lease_duration,
+                            extends = token.extends,
+                            "vault token renewed"
+                        );
+                    }
+                    return;
+                }
+                Err(failure) if failure.passes() => return self.tend_later(&failure.explained()),
+                // Refused: at its max TTL, revoked, or not allowed. A new one is needed.
+                Ok(_) | Err(_) => {}
+            }
+        }
+        // Not for the sake of a certificate: the token's own end bounds the waits.
+        let until = self.token_end();
+        match self.log_in(until).await {
+            Ok(()) => {}
+            Err(NoToken::Passing(failure)) => self.tend_later(&failure.explained()),
+            Err(NoToken::Refused(explained) | NoToken::Setup(explained)) => self.end(explained),
+        }
+    }
+
+    /// After a failure that may pass: again with a growing, jittered wait, and while the token lives at the latest when
+    /// half of what is left of it is over.
+    fn tend_later(&mut self, error: &Explained) {
+        let doubled = 2u32.saturating_pow(self.failures.min(8));
+        let mut most = Duration::from_secs(1).saturating_mul(doubled).min(TEND_MAX);
+        if let Some(left) = self
+            .token
+            .as_ref()
+            .and_then(Token::left)
+            .filter(|left| !left.is_zero())
+        {
+            most = most.min(left / 2);
+        }
+        let wait = most
+            .mul_f64(rand::random_range(0.5..=1.0))
+            .max(Duration::from_millis(200));
+        if self.failures == 0 {
+            tracing::warn!(%error, retry_in = tracing::field::debug(wait), "vault token cannot be renewed, trying again");
+        }
+        self.failures = self.failures.saturating_add(1);
+        self.tend_at = Some(Instant::now() + wait);
+    }
+
+    /// The token cannot be replaced. That is told once for each reason.
+    fn end(&mut self, why: Explained) {
+        self.failures = 0;
+        let again = match &self.refused {
+            Some(refused) if !login::in_files(&self.config.login.method) => refused.until,
+            _ => Instant::now() + LOOK,
+        };
+        self.tend_at = Some(again);
+        let Some(left) = self.token.as_ref().and_then(Token::left) else {
+            return;
+        };
+        let now = self.clock.now();
+        let ending = Ending {
+            at: now + left,
+            last_call: now + left.saturating_sub(margin(left)),
+            why,
+        };
+        let changed = self
+            .standing
+            .send_if_modified(|standing| match &standing.ending {
+                // The end of one token is one moment; to look at the clock again must not move it.
+                Some(before) if before.why == ending.why => false,
+                _ => {
+                    standing.ending = Some(ending.clone());
+                    true
+                }
+            });
+        if changed {
+            tracing::warn!(
+                token_expires = %rfc3339(ending.at),
+                error = %ending.why,
+                causes = ending.why.causes.join("; "),
+                hint = ending.why.hint.as_deref(),
+                "the vault token cannot be replaced; the certificate is renewed once more before the token expires"
+            );
+        }
+    }
+
+    fn token_end(&self) -> Option<SystemTime> {
+        let left = self.token.as_ref().and_then(Token::left)?;
+        Some(self.clock.now() + left)
+    }
+
+    fn adopt(&mut self, token: Token) {
+        self.tend_at = token.due();
+        self.token = Some(token);
+        self.failures = 0;
+        self.refused = None;
+        let ended = self
+            .standing
+            .send_if_modified(|standing| standing.ending.take().is_some());
+        if ended {
+            tracing::info!("logged in to vault again; the certificate is renewed as before");
+        }
+    }
+
+    // Logging in
+
+    async fn log_in(&mut self, until: Option<SystemTime>) -> Result<(), NoToken> {
+        self.client.begin_at_first();
+        let config = self.config.clone();
+        let credential = tokio::task::spawn_blocking(move || login::credential(&config))
+            .await
+            .unwrap_or_else(|_| Err(Explained::new(Code::Other, "reading was interrupted")))
+            .map_err(NoToken::Setup)?;
+        if let Some(refused) = &self.refused
+            && refused.fingerprint == credential.fingerprint
+            && Instant::now() < refused.until
+        {
+            return Err(NoToken::Refused(refused.explained.clone()));
+        }
+        let token = match &credential.form {
+            Form::Token(secret) => self.given(secret.clone(), until).await,
+            Form::Login { .. } => self.login(&credential, until).await,
+        };
+        match token {
+            Ok(token) => {
+                tracing::debug!(
+                    method = self.config.login.method.as_str(),
+                    ttl = token.left().map(tracing::field::debug),
+                    "logged in to vault"
+                );
+                self.adopt(token);
+                Ok(())
+            }
+            Err(NoToken::Refused(explained)) => {
+                let seconds = rand::random_range(REFUSED_FOR.0..=REFUSED_FOR.1);
+                self.refused = Some(Refused {
+                    fingerprint: credential.fingerprint,
+                    until: Instant::now() + Duration::from_secs_f64(seconds),
+                    explained: explained.clone(),
+                });
+                Err(NoToken::Refused(explained))
+            }
+            Err(other) => Err(other),
+        }
+    }
+
+    /// VA-7: a token that somebody gave. It is taken once; the same cannot follow itself.
+    async fn given(&mut self, secret: Secret, until: Option<SystemTime>) -> Result<Token, NoToken> {
+        if let Some(token) = &self.token
+            && token.secret == secret
+            && (token.expired() || !token.extends)
+        {
+            let why = login::refused(&self.config, "the token is at its end", false);
+            return Err(NoToken::Refused(why));
+        }
+        let since = Instant::now();
+        match self.look_up(&secret, until).await {
+            Ok(found) => Ok(Token::looked_up(secret, &found.data, since)),
+            Err(failure) if failure.refusal().is_some_and(Refusal::forbidden) => {
+                let known = self.token.as_ref().filter(|token| token.secret == secret);
+                if let (Some(_), Some(refusal)) = (known, failure.refusal()) {
+                    let why = login::refused(&self.config, &refusal.words(), false);
+                    return Err(NoToken::Refused(why));
+                }
+                // It may still be allowed to do what it is for.
+                Ok(Token::unknown(secret, None, since))
+            }
+            Err(failure) => Err(self.failed(failure)),
+        }
+    }
+
+    /// Logs in, or takes over the token that an earlier or another process obtained with the same credential.
+    async fn login(
+        &mut self,
+        credential: &Credential,
+        until: Option<SystemTime>,
+    ) -> Result<Token, NoToken> {
+        let lock = self.lock().await?;
+        let kept = self.kept(lock.as_ref(), credential);
+        if let Some(kept) = &kept {
+            let since = Instant::now();
+            match self.look_up(&kept.token, until).await {
+                Ok(found) => {
+                    tracing::debug!("the vault token on disk is still good");
+                    return Ok(Token::looked_up(kept.token.clone(), &found.data, since));
+                }
+                Err(failure) if failure.refusal().is_none() => return Err(self.failed(failure)),
+                Err(_) => {}
+            }
+        }
+        match self.spend(credential, until).await {
+            Ok(token) => {
+                self.keep(lock.as_ref(), credential, &token);
+                Ok(token)
+            }
+            Err(NoToken::Refused(explained)) => {
+                // A policy may keep a token from looking itself up; then the one on disk is the better bet.
+                let Some(kept) = kept else {
+                    return Err(NoToken::Refused(explained));
+                };
+                let left = kept
+                    .expires
+                    .map(|at| at.duration_since(self.clock.now()).unwrap_or_default());
+                Ok(Token::unknown(kept.token, left, Instant::now()))
+            }
+            Err(other) => Err(other),
+        }
+    }
+
+    /// The login itself: from here on a one-time secret id is spent.
+    async fn spend(
+        &mut self,
+        credential: &Credential,
+        until: Option<SystemTime>,
+    ) -> Result<Token, NoToken> {
+        let Form::Login { fields, wrapped } = &credential.form else {
+            return Err(NoToken::Setup(Explained::new(
+                Code::Other,
+                "a token needs no login",
+            )));
+        };
+        let mut fields = fields.clone();
+        if let Some(wrapping) = wrapped {
+            let secret = self
+                .unwrap(&credential.fingerprint, wrapping, until)
+                .await?;
+            fields.push(("secret_id", secret));
+        }
+        let path = format!("auth/{}/login", self.config.login.mount);
+        let ask = Ask::post(path, &login::body(&fields));
+        let since = Instant::now();
+        let reply = match self.send(&ask, until).await {
+            Ok(reply) => reply,
+            Err(failure) => return Err(self.failed(failure)),
+        };
+        self.lost = false;
+        match reply.read::<Granted>() {
+            Ok(Granted { auth: Some(auth) }) => Ok(Token::granted(auth, since)),
+            Ok(Granted { auth: None }) => Err(NoToken::Refused(login::refused(
+                &self.config,
+                "the answer holds no token (a second factor may be asked for)",
+                false,
+            ))),
+            Err(failure) => Err(NoToken::Passing(failure)),
+        }
+    }
+
+    /// The secret id in a wrapping token, which gives it away once.
+    async fn unwrap(
+        &mut self,
+        credential: &str,
+        wrapping: &Secret,
+        until: Option<SystemTime>,
+    ) -> Result<Secret, NoToken> {
+        if let Some((of, secret)) = &self.unwrapped
+            && of == credential
+        {
+            return Ok(secret.clone());
+        }
+        let ask = Ask::post("sys/wrapping/unwrap", &[].into()).with(wrapping);
+        let reply = match self.send(&ask, until).await {
+            Ok(reply) => reply,
+            Err(failure) => {
+                return Err(match failure.refusal() {
+                    Some(refusal) => {
+                        NoToken::Refused(login::not_unwrapped(&self.config, &refusal.words()))
+                    }
+                    None => self.failed(failure),
+                });
+            }
+        };
+        let found = reply.read::<Unwrapped>().map_err(|_| {
+            NoToken::Refused(login::not_unwrapped(&self.config, "it wraps no secret id"))
+        })?;
+        self.unwrapped = Some((credential.to_owned(), found.data.secret_id.clone()));
+        Ok(found.data.secret_id)
+    }
+
+    async fn look_up(
+        &mut self,
+        token: &Secret,
+        until: Option<SystemTime>,
+    ) -> Result<LookedUp, Failure> {
+        let ask = Ask::get("auth/token/lookup-self").with(token);
+        self.send(&ask, until).await?.read()
+    }
+
+    fn failed(&mut self, failure: Failure) -> NoToken {
+        let lost = self.lost;
+        self.lost |= failure.ambiguous();
+        match failure.refusal() {
+            Some(refusal) => NoToken::Refused(login::refused(&self.config, &refusal.words(), lost)),
+            None if failure.passes() => NoToken::Passing(failure),
+            None => NoToken::Setup(failure.explained()),
+        }
+    }
+
+    // The token on disk
+
+    async fn lock(&mut self) -> Result<Option<Lock>, NoToken> {
+        let Some(cache) = &self.cache else {
+            return Ok(None);
+        };
+        match cache.lock().await {
+            Ok(lock) => Ok(Some(lock)),
+            Err(error) => {
+                self.cache_fails(&error);
+                Ok(None)
+            }
+        }
+    }
+
+    fn kept(&self, lock: Option<&Lock>, credential: &Credential) -> Option<Kept> {
+        let kept = self
+            .cache
+            .as_ref()?
+            .read(lock?, &credential.fingerprint, self.clock.now())?;
+        let ours = self
+            .token
+            .as_ref()
+            .is_some_and(|token| token.secret == kept.token);
+        (!ours).then_some(kept)
+    }
+
+    fn keep(&mut self, lock: Option<&Lock>, credential: &Credential, token: &Token) {
+        let (Some(cache), Some(lock)) = (&self.cache, lock) else {
+            return;
+        };
+        let expires = token.left().map(|left| self.clock.now() + left);
+        if let Err(error) = cache.write(lock, &credential.fingerprint, &token.secret, expires) {
+            self.cache_fails(&error);
+        }
+    }
+
+    fn cache_fails(&mut self, error: &super::cache::CacheError) {
+        if !std::mem::replace(&mut self.cache_told, true) {
+            tracing::warn!(
+                %error,
+                "the vault token is not kept on disk: each start logs in anew, which a one-time secret id does not survive"
+            );
+        }
+    }
+
+    // Requests
+
+    fn with_token(&self, ask: Ask) -> Ask {
+        match &self.token {
+            Some(token) => ask.with(&token.secret),
+            None => ask,
+        }
+    }
+
+    async fn send(
+        &mut self,
+        ask: &Ask,
+        until: Option<SystemTime>,
+    ) -> Result<super::client::Reply, Failure> {
+        let clock = Arc::clone(&self.clock);
+        let left = move || until.map(|until| until.duration_since(clock.now()).unwrap_or_default());
+        self.client.send(ask, left).await
+    }
+}
+
+/// How a request for a certificate ended without one.
+enum Ended {
+    Forbidden(Refusal),
+    With(ProviderError),
+}
+
+#[derive(serde::Deserialize)]
+struct Unwrapped {
+    data: UnwrappedData,
+}
+
+#[derive(serde::Deserialize)]
+struct UnwrappedData {
+    secret_id: Secret,
+}
+
+/// The cache of this configuration's logins. Only a secret id can be spent: the other methods log in again at will,
+/// and a token that is not on disk cannot be read there.
+fn cache(config: &VaultConfig) -> Option<Cache> {
+    if config.login.method.as_str() != "approle" {
+        return None;
+    }
+    let directory = config.token_cache.clone()?;
+    let servers: Vec<String> = config.addresses.iter().map(ToString::to_string).collect();
+    let parts = servers.iter().map(String::as_str).chain([
+        config.namespace.as_deref().unwrap_or_default(),
+        config.login.mount.as_str(),
+        config.pki.mount(),
+        config.pki.role(),
+    ]);
+    Some(Cache::new(directory, parts))
+}
+
+/// How long before the end of a token the last certificate is asked for: time for retries, spread over a fleet.
+fn margin(left: Duration) -> Duration {
+    let wanted = LAST_CALL.mul_f64(1.0 + rand::random_range(0.0..1.0));
+    wanted.min(left / 4).max(Duration::from_secs(1))
+}
+
+/// ER-19 where a token was in use before, ER-13 where there was none.
+fn no_token(error: NoToken, had: bool) -> ProviderError {
+    match error {
+        NoToken::Passing(failure) => failure.into_error(),
+        NoToken::Setup(explained) => ProviderError::Operator(explained),
+        NoToken::Refused(explained) if had => {
+            let mut told = Explained::new(Code::VaultTokenExpired, "vault token expired")
+                .cause(format!("logging in again: {}", explained.text));
+            told.causes.extend(explained.causes);
+            told.hint = explained.hint;
+            ProviderError::Operator(told)
+        }
+        NoToken::Refused(explained) => ProviderError::Operator(explained),
+    }
+}
