@@ -42,8 +42,9 @@ fn executor(host: &Host, address: SocketAddr, command: &str, more: &[&str]) -> P
 /// One executor as `ah agent fleet list` shows it.
 fn listed(host: &Host, id: &str) -> Value {
     let all = json(host, &["agent", "fleet", "list", "--json"]);
-    let executors = all["executors"].as_array().unwrap().clone();
-    let found = executors.into_iter().find(|executor| executor["id"] == id);
+    let executors = all.get("executors").and_then(Value::as_array).cloned();
+    let mut executors = executors.unwrap_or_default().into_iter();
+    let found = executors.find(|executor| executor["id"] == id);
     found.unwrap_or(Value::Null)
 }
 
@@ -140,7 +141,7 @@ fn ex_2_files_as_the_step_cli_keeps_them() {
     let other = leaf().write(&host.path(""), "other");
     fs::copy(other.cert, host.path("step.crt")).unwrap();
     executor.wait_for("private key does not match certificate");
-    assert_eq!(listed(&host, EXECUTOR_ID)["online"], true);
+    assert!(listed(&host, EXECUTOR_ID)["live"].is_object());
 }
 
 // EX-2: what spiffe-helper keeps in its directory.
