@@ -26,8 +26,9 @@ pub trait Vet: Send + Sync + 'static {
     fn vet(&self, candidate: &Identity, now: SystemTime) -> Result<(), Explained>;
 }
 
-/// The longest sleep between two looks at the wall clock, which may have been moved.
-const TICK: Duration = Duration::from_secs(30);
+/// The longest sleep between two looks at the wall clock, which may have been moved, and at what the provider sees
+/// coming.
+const TICK: Duration = Duration::from_secs(10);
 
 /// The least time between two log lines about a source that changed nothing.
 const UNCHANGED_GAP: Duration = Duration::from_secs(1);

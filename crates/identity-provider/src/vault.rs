@@ -68,6 +68,8 @@ pub struct VaultProvider {
     early: Option<(Issued, Instant, Explained)>,
     /// Fingerprint of what was logged in with, as it was at the last order.
     credential: Option<String>,
+    /// Not to ask before that: the least wait after a failure, however near the certificate's end is.
+    rest_until: Option<Instant>,
     last_call_told: bool,
 }
 
@@ -123,6 +125,7 @@ impl VaultProvider {
             current: None,
             early: None,
             credential: None,
+            rest_until: None,
             last_call_told: false,
         }
     }
@@ -197,6 +200,9 @@ impl VaultProvider {
                 None => sleep(wait).await,
             }
         };
+        if let Some(until) = self.rest_until {
+            sleep_until(until).await;
+        }
         let until = self
             .current
             .as_ref()
@@ -361,6 +367,10 @@ impl Provider for VaultProvider {
                 Some(Ordered::Certificate(receiver)) => {
                     let outcome = receiver.await;
                     self.ordered = None;
+                    self.rest_until = match &outcome {
+                        Ok(Ok(_)) => None,
+                        _ => Some(Instant::now() + self.config.retry.delay),
+                    };
                     return match outcome {
                         Ok(Ok(issued)) => self.consider(issued),
                         Ok(Err(error)) => Err(error),
@@ -384,6 +394,7 @@ impl Provider for VaultProvider {
     /// The next call asks for another certificate.
     fn refresh(&mut self) {
         self.early = None;
+        self.rest_until = None;
         if let Some(current) = &mut self.current {
             current.refresh = true;
         }
@@ -411,15 +422,15 @@ impl Provider for VaultProvider {
             };
             tokio::select! {
                 () = sleep(LOOK) => {}
-                true = recovered => return,
-                () = too_old => return,
+                true = recovered => break,
+                () = too_old => break,
             }
             if let Some((issued, ..)) = &self.early {
                 let now = self.clock.now();
                 let first = issued.chain.first().map_or(&[][..], |der| der);
                 if crate::CertificateFacts::from_der(first).is_ok_and(|leaf| leaf.not_before <= now)
                 {
-                    return;
+                    break;
                 }
             } else if login::in_files(&self.config.login.method)
                 && self
@@ -427,9 +438,10 @@ impl Provider for VaultProvider {
                     .await
                     .is_some_and(|now| Some(now) != self.credential)
             {
-                return;
+                break;
             }
         }
+        self.rest_until = None;
     }
 
     fn next_renewal(&self) -> Option<SystemTime> {
@@ -438,10 +450,12 @@ impl Provider for VaultProvider {
 
     fn warning(&self) -> Option<Explained> {
         let ending = self.standing().ending?;
+        let over = ending.at <= self.clock.now();
+        let expires = if over { "expired" } else { "expires" };
         let mut warning = Explained::new(
             Code::VaultTokenExpired,
             format!(
-                "the vault token expires at {} and cannot be replaced",
+                "the vault token {expires} at {} and cannot be replaced",
                 rfc3339(ending.at)
             ),
         );

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -151,7 +152,7 @@ impl Client {
     }
 
     /// Sends `ask`, again and again as VA-13 says. No wait is longer than half of what `left` says is left of what
-    /// this request is to save.
+    /// this request is to save, nor shorter than half of the first.
     pub(super) async fn send(
         &mut self,
         ask: &Ask,
@@ -195,7 +196,7 @@ impl Client {
             wait = wait.max(asked.min(MOST_WAIT));
         }
         match left.filter(|left| !left.is_zero()) {
-            Some(left) => wait.min((left / 2).max(Duration::from_millis(100))),
+            Some(left) => wait.min((left / 2).max(self.retry.delay / 2)),
             None => wait,
         }
     }
@@ -369,20 +370,29 @@ async fn converse(
         };
         Ok((head.status, head.headers, body))
     };
-    // The driver moves the bytes; its end is told by the conversation.
-    let driver = async move {
-        let _ = driver.await;
-        std::future::pending::<()>().await;
+    // The driver moves the bytes, and knows best why they stopped.
+    let (mut conversation, mut driver) = (pin!(conversation), pin!(driver));
+    let mut driver_fault = None;
+    let outcome = loop {
+        tokio::select! {
+            outcome = &mut conversation => break outcome,
+            Err(error) = &mut driver, if driver_fault.is_none() => {
+                driver_fault = Some(broken(&error));
+            }
+        }
     };
-    tokio::select! {
-        outcome = conversation => outcome,
-        () = driver => Err(Fault::NoReply("the connection ended".to_owned())),
+    match (outcome, driver_fault) {
+        (Err(_), Some(fault)) => Err(fault),
+        (outcome, _) => outcome,
     }
 }
 
 fn hyper_words(error: &hyper::Error) -> String {
     if error.is_incomplete_message() || error.is_body_write_aborted() {
         return "the reply broke off".to_owned();
+    }
+    if error.is_canceled() {
+        return "the connection ended before the request was taken".to_owned();
     }
     if error.is_parse() {
         return "the reply is not HTTP; an https:// address may be meant".to_owned();

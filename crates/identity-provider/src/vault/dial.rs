@@ -99,6 +99,7 @@ pub(super) fn io_words(error: &io::Error) -> String {
         None => match error.kind() {
             io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
             io::ErrorKind::ConnectionReset => "connection reset".to_owned(),
+            io::ErrorKind::UnexpectedEof => "the reply broke off".to_owned(),
             io::ErrorKind::TimedOut => "connection timed out".to_owned(),
             _ => error.to_string(),
         },

@@ -15,3 +15,4 @@ mod extra_roots;
 mod files;
 mod pki;
 mod supervise;
+mod vault;
