@@ -138,6 +138,7 @@ documents! {
     executor_works_as_typed: "docs/executor.md",
     dev_works_as_typed: "docs/providers/dev.md",
     files_works_as_typed: "docs/providers/files.md",
+    exec_works_as_typed: "docs/providers/exec.md",
     operations_works_as_typed: "docs/operations.md",
 }
 
@@ -153,6 +154,7 @@ fn every_link_leads_to_a_file() {
         "docs/protocol.md",
         "docs/providers/dev.md",
         "docs/providers/files.md",
+        "docs/providers/exec.md",
     ];
     for document in documents {
         let path = root().join(document);
