@@ -16,6 +16,7 @@ mod files;
 mod identity;
 mod operate;
 mod shared;
+mod spiffe;
 mod vault;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -33,6 +34,7 @@ pub use operate::{
     RevokeArgs, StatusArgs, WatchArgs, WhoArgs, WhyArgs,
 };
 pub use shared::{DuplicatesArg, LogFormatArg, LogLevelArg, ProcessArgs};
+pub use spiffe::SpiffeArgs;
 pub use vault::{VaultArgs, VaultAuthArg};
 
 /// Agent Harbor: executors that prove who they are to an access point, and stay enrolled

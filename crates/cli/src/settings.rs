@@ -22,7 +22,8 @@ use ah_identity_provider::{Code, Explained};
 pub use access_point::{AccessPointSettings, AdmissionSettings, HttpSettings, HttpTls};
 pub use enroll::EnrollSettings;
 pub use identity::{
-    DevSettings, ExecSettings, FilesSettings, IdentitySettings, SourceSettings, VaultSettings,
+    DevSettings, ExecSettings, FilesSettings, IdentitySettings, SourceSettings, SpiffeSettings,
+    VaultSettings,
 };
 pub use validate::Check;
 

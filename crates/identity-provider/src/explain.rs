@@ -30,6 +30,10 @@ pub enum Code {
     PermissionDenied,
     /// ER-9
     NoSuchFile,
+    /// ER-10
+    NoIdentity,
+    /// ER-11
+    WorkloadApi,
     /// ER-12
     ServerIdMismatch,
     /// ER-13
@@ -79,6 +83,8 @@ impl Code {
             Self::SanMismatch => "san_mismatch",
             Self::PermissionDenied => "permission_denied",
             Self::NoSuchFile => "no_such_file",
+            Self::NoIdentity => "no_identity",
+            Self::WorkloadApi => "workload_api",
             Self::ServerIdMismatch => "server_id_mismatch",
             Self::VaultAuthFailed => "vault_auth_failed",
             Self::NotIssued => "not_issued",

@@ -78,7 +78,8 @@ impl PartialEq for PrivateKey {
 pub struct TrustBundles {
     /// Roots that an operator named without a trust domain (`--ca`): good for any name.
     pub unscoped: Vec<CertificateDer<'static>>,
-    /// Roots that speak for one SPIFFE trust domain only.
+    /// Roots that speak for one SPIFFE trust domain only. With none of them the domain is distrusted, whatever
+    /// is in `unscoped` (SV-47).
     pub domains: BTreeMap<TrustDomain, Vec<CertificateDer<'static>>>,
 }
 

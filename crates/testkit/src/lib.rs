@@ -4,6 +4,7 @@ pub mod ca;
 pub mod postgres;
 pub mod process;
 pub mod provider_suite;
+pub mod workload_api;
 
 /// Whether the program `tool` is installed. If not, one line says that the test is skipped; with `CI` set
 /// that is a failure instead. `make setup` installs all of them.

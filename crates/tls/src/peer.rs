@@ -115,6 +115,16 @@ impl PeerIdentity {
     ) -> Result<(), VerifyError> {
         verify::verify_executor(&self.0.chain, trust, policy, now).map(|_| ())
     }
+
+    /// Whether this access point's certificate still chains to a trusted root: for a live session after a change
+    /// of the trust bundles. Its name was judged when the session began.
+    pub fn still_trusted_as_server(
+        &self,
+        trust: &Trust,
+        now: SystemTime,
+    ) -> Result<(), VerifyError> {
+        verify::retrust_access_point(&self.0.chain, trust, now)
+    }
 }
 
 impl fmt::Debug for PeerIdentity {

@@ -16,7 +16,7 @@ use crate::uri_constraints::UriConstraints;
 /// Whom to trust, in the form a handshake needs. Bundles of different domains stay apart (SV-52).
 pub struct Trust {
     unscoped: Anchors,
-    /// The domain's own roots and the unscoped ones.
+    /// The domain's own roots and the unscoped ones; none where the domain's bundle is empty (SV-47).
     domains: BTreeMap<TrustDomain, Anchors>,
 }
 
@@ -25,10 +25,11 @@ impl Trust {
     /// besides what we cannot use.
     pub fn new(bundles: &TrustBundles) -> Self {
         let domains = bundles.domains.iter().map(|(domain, own)| {
-            (
-                domain.clone(),
-                Anchors::read(own.iter().chain(&bundles.unscoped)),
-            )
+            let mut anchors = Anchors::read(own);
+            if !anchors.is_empty() {
+                anchors.extend(Anchors::read(&bundles.unscoped));
+            }
+            (domain.clone(), anchors)
         });
         Self {
             domains: domains.collect(),
@@ -61,6 +62,11 @@ impl Anchors {
     fn read<'a>(ders: impl IntoIterator<Item = &'a CertificateDer<'static>>) -> Self {
         let (webpki, roots) = ders.into_iter().filter_map(read_root).unzip();
         Self { webpki, roots }
+    }
+
+    fn extend(&mut self, more: Self) {
+        self.webpki.extend(more.webpki);
+        self.roots.extend(more.roots);
     }
 
     pub(crate) fn is_empty(&self) -> bool {

@@ -73,6 +73,19 @@ pub fn verify_access_point(
     Ok(leaf.into_peer(name, verified))
 }
 
+/// The path alone, for an access point whose name was verified before.
+pub(crate) fn retrust_access_point(
+    chain: &[CertificateDer<'_>],
+    trust: &Trust,
+    now: SystemTime,
+) -> Result<(), VerifyError> {
+    let refuse = |fault: &Fault, leaf| VerifyError::new(fault, Judged::AccessPoint, leaf);
+    let leaf = Leaf::read(chain).map_err(|fault| refuse(&fault, None))?;
+    leaf.verify(trust, KeyUsage::server_auth(), false, now)
+        .map(|_| ())
+        .map_err(|fault| refuse(&fault, Some(&leaf.facts)))
+}
+
 /// Policy alone, for a certificate that was verified before.
 pub(crate) fn readmit(
     leaf: &CertificateFacts,

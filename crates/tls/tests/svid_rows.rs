@@ -478,3 +478,27 @@ fn sv_52_bundles_of_other_domains_vouch_for_nobody_else() {
         Code::ClientUnknownAuthority
     );
 }
+
+#[test]
+fn sv_47_an_empty_bundle_distrusts_its_whole_domain() {
+    // SV-47: also what a root for any name would vouch for; other domains are as before.
+    let (ours, any) = (ca(), TestCa::new("other.org"));
+    let vouched = any.leaf().spiffe(ID).issue();
+    let elsewhere = any.leaf().spiffe("spiffe://third.org/x").issue();
+    let judge = |leaf: &TestLeaf, own: &[&TestCa]| {
+        let mut bundles = ours.svid_bundles();
+        for roots in bundles.domains.values_mut() {
+            *roots = own.iter().map(|ca| ca.der().clone()).collect();
+        }
+        bundles.unscoped = vec![any.der().clone()];
+        let trust = Trust::new(&bundles);
+        verify_executor(leaf.chain(), &trust, &Policy::default(), SystemTime::now())
+    };
+    judge(&vouched, &[&ours]).unwrap();
+    judge(&elsewhere, &[]).unwrap();
+    for leaf in [&vouched, &ours.leaf().spiffe(ID).issue()] {
+        let error = judge(leaf, &[]).unwrap_err();
+        assert_eq!(error.code(), Code::ClientUnknownAuthority);
+        assert!(error.explained().report().contains("example.org"));
+    }
+}

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Command, ValueEnum, ValueHint};
 
-use super::{DevArgs, ExecArgs, FilesArgs, VaultArgs};
+use super::{DevArgs, ExecArgs, FilesArgs, SpiffeArgs, VaultArgs};
 
 /// Where an identity comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -32,6 +32,10 @@ pub struct ProviderArgs {
     #[arg(long, env = "AH_CA", value_name = "PATH", value_hint = ValueHint::FilePath)]
     pub ca: Option<PathBuf>,
 
+    /// SPIFFE Workload API.
+    #[command(flatten)]
+    pub spiffe: SpiffeArgs,
+
     /// The development CA.
     #[command(flatten)]
     pub dev: DevArgs,
@@ -55,9 +59,6 @@ impl IdentityChoice {
         Self::Exec,
     ];
 
-    /// Those that this build has no code for.
-    pub const MISSING: [Self; 1] = [Self::Spiffe];
-
     /// As it is typed.
     pub fn name(self) -> &'static str {
         match self {
@@ -75,22 +76,11 @@ impl IdentityChoice {
         let own = match self {
             Self::Dev => DevArgs::augment_args(none),
             Self::Files => FilesArgs::augment_args(none),
+            Self::Spiffe => SpiffeArgs::augment_args(none),
             Self::Vault => VaultArgs::augment_args(none),
             Self::Exec => ExecArgs::augment_args(none),
-            Self::Spiffe => none,
         };
         let ids = own.get_arguments().map(|arg| arg.get_id().to_string());
         ids.collect()
-    }
-
-    /// The providers of this build, in words.
-    pub fn present() -> String {
-        let mut names: Vec<_> = Self::ALL
-            .into_iter()
-            .filter(|choice| !Self::MISSING.contains(choice))
-            .map(Self::name)
-            .collect();
-        let last = names.pop().unwrap_or_default();
-        format!("{} and {last}", names.join(", "))
     }
 }

@@ -10,6 +10,7 @@ use ah_identity_provider::dev::{DevConfig, DevProvider, DevRole};
 use ah_identity_provider::exec::{ExecConfig, ExecProvider, ExecRole};
 use ah_identity_provider::extra_roots::ExtraRoots;
 use ah_identity_provider::files::{FilesConfig, FilesProvider};
+use ah_identity_provider::spiffe::{SpiffeConfig, SpiffeProvider};
 use ah_identity_provider::vault::{self, VaultProvider};
 use ah_identity_provider::{
     Clock, Code, Explained, Health, IdentityWatch, Provider, ProviderKind, Refresher, Supervisor,
@@ -88,6 +89,13 @@ impl Source {
                     roots_elsewhere: roots.is_some(),
                 };
                 let provider = ExecProvider::new(config, Arc::clone(clock));
+                supervised(provider, roots, vet, clock)
+            }
+            SourceSettings::Spiffe(settings) => {
+                let provider = SpiffeProvider::new(SpiffeConfig {
+                    endpoint: settings.endpoint.clone(),
+                    choice: settings.choice.clone(),
+                });
                 supervised(provider, roots, vet, clock)
             }
             SourceSettings::Vault(settings) => {

@@ -3,6 +3,7 @@
 mod dev;
 mod exec;
 mod files;
+mod spiffe;
 mod vault;
 
 use std::collections::BTreeMap;
@@ -15,6 +16,7 @@ use ah_identity_provider::{Explained, ProviderKind};
 pub use dev::DevSettings;
 pub use exec::ExecSettings;
 pub use files::FilesSettings;
+pub use spiffe::SpiffeSettings;
 pub use vault::VaultSettings;
 
 pub(super) use dev::dev_leaves;
@@ -38,6 +40,8 @@ pub enum SourceSettings {
     Dev(DevSettings),
     /// FI-1
     Files(FilesSettings),
+    /// SP-1
+    Spiffe(SpiffeSettings),
     /// VA-1
     Vault(Box<VaultSettings>),
     /// EX-1
@@ -87,6 +91,7 @@ impl IdentitySettings {
         match self.source {
             SourceSettings::Dev(_) => ProviderKind::Dev,
             SourceSettings::Files(_) => ProviderKind::Files,
+            SourceSettings::Spiffe(_) => ProviderKind::Spiffe,
             SourceSettings::Vault(_) => ProviderKind::Vault,
             SourceSettings::Exec(_) => ProviderKind::Exec,
         }
@@ -95,7 +100,10 @@ impl IdentitySettings {
     /// The files it reads.
     pub(super) fn files(&self) -> Vec<&Path> {
         let mut files = match &self.source {
-            SourceSettings::Dev(_) | SourceSettings::Exec(_) => Vec::new(),
+            // The agent's socket is none: it may come and go while the process runs.
+            SourceSettings::Dev(_) | SourceSettings::Spiffe(_) | SourceSettings::Exec(_) => {
+                Vec::new()
+            }
             SourceSettings::Files(files) => files.files(),
             SourceSettings::Vault(vault) => vault.files(),
         };
@@ -124,14 +132,13 @@ pub(super) fn resolve(
             FilesSettings::resolve(&args.files, args.ca.as_deref(), context, faults)
                 .map(SourceSettings::Files)
         }
+        IdentityChoice::Spiffe => Some(SourceSettings::Spiffe(SpiffeSettings::resolve(
+            &args.spiffe,
+        ))),
         IdentityChoice::Vault => VaultSettings::resolve(&args.vault, context, faults)
             .map(|vault| SourceSettings::Vault(Box::new(vault))),
         IdentityChoice::Exec => {
             ExecSettings::resolve(&args.exec, context, faults).map(SourceSettings::Exec)
-        }
-        IdentityChoice::Spiffe => {
-            faults.push(not_in_this_build(choice, context));
-            None
         }
     };
     let extra_roots = match choice {
@@ -183,17 +190,6 @@ fn strangers(choice: IdentityChoice, context: &Context<'_>) -> Vec<Explained> {
         )
     });
     faults.collect()
-}
-
-fn not_in_this_build(choice: IdentityChoice, context: &Context<'_>) -> Explained {
-    let (flag, name) = (context.flag(), choice.name());
-    let present = IdentityChoice::present();
-    usage(format!(
-        "{flag} {name} is not in this build, which has {present}"
-    ))
-    .hint(format!(
-        "use {flag} files with --cert, --key and --ca, or a build that has {name}"
-    ))
 }
 
 /// A path below `<state>`, unless one was given by `flag`.

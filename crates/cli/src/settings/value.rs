@@ -10,6 +10,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use ah_identity_provider::exec::{ExecCommand, NoCommand};
+use ah_identity_provider::spiffe::Endpoint;
 use ah_identity_provider::vault::Secret;
 use spiffe::SpiffeId;
 
@@ -144,6 +145,14 @@ pub fn exec_command(text: &str) -> Result<ExecCommand, Wrong> {
         Wrong::new(error.to_string())
             .hint("write it as in a shell, with quotes around what has spaces; no shell is run, so `sh -c '…'` is needed for pipes and variables")
     })
+}
+
+/// Where a SPIFFE Workload API is (AP-4).
+pub fn endpoint(text: &str) -> Result<Endpoint, Wrong> {
+    let forms =
+        "write it like /run/spire/agent.sock, unix:///run/spire/agent.sock or tcp://127.0.0.1:8000";
+    let endpoint = text.parse::<Endpoint>();
+    endpoint.map_err(|wrong| Wrong::new(wrong.to_string()).hint(forms))
 }
 
 /// `--name` (EN-6): 1 to 253 bytes of text without control characters.

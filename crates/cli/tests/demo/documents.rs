@@ -1,14 +1,16 @@
 //! Every ```` ```sh ```` block of the documents is run as it stands there.
 //!
 //! A block marked ```` ```sh server ```` is a process that goes on: it is ended at the next heading. Paths of
-//! a machine (`/etc/ah`, `/var/lib/ah`, `/run/ah`) become paths of a temporary directory, and port 4433 a free one.
+//! a machine (`/etc/ah`, `/var/lib/ah`, `/run/ah`, `/run/spire`) become paths of a temporary directory, and port 4433 a free one.
 
 use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use ah_testkit::ca::TestCa;
 use ah_testkit::process::{Finished, Process, eventually};
+use ah_testkit::workload_api::{Answer, Svids, WorkloadApi};
 use tempfile::TempDir;
 
 fn root() -> PathBuf {
@@ -20,18 +22,29 @@ struct Reader {
     directory: TempDir,
     port: String,
     servers: Vec<Process>,
+    _agent: WorkloadApi,
 }
 
 impl Reader {
     fn new() -> Self {
         let directory = TempDir::new().unwrap();
-        for name in ["bin", "home", "etc", "state", "run", "work"] {
+        for name in ["bin", "home", "etc", "state", "run", "spire", "work"] {
             fs::create_dir(directory.path().join(name)).unwrap();
         }
         let ah = directory.path().join("bin/ah");
         std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_ah"), ah).unwrap();
         let free = TcpListener::bind("127.0.0.1:0").unwrap();
+        let ca = TestCa::new("example.org");
+        let svid = |path| {
+            ca.leaf()
+                .spiffe(&format!("spiffe://example.org{path}"))
+                .issue()
+        };
+        // What the entries of the spiffe document make an agent serve.
+        let svids = Svids::of(&svid("/ah/serve"), &ca).and(&svid("/ah/agent/executor-1"), &ca);
+        let socket = directory.path().join("spire/agent.sock");
         Self {
+            _agent: WorkloadApi::unix(socket, Answer::Set(svids)),
             port: free.local_addr().unwrap().port().to_string(),
             directory,
             servers: Vec::new(),
@@ -47,6 +60,7 @@ impl Reader {
             .replace("/etc/ah", &self.path("etc"))
             .replace("/var/lib/ah", &self.path("state"))
             .replace("/run/ah", &self.path("run"))
+            .replace("/run/spire", &self.path("spire"))
             .replace("4433", &self.port);
         let path = std::env::var("PATH").unwrap_or_default();
         let mut command = Command::new("sh");
@@ -138,6 +152,7 @@ documents! {
     executor_works_as_typed: "docs/executor.md",
     dev_works_as_typed: "docs/providers/dev.md",
     files_works_as_typed: "docs/providers/files.md",
+    spiffe_works_as_typed: "docs/providers/spiffe.md",
     exec_works_as_typed: "docs/providers/exec.md",
     operations_works_as_typed: "docs/operations.md",
 }
@@ -154,6 +169,7 @@ fn every_link_leads_to_a_file() {
         "docs/protocol.md",
         "docs/providers/dev.md",
         "docs/providers/files.md",
+        "docs/providers/spiffe.md",
         "docs/providers/exec.md",
     ];
     for document in documents {

@@ -8,3 +8,4 @@ mod exec;
 mod interop;
 mod kit;
 mod pki;
+mod spiffe;

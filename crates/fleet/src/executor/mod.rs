@@ -305,7 +305,13 @@ impl<T: Fn(&Event) + Send> Run<T> {
                     Err(explained) => return Ended::Lost(explained),
                 },
                 () = newer_than(&mut configs, known) => {
-                    rotation.wanted(configs.current().generation());
+                    let current = configs.current();
+                    let now = self.executor.clock.now();
+                    // What an agent or an operator no longer trusts is not served until it goes by itself.
+                    if let Err(error) = link.server.still_trusted_as_server(current.trust(), now) {
+                        return Ended::Lost(error.explained().clone());
+                    }
+                    rotation.wanted(current.generation());
                 }
                 opened = rotation.opened(&self.opener, &target) => match opened {
                     Ok(new) => {

@@ -7,12 +7,14 @@ use std::time::Duration;
 use ah_identity_provider::dev::{DevConfig, DevProvider, DevRole};
 use ah_identity_provider::exec::{ExecConfig, ExecProvider};
 use ah_identity_provider::files::FilesProvider;
+use ah_identity_provider::spiffe::SpiffeProvider;
 use ah_identity_provider::{ProviderKind, SystemClock};
 use ah_testkit::provider_suite::{ProviderFixture, conforms};
 use tempfile::TempDir;
 
 use crate::common::{Files, HeldClock};
 use crate::exec::{PRINT, Script};
+use crate::spiffe::Agent;
 
 struct FilesFixture {
     files: Files,
@@ -127,6 +129,38 @@ impl ProviderFixture for ExecFixture {
     }
 }
 
+struct SpiffeFixture {
+    agent: Agent,
+    secrets: Vec<String>,
+}
+
+impl ProviderFixture for SpiffeFixture {
+    type Provider = SpiffeProvider;
+
+    const KIND: ProviderKind = ProviderKind::Spiffe;
+
+    fn provider(&self) -> SpiffeProvider {
+        self.agent.provider()
+    }
+
+    async fn renew(&mut self) {
+        self.secrets.extend(lines_of(&self.agent.renew().key_pem()));
+    }
+
+    async fn break_source(&mut self) -> Vec<String> {
+        self.agent.api.stop();
+        vec![self.agent.api.endpoint(), "no such file".to_owned()]
+    }
+
+    async fn mend(&mut self) {
+        self.agent.api.start();
+    }
+
+    fn secrets(&self) -> Vec<String> {
+        self.secrets.clone()
+    }
+}
+
 /// The lines of base64 in a PEM text.
 fn lines_of(pem: &str) -> Vec<String> {
     let lines = pem.lines().filter(|line| !line.starts_with("-----"));
@@ -157,6 +191,16 @@ async fn dev_conforms() {
         state: tempfile::tempdir().unwrap(),
         clock: HeldClock::new(),
         whole: String::new(),
+    })
+    .await;
+}
+
+// SP-1, SP-2
+#[tokio::test]
+async fn spiffe_conforms() {
+    conforms(SpiffeFixture {
+        agent: Agent::new(),
+        secrets: Vec::new(),
     })
     .await;
 }

@@ -14,5 +14,6 @@ mod exec;
 mod extra_roots;
 mod files;
 mod pki;
+mod spiffe;
 mod supervise;
 mod vault;
