@@ -36,11 +36,11 @@ login=$(jq -nc --rawfile role "$VAULT_ROLE_ID_FILE" --rawfile secret "$VAULT_SEC
   '{role_id: ($role | rtrimstr("\n")), secret_id: ($secret | rtrimstr("\n"))}' | post "" auth/approle/login)
 token=$(printf %s "$login" | jq -er .auth.client_token) || { echo "Vault gave no token" >&2; exit 1; }
 
-jq -nc --arg name "$name" --arg uri "$uri" '{common_name: $name} + (if $uri == "" then {} else {uri_sans: $uri} end)' |
-  post "$token" "$path" |
-  jq -e '.data | {
-      version: 1,
-      certificate_chain: ([.certificate] + (.ca_chain // []) | join("\n")),
-      private_key,
-      ca_bundle: ((.ca_chain // [.issuing_ca])[-1])
-    }'
+issued=$(jq -nc --arg name "$name" --arg uri "$uri" \
+  '{common_name: $name} + (if $uri == "" then {} else {uri_sans: $uri} end)' | post "$token" "$path")
+printf %s "$issued" | jq -e '.data | {
+    version: 1,
+    certificate_chain: ([.certificate] + (.ca_chain // []) | join("\n")),
+    private_key,
+    ca_bundle: ((.ca_chain // [.issuing_ca])[-1])
+  }'
