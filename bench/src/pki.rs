@@ -6,6 +6,7 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use ah_testkit::workload_api::{Svid, Svids};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, SanType,
@@ -60,6 +61,19 @@ impl Leaf {
     pub(crate) fn install(&self, files: &Files) -> io::Result<()> {
         replace(&files.server_key(), &self.key_pem)?;
         replace(&files.server(), &self.certificate_pem)
+    }
+
+    /// The pair as a Workload API serves it, under the root `authority`.
+    pub(crate) fn svids(&self, authority: &Authority) -> Svids {
+        let mut svids = Svids::default();
+        svids.svids.push(Svid {
+            spiffe_id: server_id(),
+            x509_svid: self.certificate.to_vec(),
+            x509_svid_key: self.key.secret_der().to_vec(),
+            bundle: authority.certificate.to_vec(),
+            hint: String::new(),
+        });
+        svids
     }
 
     /// Writes the pair into `dir` and returns the paths of certificate and key.
@@ -122,7 +136,7 @@ impl Authority {
         let key = KeyPair::generate().map_err(io::Error::other)?;
         let localhost = "localhost".try_into().map_err(io::Error::other)?;
         let names = vec![
-            uri(&format!("spiffe://{TRUST_DOMAIN}/ah/access-point"))?,
+            uri(&server_id())?,
             SanType::DnsName(localhost),
             SanType::IpAddress(std::net::Ipv4Addr::LOCALHOST.into()),
         ];
@@ -159,6 +173,11 @@ impl Authority {
             key_pem: key.serialize_pem(),
         })
     }
+}
+
+/// SPIFFE ID of the server.
+fn server_id() -> String {
+    format!("spiffe://{TRUST_DOMAIN}/ah/access-point")
 }
 
 /// Prefix of every simulated executor's SPIFFE ID.

@@ -1,17 +1,19 @@
-//! Server certificates swapped under load.
+//! Server certificates swapped under load, in files or by a Workload API.
 
 use std::collections::HashMap;
 use std::io;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use ah_testkit::workload_api::{Answer, WorkloadApi};
 use clap::Args;
 use rustls_pki_types::CertificateDer;
 
 use super::connect::{Dialed, Dialer, Target, executors};
 use super::session::Stay;
 use super::stats::{Clock, Event, Tally, unix_us};
-use crate::pki::{Authority, Files};
+use crate::pki::{Authority, Files, Leaf};
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Rotate {
@@ -32,6 +34,26 @@ pub(crate) struct Rotate {
     /// Sessions held meanwhile; each one that ends is reported.
     #[arg(long, default_value_t = 500)]
     held: u32,
+    /// Serve the certificates as a Workload API on this socket, instead of replacing files. The server must use
+    /// the socket already: it is waited for until it calls.
+    #[arg(long)]
+    workload_api: Option<PathBuf>,
+}
+
+/// Where a certificate is put.
+enum Place {
+    Files(Files),
+    Stream(WorkloadApi),
+}
+
+impl Place {
+    fn put(&self, leaf: &Leaf, authority: &Authority) -> io::Result<()> {
+        match self {
+            Self::Files(files) => leaf.install(files)?,
+            Self::Stream(api) => api.say(Answer::Set(leaf.svids(authority))),
+        }
+        Ok(())
+    }
 }
 
 /// When which certificate was put in place, and how late it was still missing.
@@ -70,6 +92,15 @@ impl Rotate {
         let leaves: Vec<_> = std::iter::repeat_with(|| authority.server())
             .take(self.swaps)
             .collect::<io::Result<_>>()?;
+        let place = match &self.workload_api {
+            None => Place::Files(files),
+            Some(socket) => {
+                let first = Answer::Set(authority.server()?.svids(&authority));
+                let api = WorkloadApi::unix(socket, first);
+                api.wait_for_calls(1);
+                Place::Stream(api)
+            }
+        };
         let version = leaves
             .iter()
             .enumerate()
@@ -129,7 +160,7 @@ impl Rotate {
         let mut pace = tokio::time::interval(Duration::from_millis(self.interval_ms));
         for leaf in leaves {
             pace.tick().await;
-            leaf.install(&files)?;
+            place.put(&leaf, &authority)?;
             let swap = Swap {
                 at: Instant::now(),
                 unix_us: unix_us(),

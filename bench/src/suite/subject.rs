@@ -185,6 +185,8 @@ pub(crate) struct AccessPoint {
     state: PathBuf,
     listen: SocketAddr,
     database: String,
+    /// The socket of a Workload API to take the identity from, instead of files.
+    workload_api: Option<PathBuf>,
     extra: Vec<String>,
 }
 
@@ -205,6 +207,7 @@ impl AccessPoint {
             database: format!("sqlite:{}", state.join("registry.db").display()),
             state,
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            workload_api: None,
             extra: Vec::new(),
         })
     }
@@ -217,6 +220,12 @@ impl AccessPoint {
 
     pub(crate) fn listen(mut self, address: SocketAddr) -> Self {
         self.listen = address;
+        self
+    }
+
+    /// Takes the identity from a Workload API.
+    pub(crate) fn workload_api(mut self, socket: &Path) -> Self {
+        self.workload_api = Some(socket.to_owned());
         self
     }
 
@@ -252,10 +261,18 @@ impl AccessPoint {
         let mut command = pinned(SERVER_CORE, &self.program);
         command.args(["agent", "access-point"]);
         command.arg("--fleet-listen").arg(self.listen.to_string());
-        command.args(["--server-identity", "files"]);
-        command.arg("--cert").arg(self.files.server());
-        command.arg("--key").arg(self.files.server_key());
-        command.arg("--ca").arg(self.files.ca());
+        match &self.workload_api {
+            Some(socket) => {
+                command.args(["--server-identity", "spiffe"]);
+                command.arg("--spiffe-socket").arg(socket);
+            }
+            None => {
+                command.args(["--server-identity", "files"]);
+                command.arg("--cert").arg(self.files.server());
+                command.arg("--key").arg(self.files.server_key());
+                command.arg("--ca").arg(self.files.ca());
+            }
+        }
         command.args(["--executor-san-uri-prefix", &pki::executor_prefix()]);
         command.args(["--db", &self.database]);
         command

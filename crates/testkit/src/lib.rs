@@ -1,6 +1,7 @@
 //! What the tests of every crate share.
 
 pub mod ca;
+pub mod openbao;
 pub mod postgres;
 pub mod process;
 pub mod provider_suite;

@@ -1,19 +1,16 @@
 //! Identities in files that change, break and end while executors are enrolled.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use ah_fleet::executor::Event;
 use ah_testkit::ca::{TestCa, TestLeaf};
 use ah_testkit::process::{Process, eventually};
-use ah_tls::{ClientConfigs, connect};
 use time::OffsetDateTime;
-use tokio::io::AsyncReadExt;
 
 use crate::crowd::{Crowd, fixed_configs};
 use crate::site::{Site, about, alone, get, id, metric, server_leaf, time_of};
+use crate::storm::{Storm, serial};
 
 /// Files behind a `..data` link, as Kubernetes mounts a secret: one rename changes them all.
 struct Mount {
@@ -63,33 +60,6 @@ impl Mount {
     }
 }
 
-fn serial(leaf: &TestLeaf) -> String {
-    let facts = ah_identity_provider::CertificateFacts::from_der(leaf.der());
-    facts.unwrap().serial
-}
-
-/// One handshake of the storm: when it began, and whose certificate it was shown.
-type Seen = (Instant, Result<String, String>);
-
-async fn handshake(configs: ClientConfigs, port: u16) -> Seen {
-    let begun = Instant::now();
-    let limit = Duration::from_secs(30);
-    let shown = async {
-        let connected = connect("127.0.0.1", port, &configs, limit)
-            .await
-            .map_err(|error| error.to_string())?;
-        let serial = connected.server.leaf().serial.clone();
-        // Under TLS 1.3 only an answer proves that the access point has accepted our certificate.
-        let mut stream = connected.stream;
-        let mut first = [0; 1];
-        match tokio::time::timeout(limit, stream.read(&mut first)).await {
-            Ok(Ok(1)) => Ok(serial),
-            other => Err(format!("no answer after the handshake: {other:?}")),
-        }
-    };
-    (begun, shown.await)
-}
-
 // FI-2, AP-16: 1,000 sessions, 200 connects a second.
 #[test]
 fn a_certificate_swapped_under_load_fails_no_handshake_and_drops_no_session() {
@@ -112,53 +82,13 @@ fn a_certificate_swapped_under_load_fails_no_handshake_and_drops_no_session() {
     crowd.forget();
 
     let configs = fixed_configs(&site.executor_leaf(SESSIONS), &site.ca);
-    let port = access_point.address.port();
-    let going = Arc::new(AtomicBool::new(true));
-    let begun = Arc::new(AtomicUsize::new(0));
-    let storm = {
-        let (going, begun) = (Arc::clone(&going), Arc::clone(&begun));
-        crowd.runtime.spawn(async move {
-            let mut beat = tokio::time::interval(Duration::from_millis(5));
-            let mut tasks = tokio::task::JoinSet::new();
-            while going.load(Ordering::Relaxed) {
-                beat.tick().await;
-                begun.fetch_add(1, Ordering::Relaxed);
-                tasks.spawn(handshake(configs.clone(), port));
-            }
-            tasks.join_all().await
-        })
-    };
-    let handshakes = |count| {
-        let until = begun.load(Ordering::Relaxed) + count;
-        eventually("the storm goes on", || {
-            (begun.load(Ordering::Relaxed) >= until).then_some(())
-        });
-    };
-    handshakes(400);
+    let storm = Storm::begin(&crowd.runtime, configs, access_point.address.port());
+    storm.wait(400);
     mount.swap(&new, &site.ca);
     let swapped = Instant::now();
     access_point.process.wait_for("certificate rotated");
-    handshakes(400);
-    going.store(false, Ordering::Relaxed);
-    let seen = crowd.runtime.block_on(storm).unwrap();
-
-    let (old, new) = (serial(&old), serial(&new));
-    let mut latest_old = Duration::ZERO;
-    for (begun, shown) in &seen {
-        let shown = shown.as_ref().expect("no handshake fails");
-        if *shown == old {
-            latest_old = latest_old.max(begun.saturating_duration_since(swapped));
-        } else {
-            assert_eq!(*shown, new);
-        }
-    }
-    println!(
-        "{} handshakes; the last to be shown the old certificate began {latest_old:?} after the swap",
-        seen.len()
-    );
-    assert!(latest_old <= SLACK, "{latest_old:?}");
-    let after = seen.iter().filter(|(begun, _)| *begun > swapped + SLACK);
-    assert!(after.count() > 50, "the storm went on");
+    storm.wait(400);
+    storm.end(&crowd.runtime, (&old, &new), swapped, SLACK);
     assert_eq!(crowd.absent(), 0);
     assert!(crowd.told().iter().all(Vec::is_empty), "no session dropped");
     let (_, metrics) = get(http, "/metrics");

@@ -17,4 +17,6 @@ mod crowd;
 mod floods;
 mod identities;
 mod site;
+mod spiffe;
 mod storage;
+mod storm;

@@ -400,6 +400,9 @@ fn hyper_words(error: &hyper::Error) -> String {
     let mut source = std::error::Error::source(error);
     while let Some(inner) = source {
         if let Some(io) = inner.downcast_ref::<io::Error>() {
+            if io.kind() == io::ErrorKind::UnexpectedEof {
+                return "the reply broke off".to_owned();
+            }
             return io_words(io);
         }
         source = inner.source();
