@@ -7,5 +7,6 @@ mod errors;
 mod exec;
 mod interop;
 mod kit;
+mod moving;
 mod pki;
 mod spiffe;
