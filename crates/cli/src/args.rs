@@ -10,6 +10,7 @@
 
 mod access_point;
 mod dev;
+mod doctor;
 mod enroll;
 mod exec;
 mod files;
@@ -25,6 +26,7 @@ pub use access_point::{
     AccessPointArgs, AdmissionArgs, ControlArgs, ListenArgs, ServerIdentityArgs, StoreArgs,
 };
 pub use dev::DevArgs;
+pub use doctor::DoctorArgs;
 pub use enroll::{EnrollArgs, ExecutorArgs, ExecutorIdentityArgs, OnceArg, RemoteArgs};
 pub use exec::ExecArgs;
 pub use files::FilesArgs;
@@ -68,6 +70,17 @@ pub enum AgentCommand {
     ///
     /// Exit code: 0 enrolled, 1 not enrolled, 3 no such executor process.
     Status(StatusArgs),
+    /// Find out why an executor does not enroll: takes the flags of `enroll`, checks each thing it depends on
+    ///
+    /// One line a check: pass, warn, fail with the fix, or skip when something else has to be mended first.
+    /// Exit code: 0 nothing failed, 1 something failed, 2 usage.
+    #[command(after_help = "\
+Examples:
+  ah agent doctor --remote-server https://127.0.0.1:4433 --name worker-1
+  ah agent doctor --config /etc/ah/executor.toml
+  ah agent doctor --remote-server https://access-point.example.com:4433 --identity files \\
+    --cert /etc/ah/executor.pem --key /etc/ah/executor-key.pem --ca /etc/ah/ca.pem --json")]
+    Doctor(Box<DoctorArgs>),
     /// List, show, explain, revoke, reinstate, disconnect and watch executors
     Fleet(FleetArgs),
     /// Check an audit log

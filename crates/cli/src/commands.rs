@@ -6,7 +6,7 @@ pub mod completions;
 pub mod demo;
 pub mod enroll;
 pub mod fleet;
-mod identity;
+pub(crate) mod identity;
 pub mod status;
 
 use std::future::Future;
@@ -71,7 +71,7 @@ fn brief(wait: Duration) -> String {
     }
 }
 
-fn no_runtime(error: &std::io::Error) -> Explained {
+pub(crate) fn no_runtime(error: &std::io::Error) -> Explained {
     Explained::new(Code::Other, "cannot start the event loop")
         .cause(error)
         .hint("check the limits of open files and threads: ulimit -a")

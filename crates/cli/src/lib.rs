@@ -4,6 +4,7 @@ pub mod admin_client;
 pub mod args;
 pub mod commands;
 pub mod completions;
+pub mod doctor;
 pub mod errors;
 pub mod render;
 pub mod settings;
@@ -18,7 +19,7 @@ use clap::FromArgMatches;
 use clap::error::ErrorKind;
 
 use args::{AgentCommand, Ah, AhCommand, AuditCommand};
-use settings::{Check, Launch, Settings};
+use settings::{Check, DoctorSettings, Launch, Settings};
 
 /// Log targets of this product (AP-15).
 pub const LOG_TARGETS: &[&str] = &[
@@ -31,6 +32,7 @@ pub const LOG_TARGETS: &[&str] = &[
 
 /// Runs the command that `arguments` (the program's name first) ask for, and says how to exit.
 pub fn run(arguments: Vec<OsString>) -> ExitCode {
+    let doctor = doctor::asked(&arguments);
     let layers = settings::layers(arguments);
     let parsed = match layers.parse() {
         Ok(parsed) => parsed,
@@ -50,6 +52,9 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
                         .hint("choose one of the commands above")])
                 }
                 _ => {
+                    if let Some(json) = doctor.filter(|_| !faults.is_empty()) {
+                        return doctor::bad_settings(&faults, json);
+                    }
                     faults.push(errors::explain(&error.error));
                     errors::fail(&faults)
                 }
@@ -78,6 +83,12 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
             }];
             let run = commands::enroll::run;
             launch(layers, &parsed, args.process.validate, &checks, run)
+        }
+        AgentCommand::Doctor(args) => {
+            match Launch::<DoctorSettings>::new(layers, &parsed, settings::paths()) {
+                Ok(launch) => doctor::run(&launch, args.json),
+                Err(faults) => doctor::bad_settings(&faults, args.json),
+            }
         }
         AgentCommand::Status(args) => commands::status::run(&args),
         AgentCommand::Fleet(args) => commands::fleet::run(&args),

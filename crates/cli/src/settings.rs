@@ -3,6 +3,7 @@
 //! Nothing below reads the environment, and nothing here opens a connection or starts a task.
 
 mod access_point;
+mod doctor;
 mod enroll;
 mod identity;
 mod validate;
@@ -20,6 +21,7 @@ use ah_daemon::paths::{NoDirectory, Paths};
 use ah_identity_provider::{Code, Explained};
 
 pub use access_point::{AccessPointSettings, AdmissionSettings, HttpSettings, HttpTls};
+pub use doctor::DoctorSettings;
 pub use enroll::EnrollSettings;
 pub use identity::{
     DevSettings, ExecSettings, FilesSettings, IdentitySettings, SourceSettings, SpiffeSettings,
@@ -126,7 +128,7 @@ pub fn layers(arguments: Vec<OsString>) -> Layers {
         path,
         default_file: Path::new(CONFIG_DIRECTORY).join(file),
         file_arg: "config",
-        not_in_file: &["config", "validate"],
+        not_in_file: &["config", "validate", "json"],
         tables,
     };
     Layers::new(
@@ -135,6 +137,7 @@ pub fn layers(arguments: Vec<OsString>) -> Layers {
         vec![
             layered(AccessPointSettings::PATH, "access-point.toml", &[]),
             layered(EnrollSettings::PATH, "executor.toml", &["label"]),
+            layered(DoctorSettings::PATH, "executor.toml", &["label"]),
         ],
     )
 }

@@ -571,3 +571,108 @@ fn every_command_has_a_man_page() {
         assert!(String::from_utf8_lossy(&man.stdout).contains("remote-server"));
     }
 }
+
+const VAULT: [&str; 6] = [
+    "--identity",
+    "vault",
+    "--vault-addr",
+    "http://127.0.0.1:1",
+    "--vault-pki-path",
+    "pki/sign/executor",
+];
+
+// VA-1 to VA-8
+#[test]
+fn va_3_a_vault_identity_says_what_it_lacks() {
+    let machine = Machine::new();
+    let with = |more: &[&str]| machine.run(&[&LOCAL[..], &VAULT[..], more].concat());
+    machine
+        .run(&[&LOCAL[..], &["--identity", "vault"]].concat())
+        .fails(
+            2,
+            &[
+                "needs --vault-addr",
+                "needs --vault-pki-path",
+                "VAULT_TOKEN",
+            ],
+        );
+    for (flags, text) in [
+        (&["--vault-auth", "approle"][..], "needs a role id"),
+        (
+            &["--vault-auth", "kubernetes"],
+            "--vault-k8s-role is missing",
+        ),
+        (&["--vault-auth", "jwt"], "--vault-jwt-file is missing"),
+        (
+            &["--vault-auth", "cert"],
+            "the client certificate is missing",
+        ),
+        (&["--vault-auth", "token"], "nothing is given to log in"),
+        (
+            &["--vault-client-cert", "c"],
+            "--vault-client-cert needs --vault-client-key",
+        ),
+        (
+            &[
+                "--vault-role-id",
+                "r",
+                "--vault-secret-id",
+                "s",
+                "--vault-secret-id-file",
+                "f",
+            ],
+            "--vault-secret-id and --vault-secret-id-file are both given",
+        ),
+        (&["--vault-renewal-threshold", "1.5"], "not between 0 and 1"),
+        (
+            &["--vault-cert-san-uri", "spiffe://"],
+            "--vault-cert-san-uri",
+        ),
+        (&["--vault-skip-verify"], "VAULT_SKIP_VERIFY is refused"),
+    ] {
+        with(flags).fails(2, &[text]);
+    }
+    // Another provider's flag is a mistake; a variable that other programs read too is none.
+    machine
+        .run(&[&LOCAL[..], &["--vault-cert-cn", "x"]].concat())
+        .fails(2, &["--vault-cert-cn has no meaning with --identity dev"]);
+    let mut command = machine.ah(&[&LOCAL[..], &["--validate"]].concat());
+    command.env("VAULT_ADDR", "https://vault.example.com:8200");
+    assert_eq!(outcome(command).code, 0);
+}
+
+// VA-8: the variable that other programs take is refused here, with what to do instead.
+#[test]
+fn va_8_skip_verify_is_refused() {
+    let machine = Machine::new();
+    let arguments = [
+        &LOCAL[..],
+        &VAULT[..],
+        &["--vault-role-id", "r", "--validate"],
+    ]
+    .concat();
+    let mut command = machine.ah(&arguments);
+    command.env("VAULT_SKIP_VERIFY", "true");
+    outcome(command).fails(1, &["VAULT_SKIP_VERIFY is refused", "--vault-ca"]);
+    let mut command = machine.ah(&arguments);
+    command.env("VAULT_SKIP_VERIFY", "0");
+    // ER-18: --validate asks whether Vault is there.
+    outcome(command).fails(1, &["failed to connect to vault: connection refused"]);
+}
+
+// VA-14: a secret is in no output, wherever it came from and whatever else is wrong.
+#[test]
+fn va_14_secrets_are_not_shown() {
+    let machine = Machine::new();
+    let config = machine.write("vault.toml", "vault_token = \"hidden-token\"\n");
+    let flags = ["--vault-secret-id", "hidden-flag", "--config", &config];
+    for more in ["--validate", "--help", "--vault-retry-max=x"] {
+        let arguments = [&LOCAL[..], &VAULT[..], &flags[..], &[more]].concat();
+        let mut command = machine.ah(&arguments);
+        command.env("VAULT_ROLE_ID", "hidden-variable");
+        let outcome = outcome(command);
+        for output in [&outcome.out, &outcome.err] {
+            assert!(!output.contains("hidden-"), "{more}: {output}");
+        }
+    }
+}

@@ -193,6 +193,11 @@ impl Provider for FilesProvider {
     }
 }
 
+/// What is wrong with who may read the private key `path`, if anything (FI-4). Nothing of it is read.
+pub fn key_permissions(path: &Path) -> Result<Option<String>, Explained> {
+    load::open_to_others(path)
+}
+
 /// The certificates of the PEM file `path`, which `--ca` named.
 pub(crate) fn read_roots(path: &Path) -> Result<Vec<CertificateDer<'static>>, ProviderError> {
     load::roots(path, "--ca").map_err(ProviderError::Operator)

@@ -18,7 +18,7 @@ use tokio_rustls::client::TlsStream;
 use crate::alert::{explain_tls, find_tls, no_alpn};
 use crate::configs::ALPN;
 use crate::handshake::with_verdict;
-use crate::{ClientConfigs, PeerIdentity};
+use crate::{ClientConfigs, PeerIdentity, VerifyError};
 
 /// A connection to a verified access point.
 ///
@@ -143,6 +143,18 @@ impl AsyncWrite for ExecutorStream {
     }
 }
 
+/// How far a connection came, for who looks for what is wrong (`doctor`).
+#[derive(Debug, Default)]
+pub struct Trace {
+    /// What the name was resolved to. Empty: it was not.
+    pub addresses: Vec<SocketAddr>,
+    /// The address that accepted a TCP connection. `None`: none did.
+    pub remote: Option<SocketAddr>,
+    /// The judgement that ended the handshake on our side. `None`: the certificate was accepted, or the
+    /// handshake did not come so far.
+    pub refused: Option<VerifyError>,
+}
+
 /// Connects to the access point at `host` (a DNS name or an IP address without brackets).
 ///
 /// Looking up the name, trying each of its addresses and the TLS handshake share `timeout`.
@@ -152,16 +164,46 @@ pub async fn connect(
     configs: &ClientConfigs,
     timeout: Duration,
 ) -> Result<Connected, Explained> {
+    connect_traced(host, port, configs, timeout, &mut Trace::default()).await
+}
+
+/// As [`connect`], and fills in how far it came.
+pub async fn connect_traced(
+    host: &str,
+    port: u16,
+    configs: &ClientConfigs,
+    timeout: Duration,
+    trace: &mut Trace,
+) -> Result<Connected, Explained> {
     let target = Target { host, port };
-    let name = ServerName::try_from(host.to_owned()).map_err(|error| {
-        Explained::new(Code::Usage, format!("`{host}` is no host name"))
-            .cause(error)
-            .hint("--remote-server takes https://HOST:PORT with a DNS name or an IP address")
-    })?;
+    let name = target.name()?;
     let mut stage = Stage::Resolve;
-    let all = target.dial(name, configs, Instant::now() + timeout, &mut stage);
+    let all = async {
+        let (tcp, remote) = target
+            .reach(Instant::now() + timeout, &mut stage, trace)
+            .await?;
+        stage = Stage::Tls(remote);
+        target.handshake(name, configs, tcp, remote, trace).await
+    };
     match tokio::time::timeout(timeout, all).await {
         Ok(outcome) => outcome,
+        Err(_) => Err(target.timed_out(timeout, stage)),
+    }
+}
+
+/// Looks up the name and opens a TCP connection, which is closed at once: what can be said without an identity.
+pub async fn reach(
+    host: &str,
+    port: u16,
+    timeout: Duration,
+    trace: &mut Trace,
+) -> Result<(), Explained> {
+    let target = Target { host, port };
+    target.name()?;
+    let mut stage = Stage::Resolve;
+    let all = target.reach(Instant::now() + timeout, &mut stage, trace);
+    match tokio::time::timeout(timeout, all).await {
+        Ok(outcome) => outcome.map(|_| ()),
         Err(_) => Err(target.timed_out(timeout, stage)),
     }
 }
@@ -189,16 +231,35 @@ impl std::fmt::Display for Target<'_> {
 }
 
 impl Target<'_> {
-    async fn dial(
+    fn name(&self) -> Result<ServerName<'static>, Explained> {
+        ServerName::try_from(self.host.to_owned()).map_err(|error| {
+            Explained::new(Code::Usage, format!("`{}` is no host name", self.host))
+                .cause(error)
+                .hint("--remote-server takes https://HOST:PORT with a DNS name or an IP address")
+        })
+    }
+
+    async fn reach(
+        &self,
+        deadline: Instant,
+        stage: &mut Stage,
+        trace: &mut Trace,
+    ) -> Result<(TcpStream, SocketAddr), Explained> {
+        let addresses = self.resolve().await?;
+        trace.addresses.clone_from(&addresses);
+        let (tcp, remote) = self.tcp(&addresses, deadline, stage).await?;
+        trace.remote = Some(remote);
+        Ok((tcp, remote))
+    }
+
+    async fn handshake(
         &self,
         name: ServerName<'static>,
         configs: &ClientConfigs,
-        deadline: Instant,
-        stage: &mut Stage,
+        tcp: TcpStream,
+        remote: SocketAddr,
+        trace: &mut Trace,
     ) -> Result<Connected, Explained> {
-        let addresses = self.resolve().await?;
-        let (tcp, remote) = self.tcp(&addresses, deadline, stage).await?;
-        *stage = Stage::Tls(remote);
         // Read as late as can be: a rotation while we waited for TCP counts.
         let tls = configs.current();
         let published = tls.published().clone();
@@ -211,7 +272,10 @@ impl Target<'_> {
         }));
         let stream = match (outcome, &verdict) {
             (Ok(stream), _) => stream,
-            (Err(_), Some(Err(refused))) => return Err(refused.explained().clone()),
+            (Err(_), Some(Err(refused))) => {
+                trace.refused = Some(refused.clone());
+                return Err(refused.explained().clone());
+            }
             (Err(error), _) => return Err(self.tls_failed(&error, &fate)),
         };
         if stream.get_ref().1.alpn_protocol() != Some(ALPN) {

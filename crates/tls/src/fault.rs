@@ -17,6 +17,24 @@ pub struct VerifyError {
     explained: Explained,
     certificate: Option<Box<CertificateFacts>>,
     alert: AlertDescription,
+    concern: Concern,
+}
+
+/// What a certificate was refused for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Concern {
+    /// No path to a trusted root (ER-5, ER-22).
+    Chain,
+    /// The time of now is outside of its validity (ER-4).
+    Dates,
+    /// It is another's: DNS name, IP address or SPIFFE ID (ER-12).
+    Name,
+    /// Rules of the SPIFFE standards.
+    Svid,
+    /// Rules or revocations of the access point (ER-7, ER-21).
+    Policy,
+    /// Anything else that the chain breaks.
+    Form,
 }
 
 impl VerifyError {
@@ -28,7 +46,13 @@ impl VerifyError {
             },
             certificate: leaf.cloned().map(Box::new),
             alert: fault.alert(),
+            concern: fault.concern(),
         }
+    }
+
+    /// What it was refused for.
+    pub fn concern(&self) -> Concern {
+        self.concern
     }
 
     /// The row of the error table.
@@ -132,6 +156,17 @@ impl Fault {
             Self::Revoked => AlertDescription::CertificateRevoked,
             Self::NoRuleMatches | Self::NoUsableName => AlertDescription::AccessDenied,
             _ => AlertDescription::BadCertificate,
+        }
+    }
+
+    fn concern(&self) -> Concern {
+        match self {
+            Self::UnknownAuthority(_) | Self::NoLocalIssuer(_) => Concern::Chain,
+            Self::Dates(_) => Concern::Dates,
+            Self::ServerId { .. } | Self::Name { .. } => Concern::Name,
+            Self::Svid(_) => Concern::Svid,
+            Self::NoRuleMatches | Self::NoUsableName | Self::Revoked => Concern::Policy,
+            Self::Malformed(_) | Self::Refused(_) => Concern::Form,
         }
     }
 

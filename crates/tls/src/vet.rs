@@ -5,6 +5,7 @@ use std::time::SystemTime;
 use ah_identity_provider::{Code, Explained, Identity, Vet};
 use webpki::KeyUsage;
 
+use crate::SvidFault;
 use crate::configs::certified_key;
 use crate::fault::{EXPIRED, Fault, NO_LOCAL_ISSUER};
 use crate::verify::{Leaf, Trust};
@@ -33,8 +34,18 @@ impl IdentityVet {
     }
 }
 
-impl Vet for IdentityVet {
-    fn vet(&self, candidate: &Identity, now: SystemTime) -> Result<(), Explained> {
+/// What there is to say of an identity that can be used.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Examined {
+    /// What the SPIFFE standards ask of its issuer and it lacks (`I` rows).
+    pub issuer_faults: Vec<SvidFault>,
+    /// Why the chain does not end in a root of its own bundle, where it does not. The peer may trust another.
+    pub unanchored: Option<String>,
+}
+
+impl IdentityVet {
+    /// As [`Vet::vet`], and gives what is noteworthy instead of logging it.
+    pub fn examine(&self, candidate: &Identity, now: SystemTime) -> Result<Examined, Explained> {
         certified_key(candidate)?;
         let leaf = Leaf::read(candidate.chain()).map_err(|fault| own(fault, candidate))?;
         let trust = Trust::new(candidate.bundles());
@@ -43,23 +54,38 @@ impl Vet for IdentityVet {
             Role::Executor => KeyUsage::client_auth(),
         };
         match leaf.verify(&trust, usage, self.strict_svid, now) {
-            Ok(verified) => {
-                for fault in &verified.issuer_faults {
-                    tracing::warn!(%fault, "the issuer of our certificate does not follow the SPIFFE standard");
-                }
-                Ok(())
-            }
+            Ok(verified) => Ok(Examined {
+                issuer_faults: verified.issuer_faults,
+                unanchored: None,
+            }),
             // Our root may be one that the peer trusts and we do not, as with two CAs (ER-21's hint).
             // What is ours to know is whether the chain hangs together and is valid now.
             Err(Fault::NoLocalIssuer(cause) | Fault::UnknownAuthority(cause)) => {
-                tracing::warn!(
-                    cause,
-                    "the own certificate does not chain to a root of the own bundle; the peer must trust another root"
-                );
-                leaf.check_alone(now).map_err(|fault| own(fault, candidate))
+                leaf.check_alone(now)
+                    .map_err(|fault| own(fault, candidate))?;
+                Ok(Examined {
+                    issuer_faults: Vec::new(),
+                    unanchored: Some(cause),
+                })
             }
             Err(fault) => Err(own(fault, candidate)),
         }
+    }
+}
+
+impl Vet for IdentityVet {
+    fn vet(&self, candidate: &Identity, now: SystemTime) -> Result<(), Explained> {
+        let examined = self.examine(candidate, now)?;
+        for fault in &examined.issuer_faults {
+            tracing::warn!(%fault, "the issuer of our certificate does not follow the SPIFFE standard");
+        }
+        if let Some(cause) = examined.unanchored {
+            tracing::warn!(
+                cause,
+                "the own certificate does not chain to a root of the own bundle; the peer must trust another root"
+            );
+        }
+        Ok(())
     }
 }
 

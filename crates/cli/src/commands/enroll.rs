@@ -34,7 +34,8 @@ pub fn check(settings: &EnrollSettings) -> Vec<Explained> {
     super::identity::check(&settings.identity, bearer(settings))
 }
 
-fn bearer(settings: &EnrollSettings) -> Bearer {
+/// For whom the identity of an executor is.
+pub(crate) fn bearer(settings: &EnrollSettings) -> Bearer {
     Bearer {
         role: Role::Executor,
         dev: DevRole::Executor {
@@ -161,7 +162,8 @@ async fn serve(mut launch: Launch<EnrollSettings>, logging: Logging) -> Result<(
     }
 }
 
-fn remote(server: &crate::settings::value::RemoteServer) -> Remote {
+/// An access point as it is dialled.
+pub(crate) fn remote(server: &crate::settings::value::RemoteServer) -> Remote {
     Remote {
         // As a name to resolve and to verify, an IPv6 address has no brackets.
         host: match &server.host {

@@ -22,37 +22,47 @@ use tokio::sync::watch;
 use crate::settings::{IdentitySettings, SourceSettings};
 
 /// A provider under its supervisor, before its first identity.
-pub(super) struct Source {
-    pub(super) kind: ProviderKind,
-    pub(super) health: watch::Receiver<Health>,
-    pub(super) refresher: Refresher,
+pub(crate) struct Source {
+    pub(crate) kind: ProviderKind,
+    pub(crate) health: watch::Receiver<Health>,
+    pub(crate) refresher: Refresher,
     first: Pin<Box<dyn Future<Output = Result<Running, Explained>> + Send>>,
 }
 
 /// A supervised identity; `supervising` has to be polled, and ends only when the provider gave up.
-pub(super) struct Running {
-    pub(super) identity: IdentityWatch,
-    pub(super) supervising: Pin<Box<dyn Future<Output = Explained> + Send>>,
+pub(crate) struct Running {
+    pub(crate) identity: IdentityWatch,
+    pub(crate) supervising: Pin<Box<dyn Future<Output = Explained> + Send>>,
 }
 
 /// For whom an identity is, as far as providers ask.
-pub(super) struct Bearer {
+pub(crate) struct Bearer {
     /// Which side of the handshake it is for.
-    pub(super) role: Role,
+    pub(crate) role: Role,
     /// What the dev certificate says.
-    pub(super) dev: DevRole,
+    pub(crate) dev: DevRole,
     /// What a command is told, and what names a certificate that does not say otherwise.
-    pub(super) name: String,
+    pub(crate) name: String,
     /// Whom an executor dials, as URLs. Empty for an access point.
-    pub(super) remote_servers: Vec<String>,
+    pub(crate) remote_servers: Vec<String>,
     /// AP-8
-    pub(super) strict_svid: bool,
+    pub(crate) strict_svid: bool,
 }
 
 impl Source {
     /// The source that `settings` name.
-    pub(super) fn new(settings: &IdentitySettings, bearer: Bearer, clock: &Arc<dyn Clock>) -> Self {
+    pub(crate) fn new(settings: &IdentitySettings, bearer: Bearer, clock: &Arc<dyn Clock>) -> Self {
         let vet = Arc::new(IdentityVet::new(bearer.role, bearer.strict_svid));
+        Self::vetted_by(settings, bearer, vet, clock)
+    }
+
+    /// The source that `settings` name, whose identities are judged by `vet`.
+    pub(crate) fn vetted_by(
+        settings: &IdentitySettings,
+        bearer: Bearer,
+        vet: Arc<dyn Vet>,
+        clock: &Arc<dyn Clock>,
+    ) -> Self {
         let roots = settings.extra_roots.as_deref();
         match &settings.source {
             SourceSettings::Dev(settings) => {
@@ -112,7 +122,7 @@ impl Source {
 
     /// Waits for the first good identity. What is likely to pass is told by `tell`, with the time until the next
     /// attempt, and waited for (EN-13).
-    pub(super) async fn first(
+    pub(crate) async fn first(
         mut self,
         tell: impl Fn(&Explained, Duration),
     ) -> Result<Running, Explained> {
@@ -125,7 +135,7 @@ impl Source {
     }
 
     /// The first good identity, or the first failure whether or not it is likely to pass (EN-10, AP-18).
-    pub(super) async fn first_or_failure(mut self) -> Result<Running, Explained> {
+    pub(crate) async fn first_or_failure(mut self) -> Result<Running, Explained> {
         tokio::select! {
             running = &mut self.first => running,
             (failure, _) = passing(&mut self.health) => Err(failure),
@@ -149,7 +159,7 @@ async fn passing(health: &mut watch::Receiver<Health>) -> (Explained, Duration) 
 
 /// Gets one identity and vets it as at start-up, without starting anything. The dev provider is left alone:
 /// it would make a CA. Of Vault is asked whether it is there and unsealed: to log in may spend a secret id.
-pub(super) fn check(settings: &IdentitySettings, bearer: Bearer) -> Vec<Explained> {
+pub(crate) fn check(settings: &IdentitySettings, bearer: Bearer) -> Vec<Explained> {
     if matches!(settings.source, SourceSettings::Dev(_)) {
         return Vec::new();
     }

@@ -155,6 +155,7 @@ documents! {
     spiffe_works_as_typed: "docs/providers/spiffe.md",
     exec_works_as_typed: "docs/providers/exec.md",
     operations_works_as_typed: "docs/operations.md",
+    troubleshooting_works_as_typed: "docs/troubleshooting.md",
 }
 
 /// No document leads nowhere.
@@ -169,6 +170,7 @@ fn every_link_leads_to_a_file() {
         "docs/protocol.md",
         "docs/providers/dev.md",
         "docs/providers/files.md",
+        "docs/providers/vault.md",
         "docs/providers/spiffe.md",
         "docs/providers/exec.md",
     ];
@@ -183,7 +185,7 @@ fn every_link_leads_to_a_file() {
     }
 }
 
-/// Every flag of the two processes is told of.
+/// Every flag of the two processes is told of, in their documents or in those of the providers.
 #[test]
 fn every_flag_is_in_its_document() {
     let definition = ah_cli::args::definition();
@@ -192,9 +194,13 @@ fn every_flag_is_in_its_document() {
         ("access-point", "docs/access-point.md"),
         ("enroll", "docs/executor.md"),
     ] {
-        let text = fs::read_to_string(root().join(document)).unwrap();
+        let mut text = fs::read_to_string(root().join(document)).unwrap();
+        for provider in fs::read_dir(root().join("docs/providers")).unwrap() {
+            text += &fs::read_to_string(provider.unwrap().path()).unwrap();
+        }
         let command = agent.find_subcommand(command).unwrap();
-        for flag in command.get_arguments().filter_map(|arg| arg.get_long()) {
+        let shown = command.get_arguments().filter(|arg| !arg.is_hide_set());
+        for flag in shown.filter_map(|arg| arg.get_long()) {
             let told = [' ', '`', '[', '='].map(|end| text.contains(&format!("`--{flag}{end}")));
             assert!(told.contains(&true), "{document} does not tell of --{flag}");
         }

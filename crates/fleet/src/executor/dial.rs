@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use ah_identity_provider::{Clock, Code, Explained};
-use ah_tls::{ClientConfigs, Fate, connect};
+use ah_tls::{ClientConfigs, ExecutorStream, Fate, connect};
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::sync::mpsc;
@@ -57,19 +57,7 @@ async fn welcome(
     hello: Hello,
     clock: Arc<dyn Clock>,
 ) -> Result<Link, Explained> {
-    let (requests, connection) = http2::Builder::new(TokioExecutor::new())
-        .timer(TokioTimer::new())
-        .initial_stream_window_size(WINDOW_BYTES)
-        .initial_connection_window_size(WINDOW_BYTES)
-        .max_send_buf_size(MAX_MESSAGE_BYTES)
-        .handshake::<_, Body>(TokioIo::new(connected.stream))
-        .await
-        .map_err(|error| lost(remote, &error.to_string()))?;
-    let connection = AbortOnDropHandle::new(tokio::spawn(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(%error, "connection ended");
-        }
-    }));
+    let (requests, connection) = speak_http2(connected.stream, remote).await?;
     let origin = http::Uri::try_from(format!("https://{remote}")).map_err(|error| {
         Explained::new(Code::Usage, format!("{remote} is not an address")).cause(error)
     })?;
@@ -109,6 +97,27 @@ async fn welcome(
         connection,
         clock,
     ))
+}
+
+/// HTTP/2 on `stream`, driven by a task of its own.
+pub(super) async fn speak_http2(
+    stream: ExecutorStream,
+    remote: &Remote,
+) -> Result<(SendRequest<Body>, AbortOnDropHandle<()>), Explained> {
+    let (requests, connection) = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(WINDOW_BYTES)
+        .initial_connection_window_size(WINDOW_BYTES)
+        .max_send_buf_size(MAX_MESSAGE_BYTES)
+        .handshake::<_, Body>(TokioIo::new(stream))
+        .await
+        .map_err(|error| lost(remote, &error.to_string()))?;
+    let connection = AbortOnDropHandle::new(tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "connection ended");
+        }
+    }));
+    Ok((requests, connection))
 }
 
 /// What ended the call: an alert that arrived as TLS, or the status that the access point gave.

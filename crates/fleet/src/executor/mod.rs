@@ -4,6 +4,7 @@ mod backoff;
 mod dial;
 mod host;
 mod link;
+mod probe;
 mod status;
 
 use std::collections::BTreeMap;
@@ -19,6 +20,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+pub use probe::{Probe, probe};
 pub use status::{
     CertificateStatus, Heartbeats, Problem, Status, StatusSocket, read_status, serve_status,
 };

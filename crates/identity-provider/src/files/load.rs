@@ -214,14 +214,10 @@ pub(super) fn roots(path: &Path, flag: &str) -> Result<Vec<CertificateDer<'stati
 
 /// FI-4.
 fn check_permissions(key: &Path, strict: bool) -> Result<Option<String>, Fault> {
-    let found = fs::metadata(key).map_err(|error| unreadable(key, "--key", &error))?;
-    let mode = found.mode() & 0o777;
-    if mode & 0o077 == 0 {
+    let Some(text) = mode_of(key)? else {
         return Ok(None);
-    }
+    };
     let path = key.display();
-    let text =
-        format!("private key {path} can be read or changed by group or others (mode {mode:04o})");
     if strict {
         return Err(Fault::lasting(
             Explained::new(Code::Other, text)
@@ -230,6 +226,21 @@ fn check_permissions(key: &Path, strict: bool) -> Result<Option<String>, Fault> 
         ));
     }
     Ok(Some(format!("{text}; close it with: chmod 600 {path}")))
+}
+
+/// As [`check_permissions`], without what to do.
+pub(super) fn open_to_others(key: &Path) -> Result<Option<String>, Explained> {
+    mode_of(key).map_err(|fault| fault.explained)
+}
+
+fn mode_of(key: &Path) -> Result<Option<String>, Fault> {
+    let found = fs::metadata(key).map_err(|error| unreadable(key, "--key", &error))?;
+    let mode = found.mode() & 0o777;
+    let path = key.display();
+    let text = || {
+        format!("private key {path} can be read or changed by group or others (mode {mode:04o})")
+    };
+    Ok((mode & 0o077 != 0).then(text))
 }
 
 /// ER-8, ER-9 and whatever else a file system answers.

@@ -115,6 +115,9 @@ fn certificate_words(fault: &CertificateError) -> String {
         | CertificateError::NotValidYetContext { .. } => {
             format!("certificate has expired or is not yet valid ({fault})")
         }
+        CertificateError::Other(other) if other.to_string().contains("CaUsedAsEndEntity") => {
+            "certificate verify failed: it is a CA's own certificate; give Vault one that this CA issued".to_owned()
+        }
         other => format!("certificate verify failed: {other}"),
     }
 }

@@ -155,6 +155,7 @@ impl Failure {
             Fault::Refused(refusal) => {
                 Explained::new(Code::Other, format!("vault refused: {}", refusal.words()))
                     .cause(format!("the address is {address}"))
+                    .hint("check --vault-addr: its scheme (https:// or http://), its port, and that a Vault or OpenBao server is there")
             }
             Fault::Setup(explained) => explained.clone(),
         };

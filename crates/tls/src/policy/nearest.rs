@@ -74,8 +74,11 @@ fn of_uri(rule: &UriPrefix, uri: &str) -> Candidate {
     } else if authority(prefix) != authority(head) {
         let (wants, has) = (authority(prefix), authority(head));
         format!("the rule is for `{wants}`, the certificate is of `{has}`")
-    } else if prefix.starts_with(head) {
-        format!("the rule goes on with `{}`", rest(prefix, head))
+    } else if let Some(rest) = prefix
+        .strip_prefix(head)
+        .filter(|rest| rest.starts_with('/'))
+    {
+        format!("the rule goes on with `{rest}`")
     } else {
         format!("the certificate has `{head}` where the rule has `{prefix}`")
     };
@@ -180,10 +183,6 @@ fn authority(uri: &str) -> &str {
     uri.get(..end).unwrap_or(uri)
 }
 
-fn rest<'a>(whole: &'a str, head: &str) -> &'a str {
-    whole.strip_prefix(head).unwrap_or(whole)
-}
-
 fn share(distance: usize, of: usize) -> f64 {
     let small = |n: usize| f64::from(u32::try_from(n).unwrap_or(u32::MAX));
     small(distance) / small(of.max(1))
@@ -243,6 +242,12 @@ mod tests {
                 "URI:spiffe://example.org/ah/agent",
                 1,
                 "`spiffe://example.org/ah/agents` where",
+            ),
+            (
+                leaf(&["spiffe://example.org/ah/agen/w-1"], &[], &[]),
+                "URI:spiffe://example.org/ah/agent",
+                1,
+                "`spiffe://example.org/ah/agen` where",
             ),
             (
                 leaf(&["spiffe://example.com/ah/agent/w-1"], &[], &[]),
