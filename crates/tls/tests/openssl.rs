@@ -166,6 +166,10 @@ async fn openssl_s_client_with_and_without_a_certificate() {
         !text.contains("Post-Handshake New Session Ticket"),
         "no tickets: {text}"
     );
+    assert!(
+        text.contains("TLS_AES_128_GCM_SHA256"),
+        "our order, and not that of openssl, which asks for TLS_AES_256_GCM_SHA384 first: {text}"
+    );
 
     let text = s_client(vec!["-showcerts".into()]).await.unwrap();
     assert!(text.contains("Verification: OK"), "{text}");

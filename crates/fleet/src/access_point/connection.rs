@@ -138,12 +138,13 @@ impl Fleet for Service {
         &self,
         request: Request<Streaming<ExecutorMessage>>,
     ) -> Result<Response<Self::EnrollStream>, Status> {
+        let call = OpenCall::on(&self.calls);
         let messages = session::serve(
             Arc::clone(&self.shared),
             self.caller.clone(),
             request.into_inner(),
-        );
-        let call = OpenCall::on(&self.calls);
+        )
+        .await?;
         Ok(Response::new(Box::pin(Counted { messages, call })))
     }
 }

@@ -3,7 +3,6 @@
 //! The session is the response stream itself. It is polled by the connection's own stream task, so an idle
 //! executor costs no further task and no channel.
 
-use std::collections::VecDeque;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -36,32 +35,47 @@ const HELLO_WITHIN: Duration = Duration::from_secs(10);
 /// the newer one's welcome may still be on its way.
 const FAREWELL: Duration = Duration::from_secs(10);
 
-/// Serves the call of `caller` whose messages arrive on `inbound`.
-pub(super) fn serve(
+/// The response's headers wait this long for the hello, so that the welcome leaves in one record with them.
+/// Then they go alone, for a client that sends nothing before it has them.
+const HEADERS_WITHIN: Duration = Duration::from_millis(20);
+
+/// Serves the call of `caller` whose messages arrive on `inbound`. Resolves when the response may begin.
+pub(super) async fn serve(
     shared: Arc<Shared>,
     caller: Caller,
-    inbound: Streaming<ExecutorMessage>,
-) -> impl Stream<Item = Result<AccessPointMessage, Status>> + Send {
-    let call = Call {
+    mut inbound: Streaming<ExecutorMessage>,
+) -> Result<impl Stream<Item = Result<AccessPointMessage, Status>> + Send, Status> {
+    let first = tokio::time::timeout(HEADERS_WITHIN, inbound.message())
+        .await
+        .ok();
+    let spoke = first.is_some();
+    let mut call = Call {
         shared,
         caller,
         inbound,
-        outbox: VecDeque::new(),
+        first,
+        unsent: None,
         enrolled: None,
         oversized: false,
         finished: false,
     };
-    futures_util::stream::unfold(call, |mut call| async move {
+    if spoke && let Some(welcome) = call.next().await {
+        call.unsent = welcome?.kind;
+    }
+    Ok(futures_util::stream::unfold(call, |mut call| async move {
         let item = call.next().await?;
         Some((item, call))
-    })
+    }))
 }
 
 struct Call {
     shared: Arc<Shared>,
     caller: Caller,
     inbound: Streaming<ExecutorMessage>,
-    outbox: VecDeque<Outgoing>,
+    /// What arrived on `inbound` before the response began.
+    first: Option<Result<Option<ExecutorMessage>, Status>>,
+    /// What is sent next.
+    unsent: Option<Outgoing>,
     enrolled: Option<Enrolled>,
     /// The peer sent a message above the limit, which has a status of its own.
     oversized: bool,
@@ -86,7 +100,7 @@ impl Call {
         if self.finished {
             return None;
         }
-        if let Some(kind) = self.outbox.pop_front() {
+        if let Some(kind) = self.unsent.take() {
             return Some(Ok(AccessPointMessage { kind: Some(kind) }));
         }
         let step = if self.enrolled.is_none() {
@@ -176,10 +190,16 @@ impl Call {
     }
 
     async fn hello(&mut self) -> Result<Greeting, Explained> {
-        let first = tokio::time::timeout(HELLO_WITHIN, self.inbound.message())
-            .await
-            // Slow or gone is not wrong: the executor may try again.
-            .map_err(|_| Explained::new(Code::Unavailable, "no hello within 10 s of the call"))?
+        let first = match self.first.take() {
+            Some(first) => first,
+            None => tokio::time::timeout(HELLO_WITHIN, self.inbound.message())
+                .await
+                // Slow or gone is not wrong: the executor may try again.
+                .map_err(|_| {
+                    Explained::new(Code::Unavailable, "no hello within 10 s of the call")
+                })?,
+        };
+        let first = first
             .map_err(|status| broken(&status, &mut self.oversized))?
             .ok_or_else(|| Explained::new(Code::Unavailable, "call ended before its hello"))?;
         match first.kind {
@@ -243,7 +263,7 @@ impl Call {
                         Some(Incoming::Heartbeat(heartbeat)) => {
                             enrolled.shared.metrics.heartbeat_received();
                             // Ours rides along, so that an idle executor wakes us once an interval.
-                            self.outbox.push_back(enrolled.heartbeat());
+                            self.unsent = Some(enrolled.heartbeat());
                             return Ok(Some(Outgoing::HeartbeatReply(HeartbeatReply {
                                 sequence: heartbeat.sequence,
                             })));
