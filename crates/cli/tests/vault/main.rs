@@ -13,6 +13,7 @@
 )]
 #[path = "../faults/crowd.rs"]
 mod crowd;
+mod curl;
 mod faults;
 mod fleet;
 mod guide;
