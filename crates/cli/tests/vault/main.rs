@@ -25,6 +25,7 @@ mod guide;
 mod kit;
 mod load;
 mod logins;
+mod moving;
 #[expect(
     dead_code,
     reason = "shared with the tests of faults, which use more of it"
