@@ -315,8 +315,8 @@ fn best_practices(walk: &Walk) {
     assert!(told.hint.contains("allowed_uri_sans"), "{told:?}");
 }
 
-/// ER-13, and what the guide says to type. Neither Vault nor OpenBao knows `vault login -method=approle`: their command
-/// line has no such method. `vault write auth/approle/login …` does what is meant, and spends a one-time secret id.
+/// ER-13, and what the guide says to type. OpenBao's command line has no `login -method=approle`: `vault write
+/// auth/approle/login …` does what is meant, and spends a one-time secret id.
 fn authentication(walk: &Walk) {
     let trust = walk.bao.ca().unwrap().display().to_string();
     let environment = [
