@@ -9,18 +9,15 @@ mod refusals;
 use std::net::SocketAddr;
 use std::process::Command;
 
-use ah_testkit::process::{Finished, Host, Process};
+use ah_testkit::process::{Host, Process};
 
-use crate::kit::{shell, unused_address};
+use crate::kit::{until_closed, unused_address};
 
 /// What openssl's client saw when it sent a request; it never fails, for refusals are what is looked for.
 fn openssl_client(host: &Host, address: SocketAddr, flags: &str) -> String {
-    // TLS 1.3 tells a client of its refusal when it reads: the pipe stays open until the peer has closed.
-    let script = format!(
-        "{{ echo; cat; }} < <(sleep 5) | openssl s_client -connect {address} -CAfile server-ca.pem -alpn h2 {flags} 2>&1 || true"
-    );
-    let done = Finished::from(shell(host, &script).output().unwrap());
-    done.stdout + &done.stderr
+    let line =
+        format!("openssl s_client -connect {address} -CAfile server-ca.pem -alpn h2 {flags}");
+    until_closed(host, &line)
 }
 
 /// openssl's server with the files `NAME.pem` and `NAME-key.pem`, and its address.

@@ -1,13 +1,14 @@
 //! What these tests share.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use ah_testkit::ca::{LeafFiles, TestCa, TestLeaf};
-use ah_testkit::process::{AccessPoint, Finished, Host, Process, eventually};
+use ah_testkit::process::{AccessPoint, DEADLINE, Finished, Host, Process, eventually};
 use serde_json::Value;
 
 pub(crate) const AH: &str = env!("CARGO_BIN_EXE_ah");
@@ -34,6 +35,26 @@ pub(crate) fn shell(host: &Host, script: &str) -> Command {
         .current_dir(host.path(""))
         .stdin(Stdio::null());
     command
+}
+
+/// What openssl's client `line` prints until the access point ends the connection.
+///
+/// TLS 1.3 tells a client of its refusal when it reads, so its input stays open; an empty line is no HTTP/2, for
+/// which an access point that let it in hangs up.
+pub(crate) fn until_closed(host: &Host, line: &str) -> String {
+    let script = format!("exec timeout {} {line} 2>&1", DEADLINE.as_secs());
+    let mut client = shell(host, &script)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = client.stdin.take().unwrap();
+    // A client that gave up before does not read it.
+    let _ = input.write_all(b"\n");
+    let printed = Finished::from(client.wait_with_output().unwrap());
+    drop(input);
+    assert_ne!(printed.code, 124, "nobody hung up: {}", printed.stdout);
+    printed.stdout
 }
 
 /// Types `script` into that shell and tells how it ended.

@@ -4,25 +4,25 @@
 //! log and fails with a reason; [`Bound::run`] serves until told to stop.
 
 mod attempts;
+mod bars;
 mod connection;
 mod doors;
 pub mod http;
 mod metrics;
+mod observer;
 mod operations;
 mod refusals;
 mod registry;
 mod session;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use ah_identity_provider::{Clock, Code, Explained, Health, IdentityWatch};
 use ah_tls::{
-    AcceptObserver, Handshakes, PeerIdentity, Policy, PolicyCell, Rejection, Revocations, SanRules,
-    ServerConfigs, VerifyError,
+    AcceptObserver, Handshakes, PeerIdentity, Policy, PolicyCell, SanRules, ServerConfigs,
+    VerifyError,
 };
 use arc_swap::ArcSwap;
 use tokio::net::TcpListener;
@@ -38,16 +38,12 @@ pub use operations::{
 pub use registry::Duplicates;
 
 use crate::audit::{AuditLog, AuditTask, Entry, Event, Outcome};
-use crate::store::{
-    AnyStore, Change, Durability, ExecutorId, RevocationTarget, Store, StoreWriter,
-};
-use attempts::{Attempt, Attempts};
+use crate::store::{AnyStore, Store, StoreWriter};
+use attempts::Attempts;
+use bars::{Bars, follow_revocations, revocation_set};
 use metrics::{Metrics, Sample};
-use refusals::{Refusals, Refused};
-use registry::{End, Limits, Registry, lock};
-
-/// How often an access point looks for revocations that another one wrote to a shared store.
-const REVOCATION_POLL: Duration = Duration::from_millis(500);
+use refusals::Refusals;
+use registry::{End, Limits, Registry};
 
 /// What may change while the access point runs (SIGHUP).
 #[derive(Clone, Debug, PartialEq)]
@@ -113,16 +109,6 @@ pub(crate) struct Shared {
     started_at: SystemTime,
     /// Where executors dial, with the real ports.
     listening: Vec<SocketAddr>,
-}
-
-/// Bars on their way into the store.
-#[derive(Default)]
-struct Bars {
-    /// Set (true) and lifted (false) here, and not known to be in the store; with the number of the change.
-    unwritten: BTreeMap<RevocationTarget, (bool, u64)>,
-    changes: u64,
-    /// How many were written. What was read from the store before the last one may lack it.
-    written: u64,
 }
 
 impl Shared {
@@ -399,33 +385,6 @@ async fn follow_trust(shared: Arc<Shared>) {
     std::future::pending().await
 }
 
-/// Takes over revocations that another access point wrote to the same store.
-async fn follow_revocations(shared: Arc<Shared>) {
-    let mut seen = None;
-    loop {
-        tokio::time::sleep(REVOCATION_POLL).await;
-        let read = read_revocations(&shared, &mut seen).await;
-        shared.note_unread(read.err().map(|error| error.to_string()));
-    }
-}
-
-async fn read_revocations(
-    shared: &Shared,
-    seen: &mut Option<(u64, u64)>,
-) -> Result<(), crate::store::StoreError> {
-    let written = lock(&shared.bars).written;
-    let version = shared.store.revocation_version().await?;
-    if *seen == Some((version, written)) {
-        return Ok(());
-    }
-    let revocations = shared.store.revocations().await?;
-    let targets = revocations.into_iter().map(|(target, _)| target);
-    if shared.take_revocations(targets, written) {
-        *seen = Some((version, written));
-    }
-    Ok(())
-}
-
 /// Writes renewals of our own identity, and failures to renew it, to the audit log.
 ///
 /// A renewal is written when TLS presents the new certificate, so that the line names that one; the health
@@ -460,18 +419,6 @@ async fn audit_identity(shared: Arc<Shared>) {
     tokio::join!(renewals, failures);
 }
 
-fn revocation_set(targets: impl IntoIterator<Item = RevocationTarget>) -> Revocations {
-    let mut set = Revocations::default();
-    for target in targets {
-        match target {
-            RevocationTarget::Id(ExecutorId(id)) => set.ids.insert(id),
-            RevocationTarget::Serial(serial) => set.serials.insert(serial),
-            RevocationTarget::Sha256(sha256) => set.sha256s.insert(sha256),
-        };
-    }
-    set
-}
-
 impl Shared {
     /// An audit line about this access point itself.
     fn note(&self, event: Event, outcome: Outcome, reason: Option<String>) {
@@ -485,114 +432,6 @@ impl Shared {
             provider: Some(published.provider),
             reason,
         });
-    }
-
-    /// Makes `targets`, which the store holds, the bars in force, besides those that are still on their way
-    /// into the store, and ends what they forbid. They were read after so many were `written` here; false when
-    /// there are more by now, and they have to be read again.
-    fn take_revocations(
-        &self,
-        targets: impl IntoIterator<Item = RevocationTarget>,
-        written: u64,
-    ) -> bool {
-        let mut held = targets.into_iter().collect::<BTreeSet<_>>();
-        let mut bars = lock(&self.bars);
-        if bars.written != written {
-            return false;
-        }
-        let unwritten = &mut bars.unwritten;
-        unwritten.retain(|target, (barred, _)| held.contains(target) != *barred);
-        for (target, (barred, _)) in unwritten.iter() {
-            if *barred {
-                held.insert(target.clone());
-            } else {
-                held.remove(target);
-            }
-        }
-        // Under the lock, so that a bar set in this moment is not overwritten by what was read before it.
-        self.policy
-            .update(|policy| policy.revocations = revocation_set(held.iter().cloned()));
-        drop(bars);
-        self.end_unadmitted();
-        true
-    }
-
-    /// The store holds the `change` that was made to `target` here: from now on it has the last word on it, which may be
-    /// another access point's.
-    fn note_written(&self, target: &RevocationTarget, change: u64) {
-        let mut bars = lock(&self.bars);
-        if bars
-            .unwritten
-            .get(target)
-            .is_some_and(|(_, last)| *last == change)
-        {
-            bars.unwritten.remove(target);
-        }
-        bars.written += 1;
-    }
-
-    fn note_unread(&self, error: Option<String>) {
-        let mut unread = lock(&self.unread_revocations);
-        match (&*unread, &error) {
-            (None, Some(error)) => tracing::warn!(
-                %error,
-                "revocations of other access points cannot be read from the store"
-            ),
-            (Some(_), None) => tracing::info!("revocations are read from the store again"),
-            _ => {}
-        }
-        *unread = error;
-    }
-
-    /// Sets or lifts a bar in memory, at once, and hands `change` to the store. Both in one step: of two
-    /// operators, the same one has the last word in memory and in the store.
-    fn bar(
-        self: &Arc<Self>,
-        target: &RevocationTarget,
-        barred: bool,
-        change: Change,
-    ) -> impl Future<Output = Durability> + Send + use<> {
-        let mut bars = lock(&self.bars);
-        bars.changes += 1;
-        let number = bars.changes;
-        bars.unwritten.insert(target.clone(), (barred, number));
-        self.policy.update(|policy| {
-            let (values, value) = match target {
-                RevocationTarget::Id(ExecutorId(id)) => (&mut policy.revocations.ids, id),
-                RevocationTarget::Serial(serial) => (&mut policy.revocations.serials, serial),
-                RevocationTarget::Sha256(sha256) => (&mut policy.revocations.sha256s, sha256),
-            };
-            if barred {
-                values.insert(value.clone());
-            } else {
-                values.remove(value);
-            }
-        });
-        // Submitted under the lock, in the order of the numbers.
-        let written = self.writer.submit(change);
-        drop(bars);
-        let shared = Arc::clone(self);
-        let target = target.clone();
-        async move {
-            let durability = written.await;
-            if durability == Durability::Committed {
-                shared.note_written(&target, number);
-            }
-            durability
-        }
-    }
-
-    /// Ends every session that the policy of now would not admit. Returns how many.
-    fn end_unadmitted(&self) -> usize {
-        let policy = self.policy.load();
-        let mut ended = 0;
-        for session in self.registry.sessions() {
-            if let Err(refusal) = session.peer.still_admitted(&policy) {
-                session.end(End::Refused(told_to_executor(&refusal)));
-                ended += 1;
-            }
-        }
-        ended
     }
 
     fn sample(&self) -> Sample {
@@ -614,68 +453,6 @@ impl Shared {
             audit_pending: audit.pending,
         }
     }
-}
-
-impl AcceptObserver for Shared {
-    fn opened(&self, _remote: SocketAddr) {
-        self.metrics.connections_accepted.inc();
-    }
-
-    fn closed(&self, _remote: SocketAddr) {
-        self.metrics.connections_closed.inc();
-    }
-
-    fn accept_failed(&self, _error: &std::io::Error) {
-        self.metrics.accept_failures.inc();
-    }
-
-    fn abandoned(&self, remote: SocketAddr) {
-        tracing::debug!(peer = %remote, "peer went away before the handshake was done");
-        self.metrics.handshakes_abandoned.inc();
-    }
-
-    fn completed(&self, took: Duration) {
-        self.metrics.handshakes_completed.inc();
-        self.metrics.handshake_seconds.observe(took.as_secs_f64());
-    }
-
-    fn shed(&self, remote: SocketAddr) {
-        tracing::debug!(peer = %remote, "connection reset: too many handshakes under way");
-        self.metrics.handshakes_shed.inc();
-    }
-
-    fn timed_out(&self, remote: SocketAddr) {
-        tracing::debug!(peer = %remote, "handshake timed out");
-        self.metrics.handshakes_timed_out.inc();
-        let why = Explained::new(Code::ConnectionTimedOut, "the handshake was not finished in time")
-            .hint("look for packets that are lost on the way, large ones above all (ping -M do -s 1400), and at --handshake-timeout");
-        self.attempts.note(Attempt {
-            refused: Some(why),
-            ..Attempt::new(self.clock.now(), remote)
-        });
-    }
-
-    fn rejected(&self, rejection: Rejection) {
-        self.turned_away(Refused {
-            explained: &rejection.explained,
-            remote: rejection.remote,
-            executor: rejection.certificate.as_ref().map(claimed_id),
-            certificate: rejection.certificate.as_ref(),
-            // Rules and revocations are looked at once the chain was verified.
-            vouched: matches!(
-                rejection.explained.code,
-                Code::SanMismatch | Code::ClientRevoked
-            ),
-            greeting: None,
-        });
-    }
-}
-
-/// Who a certificate says it is. In an audit line of a refusal it is a claim and no more.
-fn claimed_id(facts: &ah_identity_provider::CertificateFacts) -> ExecutorId {
-    let ip = facts.ips.first().map(ToString::to_string);
-    let name = facts.uris.first().or(facts.dns.first()).cloned().or(ip);
-    ExecutorId(name.unwrap_or_else(|| facts.subject.clone()))
 }
 
 /// The operators' side of an access point: what the admin socket, the REST interface and signals call.
