@@ -24,6 +24,7 @@ mod guide;
 mod kit;
 mod load;
 mod logins;
+mod namespaces;
 #[expect(
     dead_code,
     reason = "shared with the tests of faults, which use more of it"
