@@ -10,6 +10,7 @@
 
 mod certificates;
 mod connection;
+mod exec;
 mod running;
 mod settings;
 mod site;
