@@ -169,7 +169,7 @@ impl Site {
     /// Whole lines of the audit log, with those of everything that has happened by now.
     pub(crate) fn audit(&self) -> Vec<Value> {
         eventually("the audit log is written", || {
-            let Ok(metrics) = self.admin("/metrics") else {
+            let Ok(metrics) = admin(&self.host, "/metrics") else {
                 // Nobody is there who would write any more.
                 return Some(());
             };
@@ -178,20 +178,20 @@ impl Site {
         lines_of(&self.audit_log())
     }
 
-    /// What the access point answers on its admin socket.
-    fn admin(&self, path: &str) -> std::io::Result<String> {
-        let socket = self.host.run_directory().join("access-point.sock");
-        let mut stream = UnixStream::connect(socket)?;
-        write!(stream, "GET {path} HTTP/1.0\r\nHost: access-point\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        Ok(answer)
-    }
-
     /// AU-2: the chain of the audit log is unbroken.
     pub(crate) fn verify_audit(&self) {
         verify(&self.host, &self.audit_log());
     }
+}
+
+/// What the access point of `host` answers on its admin socket.
+pub(crate) fn admin(host: &Host, path: &str) -> std::io::Result<String> {
+    let socket = host.run_directory().join("access-point.sock");
+    let mut stream = UnixStream::connect(socket)?;
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: access-point\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
 }
 
 /// `ah agent audit verify FILE` succeeds.

@@ -28,8 +28,13 @@ impl Fleet {
 
     /// On this server.
     pub(crate) fn on(bao: Arc<OpenBao>) -> Self {
+        Self::of(Realm::new(&bao), bao)
+    }
+
+    /// With this realm of that server.
+    pub(crate) fn of(realm: Realm, bao: Arc<OpenBao>) -> Self {
         Self {
-            realm: Realm::new(&bao),
+            realm,
             host: host(),
             bao,
         }

@@ -57,16 +57,13 @@ fn the_guide_from_top_to_bottom() {
     assert!(walk.follow("permission denied").contains("root"));
 
     let (role_id, secret_id) = (shown(&made, "role_id"), shown(&made, "secret_id"));
-    let executor = "vault read -field=role_id auth/approle/role/executor/role-id; echo
-                    vault write -f -field=secret_id auth/approle/role/executor/secret-id";
-    let executor = walk.bao.sh(&walk.host.path(""), executor);
-    let (executor_role_id, executor_secret_id) = executor.split_once('\n').unwrap();
+    let (executor_role_id, executor_secret_id) = walk.executor_credentials();
     let environment = [
         ("VAULT_CACERT", trust.as_str()),
         ("ROLE_ID", role_id),
         ("SECRET_ID", secret_id),
-        ("EXECUTOR_ROLE_ID", executor_role_id),
-        ("EXECUTOR_SECRET_ID", executor_secret_id),
+        ("EXECUTOR_ROLE_ID", &executor_role_id),
+        ("EXECUTOR_SECRET_ID", &executor_secret_id),
     ];
 
     // ER-14, ER-17: the guide's roles do not admit the names that the guide's command lines ask for. A domain of
@@ -155,7 +152,7 @@ fn the_guide_from_top_to_bottom() {
 
     drop(executor);
     from_a_pod(&walk, &trust);
-    environment_variables(&walk, executor_role_id, executor_secret_id);
+    environment_variables(&walk, &executor_role_id, &executor_secret_id);
     drop(access_point);
     flags_of_other_sections(&walk, &environment);
     best_practices(&walk);
@@ -273,14 +270,11 @@ fn best_practices(walk: &Walk) {
     walk.follow("restricted roles");
     let trust = walk.bao.ca().unwrap().display().to_string();
     let enroll = |name: &str| {
-        let made = "vault read -field=role_id auth/approle/role/executor/role-id; echo
-                    vault write -f -field=secret_id auth/approle/role/executor/secret-id";
-        let made = walk.bao.sh(&walk.host.path(""), made);
-        let (role_id, secret_id) = made.split_once('\n').unwrap();
+        let (role_id, secret_id) = walk.executor_credentials();
         let environment = [
             ("VAULT_CACERT", trust.as_str()),
-            ("EXECUTOR_ROLE_ID", role_id),
-            ("EXECUTOR_SECRET_ID", secret_id),
+            ("EXECUTOR_ROLE_ID", role_id.as_str()),
+            ("EXECUTOR_SECRET_ID", &secret_id),
         ];
         let script = walk
             .printed(EXECUTOR)
@@ -304,8 +298,23 @@ fn best_practices(walk: &Walk) {
     );
     assert_eq!(enroll(inside).text, far);
 
-    // The troubleshooting guide's way to mend a role replaces all of it: the URI SANs it admitted are gone.
+    // The troubleshooting guide's way to mend a role replaces all of it: the URI SANs it admitted are gone, and keys
+    // are RSA. To patch it leaves them be.
+    walk.bao
+        .sh(&walk.host.path(""), &walk.printed("role of the executors"));
+    let mended = walk.printed("PKI issue failed, solution");
+    let patched = mended.replace("vault write", "vault patch");
+    assert_ne!(patched, mended);
+    walk.bao.sh(&walk.host.path(""), &patched);
+    let role = || walk.bao.read("pki_int/roles/executor")["data"].clone();
+    assert_eq!(
+        role()["allowed_uri_sans"][0],
+        "spiffe://example.org/ah/agent/*"
+    );
+    assert_eq!(role()["key_type"], "ec");
+    assert_eq!(enroll("executor-1.internal.example.com").text, far);
     walk.follow("PKI issue failed, solution");
+    assert_eq!(role()["key_type"], "rsa");
     let told = enroll("executor-1.internal.example.com");
     assert!(
         told.text
@@ -345,4 +354,8 @@ fn authentication(walk: &Walk) {
         login.stderr.contains("Unknown auth method: approle"),
         "{login:?}"
     );
+    let (role_id, secret_id) = walk.executor_credentials();
+    let typed = format!("vault write auth/approle/login role_id={role_id} secret_id={secret_id}");
+    let login = walk.bao.sh(&walk.host.path(""), &typed);
+    assert!(shown(&login, "token_policies").contains("ah-executor"));
 }

@@ -26,6 +26,7 @@ mod kit;
 mod load;
 mod logins;
 mod moving;
+mod namespaces;
 #[expect(
     dead_code,
     reason = "shared with the tests of faults, which use more of it"

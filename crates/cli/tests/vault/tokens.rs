@@ -2,10 +2,11 @@
 
 use ah_testkit::process::{Process, eventually};
 use nix::sys::signal::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::fleet::{Fleet, id};
 use crate::kit::{failed, mode};
+use crate::site::admin;
 
 /// The guide's best practice: a secret id for one use.
 fn one_time(fleet: &Fleet, token_ttl: &str, token_max_ttl: &str) {
@@ -119,6 +120,42 @@ fn va_15_a_token_that_cannot_be_replaced_gets_a_last_certificate_and_says_so() {
         executor.count("retrying in"),
         0,
         "it was enrolled all the time"
+    );
+}
+
+// VA-15: the access point's own warning is in its interface.
+#[test]
+fn va_15_an_access_point_whose_token_cannot_be_replaced_says_so() {
+    let Some(fleet) = Fleet::begin() else {
+        return;
+    };
+    let role = json!({"secret_id_num_uses": 1, "token_ttl": "4s", "token_max_ttl": "4s"});
+    fleet.realm.app_role(&fleet.bao, "access-point", role);
+    let access_point = fleet.access_point(&[]);
+    let view = || {
+        let answer = admin(&fleet.host, "/api/v1/access-point").unwrap();
+        let body = answer.split_once("\r\n\r\n").unwrap().1.to_owned();
+        serde_json::from_str::<Value>(&body).unwrap()
+    };
+    access_point
+        .process
+        .wait_for("this is the last certificate that the vault token can get");
+    let warned = eventually("the warning", || {
+        let view = view();
+        view["identity_warning"].is_object().then_some(view)
+    });
+    let warning = &warned["identity_warning"];
+    assert!(
+        warning["text"]
+            .as_str()
+            .is_some_and(|text| text.contains("cannot be replaced")),
+        "{warned}"
+    );
+    assert!(
+        warning["hint"]
+            .as_str()
+            .is_some_and(|hint| hint.contains("VAULT_SECRET_ID")),
+        "{warned}"
     );
 }
 

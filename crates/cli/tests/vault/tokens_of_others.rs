@@ -8,7 +8,7 @@ use ah_testkit::process::{Host, Process};
 use crate::kit::sh;
 
 /// Python of the tools that the tests install.
-fn python() -> PathBuf {
+pub(crate) fn python() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/venv/bin/python")
 }
 

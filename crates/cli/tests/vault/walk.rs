@@ -9,6 +9,7 @@ use ah_testkit::ca::TestCa;
 use ah_testkit::need;
 use ah_testkit::openbao::{Listen, OpenBao};
 use ah_testkit::process::{Finished, Host, Process};
+use serde_json::json;
 
 use crate::kit::{AH, host};
 use crate::tokens_of_others::{jwt, service_account, token_review};
@@ -118,6 +119,16 @@ impl Walk {
     pub(crate) fn follow(&self, name: &'static str) -> String {
         let script = self.printed(name);
         self.bao.sh(&self.host.path(""), &script)
+    }
+
+    /// The executors' role id and a new secret id.
+    pub(crate) fn executor_credentials(&self) -> (String, String) {
+        let path = "auth/approle/role/executor";
+        let role_id = &self.bao.read(&format!("{path}/role-id"))["data"]["role_id"];
+        let made = self.bao.write(&format!("{path}/secret-id"), json!({}));
+        let [role_id, secret_id] =
+            [role_id, &made["data"]["secret_id"]].map(|value| value.as_str().unwrap().to_owned());
+        (role_id, secret_id)
     }
 
     /// A shell at that place, with `environment`, in which `ah` is the program under test. When `ah` starts it

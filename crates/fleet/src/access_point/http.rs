@@ -376,7 +376,7 @@ async fn events(
 #[derive(ToSchema)]
 #[schema(as = Error)]
 #[expect(dead_code, reason = "describes what Explained serializes to")]
-struct ErrorBody {
+pub(super) struct ErrorBody {
     /// The kind of failure, in a stable word.
     code: String,
     /// The failure in one line.

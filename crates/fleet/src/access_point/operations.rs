@@ -189,6 +189,7 @@ impl Operator {
     pub fn access_point(&self) -> AccessPointView {
         let shared = &self.0;
         let published = std::sync::Arc::clone(shared.configs.current().published());
+        let health = shared.health.borrow().clone();
         AccessPointView {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -196,7 +197,8 @@ impl Operator {
             listening: shared.listening.clone(),
             certificate: published.identity.leaf().into(),
             provider: published.provider,
-            rotations: shared.health.borrow().rotations,
+            rotations: health.rotations,
+            identity_warning: health.warning,
             executors: shared.registry.len(),
         }
     }

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use rustls::crypto::aws_lc_rs;
-use rustls::{CertificateError, ClientConfig, RootCertStore};
+use rustls::version::{TLS12, TLS13};
+use rustls::{AlertDescription, CertificateError, ClientConfig, RootCertStore};
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -92,9 +93,7 @@ pub(super) fn io_words(error: &io::Error) -> String {
         Some(rustls::Error::InvalidMessage(_)) => {
             "it does not speak TLS; an http:// address may be meant".to_owned()
         }
-        Some(rustls::Error::AlertReceived(rustls::AlertDescription::CertificateRequired)) => {
-            "it asks for a client certificate (VAULT_CLIENT_CERT, VAULT_CLIENT_KEY)".to_owned()
-        }
+        Some(rustls::Error::AlertReceived(alert)) => alert_words(*alert),
         Some(other) => format!("TLS: {other}"),
         None => match error.kind() {
             io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
@@ -103,6 +102,25 @@ pub(super) fn io_words(error: &io::Error) -> String {
             io::ErrorKind::TimedOut => "connection timed out".to_owned(),
             _ => error.to_string(),
         },
+    }
+}
+
+/// Why the server ended a handshake, as far as TLS tells.
+fn alert_words(alert: AlertDescription) -> String {
+    match alert {
+        AlertDescription::CertificateRequired => {
+            "it asks for a client certificate (VAULT_CLIENT_CERT, VAULT_CLIENT_KEY)".to_owned()
+        }
+        AlertDescription::BadCertificate
+        | AlertDescription::UnsupportedCertificate
+        | AlertDescription::CertificateRevoked
+        | AlertDescription::CertificateExpired
+        | AlertDescription::CertificateUnknown
+        | AlertDescription::UnknownCA => {
+            format!("it refuses our client certificate (VAULT_CLIENT_CERT): {alert:?}")
+        }
+        AlertDescription::ProtocolVersion => "it speaks neither TLS 1.3 nor TLS 1.2".to_owned(),
+        other => format!("TLS: received alert {other:?}"),
     }
 }
 
@@ -116,7 +134,7 @@ fn certificate_words(fault: &CertificateError) -> String {
             format!("certificate has expired or is not yet valid ({fault})")
         }
         CertificateError::Other(other) if other.to_string().contains("CaUsedAsEndEntity") => {
-            "certificate verify failed: it is a CA's own certificate; give Vault one that this CA issued".to_owned()
+            "certificate verify failed: it is a CA's own certificate; give Vault one that this CA issued, or a self-signed one with CA:FALSE".to_owned()
         }
         other => format!("certificate verify failed: {other}"),
     }
@@ -146,7 +164,8 @@ fn client_config(settings: &VaultTls) -> Result<ClientConfig, Explained> {
         }
     }
     let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-        .with_safe_default_protocol_versions()
+        // 1.2 for the load balancers before Vault that know no more.
+        .with_protocol_versions(&[&TLS13, &TLS12])
         .map_err(|error| {
             Explained::new(crate::Code::Other, format!("TLS cannot be set up: {error}"))
         })?

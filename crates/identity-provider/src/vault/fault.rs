@@ -143,7 +143,7 @@ impl Failure {
             .hint(hint_for_connection(why)),
             Fault::NoReply(why) => Explained::new(Code::VaultUnreachable, format!("vault gave no answer: {why}"))
                 .cause(format!("the address is {address}"))
-                .hint("look at Vault's own log, and at any proxy or load balancer between"),
+                .hint(if why.contains("client certificate") { hint_for_connection(why) } else { "look at Vault's own log, and at any proxy or load balancer between" }),
             Fault::Sealed => Explained::new(Code::VaultSealed, "vault is sealed")
                 .cause(format!("the address is {address}"))
                 .hint("unseal it: `vault operator unseal` on each server, then `vault status`; until then the last certificate is used"),
@@ -177,7 +177,9 @@ impl Failure {
 }
 
 fn hint_for_connection(why: &str) -> &'static str {
-    if why.contains("certificate") {
+    if why.contains("client certificate") {
+        "name a certificate that Vault, or the load balancer before it, accepts, and its key: --vault-client-cert, --vault-client-key"
+    } else if why.contains("certificate") {
         "check Vault's own TLS certificate; name its authority with --vault-ca (VAULT_CACERT), and the host as the certificate does in --vault-addr"
     } else {
         "check --vault-addr (VAULT_ADDR) and its port, network and firewall, and that Vault runs and is unsealed: `vault status`"

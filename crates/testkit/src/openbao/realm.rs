@@ -17,6 +17,8 @@ pub struct Realm {
     pub approle: String,
     /// What the names of its policies end with, `-3`.
     pub suffix: String,
+    /// What its paths begin with: its namespace, `team-3/`, or nothing.
+    within: String,
 }
 
 /// What `--vault-role-id` and `--vault-secret-id` take.
@@ -34,22 +36,29 @@ pub const ROLES: [&str; 2] = ["access-point", "executor"];
 impl Realm {
     /// A new one on `bao`.
     pub fn new(bao: &OpenBao) -> Self {
+        Self::within(bao, "")
+    }
+
+    /// A new one in the namespace `within`, which is there, as in `team/`.
+    pub fn within(bao: &OpenBao, within: &str) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(1);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let realm = Self {
             pki: format!("pki-{number}"),
             approle: format!("approle-{number}"),
             suffix: format!("-{number}"),
+            within: within.to_owned(),
         };
         bao.write(
-            &format!("sys/mounts/{}", realm.pki),
+            &realm.path(&format!("sys/mounts/{}", realm.pki)),
             json!({"type": "pki", "config": {"max_lease_ttl": "87600h"}}),
         );
         let root =
             json!({"common_name": "Agent Harbor Root CA", "ttl": "87600h", "key_type": "ec"});
-        bao.write(&format!("{}/root/generate/internal", realm.pki), root);
+        let generate = format!("{}/root/generate/internal", realm.pki);
+        bao.write(&realm.path(&generate), root);
         bao.write(
-            &format!("sys/auth/{}", realm.approle),
+            &realm.path(&format!("sys/auth/{}", realm.approle)),
             json!({"type": "approle"}),
         );
         for role in ROLES {
@@ -58,6 +67,11 @@ impl Realm {
             realm.app_role(bao, role, json!({}));
         }
         realm
+    }
+
+    /// `path` from the root namespace.
+    fn path(&self, path: &str) -> String {
+        format!("{}{path}", self.within)
     }
 
     /// Writes a PKI role with `other` settings than the guide's.
@@ -84,7 +98,8 @@ impl Realm {
         settings["key_bits"] = json!(256);
         settings["key_usage"] = json!("DigitalSignature,KeyEncipherment");
         merge(&mut settings, other);
-        bao.write(&format!("{}/roles/{role}", self.pki), settings);
+        let path = format!("{}/roles/{role}", self.pki);
+        bao.write(&self.path(&path), settings);
     }
 
     /// Writes the guide's policy for `role`.
@@ -94,7 +109,7 @@ impl Realm {
             "path \"{pki}/issue/{role}\" {{ capabilities = [\"create\", \"update\"] }}\npath \"{pki}/cert/ca\" {{ capabilities = [\"read\"] }}"
         );
         bao.write(
-            &format!("sys/policies/acl/{}", self.policy_name(role)),
+            &self.path(&format!("sys/policies/acl/{}", self.policy_name(role))),
             json!({"policy": policy}),
         );
     }
@@ -113,12 +128,13 @@ impl Realm {
             "secret_id_ttl": "720h",
         });
         merge(&mut settings, other);
-        bao.write(&format!("auth/{}/role/{role}", self.approle), settings);
+        let path = format!("auth/{}/role/{role}", self.approle);
+        bao.write(&self.path(&path), settings);
     }
 
     /// A role id and a new secret id.
     pub fn credentials(&self, bao: &OpenBao, role: &str) -> AppRole {
-        let path = format!("auth/{}/role/{role}", self.approle);
+        let path = self.path(&format!("auth/{}/role/{role}", self.approle));
         let role_id = &bao.read(&format!("{path}/role-id"))["data"]["role_id"];
         let secret_id = &bao.write(&format!("{path}/secret-id"), json!({}))["data"]["secret_id"];
         AppRole {

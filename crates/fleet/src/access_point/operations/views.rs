@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use ah_identity_provider::ProviderKind;
+use ah_identity_provider::{Explained, ProviderKind};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
+use crate::access_point::http::ErrorBody;
 use crate::access_point::registry::Session;
 use crate::audit::Event;
 use crate::store::{CertificateRecord, ExecutorRecord, HistoryEntry, HostRecord, Revocation};
@@ -127,6 +128,10 @@ pub struct AccessPointView {
     pub provider: ProviderKind,
     /// How often a new identity replaced an old one.
     pub rotations: u64,
+    /// What will end the renewals of the certificate unless somebody acts in time.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[schema(value_type = Option<ErrorBody>)]
+    pub identity_warning: Option<Explained>,
     /// Executors enrolled now.
     pub executors: usize,
 }
