@@ -10,6 +10,7 @@
 
 mod certificates;
 mod connection;
+mod document;
 mod running;
 mod settings;
 mod site;
