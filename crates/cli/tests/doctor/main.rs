@@ -15,3 +15,4 @@ mod running;
 mod settings;
 mod site;
 mod spiffe;
+mod vault;
