@@ -77,6 +77,7 @@ impl AdminClient {
         let response = self.request(Method::GET, &path, None).await?;
         let status = response.status();
         if status != StatusCode::OK {
+            // Not events: printed as such, an error page would pass for one.
             let body = response.into_body().collect().await;
             let body = body.map(|body| body.to_bytes()).unwrap_or_default();
             return Err(refusal(status, &body));
@@ -240,7 +241,8 @@ fn unreachable(socket: &Path, error: &io::Error) -> Explained {
 fn refusal(status: StatusCode, body: &[u8]) -> Explained {
     serde_json::from_slice(body).unwrap_or_else(|_| {
         Explained::new(Code::Other, format!("the access point answered {status}"))
-            .cause(String::from_utf8_lossy(body))
+            .cause(String::from_utf8_lossy(body).trim())
+            .hint("check that the socket is an access point's, of this version")
     })
 }
 

@@ -12,6 +12,7 @@ mod access_point;
 mod dev;
 mod doctor;
 mod enroll;
+mod exec;
 mod files;
 mod identity;
 mod operate;
@@ -27,6 +28,7 @@ pub use access_point::{
 pub use dev::DevArgs;
 pub use doctor::DoctorArgs;
 pub use enroll::{EnrollArgs, ExecutorArgs, ExecutorIdentityArgs, OnceArg, RemoteArgs};
+pub use exec::ExecArgs;
 pub use files::FilesArgs;
 pub use identity::{IdentityChoice, ProviderArgs};
 pub use operate::{

@@ -7,7 +7,6 @@ use std::process::ExitCode;
 use ah_identity_provider::{Code, Explained};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
-use crate::args::IdentityChoice;
 use crate::settings::value::Wrong;
 
 /// Prints errors on stderr, and says with what code to exit: 2 when all are a matter of usage, else 1.
@@ -36,17 +35,9 @@ pub fn explain(error: &clap::Error) -> Explained {
     let arg = arg.as_deref().unwrap_or("an argument");
     let value = context.text(ContextKind::InvalidValue).unwrap_or_default();
     let mut hints = Vec::new();
-    let mut near = suggested(&context);
+    let near = suggested(&context);
     let text = match error.kind() {
         ErrorKind::UnknownArgument => {
-            if let Some(provider) = later_provider(arg) {
-                hints.push(format!(
-                    "identity {provider} is not in this build, which has {}",
-                    IdentityChoice::present()
-                ));
-                // What looks alike is not what was meant.
-                near = None;
-            }
             format!("unexpected argument '{arg}'")
         }
         ErrorKind::InvalidSubcommand => {
@@ -133,20 +124,6 @@ impl Context<'_> {
             _ => None,
         }
     }
-}
-
-/// The provider that a flag of another build belongs to.
-fn later_provider(arg: &str) -> Option<&'static str> {
-    let mut missing = IdentityChoice::MISSING
-        .into_iter()
-        .map(IdentityChoice::name);
-    missing.find(|provider| {
-        let rest = arg.strip_prefix("--");
-        rest.is_some_and(|rest| {
-            rest.strip_prefix(provider)
-                .is_some_and(|r| r.starts_with('-'))
-        })
-    })
 }
 
 /// Whether values of this argument may hold a secret and are not repeated.

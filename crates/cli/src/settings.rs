@@ -24,7 +24,8 @@ pub use access_point::{AccessPointSettings, AdmissionSettings, HttpSettings, Htt
 pub use doctor::DoctorSettings;
 pub use enroll::EnrollSettings;
 pub use identity::{
-    DevSettings, FilesSettings, IdentitySettings, SourceSettings, SpiffeSettings, VaultSettings,
+    DevSettings, ExecSettings, FilesSettings, IdentitySettings, SourceSettings, SpiffeSettings,
+    VaultSettings,
 };
 pub use validate::Check;
 

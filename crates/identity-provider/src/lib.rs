@@ -8,6 +8,7 @@ mod cert;
 pub mod chain;
 mod clock;
 pub mod dev;
+pub mod exec;
 mod explain;
 pub mod extra_roots;
 pub mod files;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Command, ValueEnum, ValueHint};
 
-use super::{DevArgs, FilesArgs, SpiffeArgs, VaultArgs};
+use super::{DevArgs, ExecArgs, FilesArgs, SpiffeArgs, VaultArgs};
 
 /// Where an identity comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -43,6 +43,10 @@ pub struct ProviderArgs {
     /// HashiCorp Vault or OpenBao.
     #[command(flatten)]
     pub vault: VaultArgs,
+
+    /// A command.
+    #[command(flatten)]
+    pub exec: ExecArgs,
 }
 
 impl IdentityChoice {
@@ -54,9 +58,6 @@ impl IdentityChoice {
         Self::Vault,
         Self::Exec,
     ];
-
-    /// Those that this build has no code for.
-    pub const MISSING: [Self; 1] = [Self::Exec];
 
     /// As it is typed.
     pub fn name(self) -> &'static str {
@@ -77,20 +78,9 @@ impl IdentityChoice {
             Self::Files => FilesArgs::augment_args(none),
             Self::Spiffe => SpiffeArgs::augment_args(none),
             Self::Vault => VaultArgs::augment_args(none),
-            Self::Exec => none,
+            Self::Exec => ExecArgs::augment_args(none),
         };
         let ids = own.get_arguments().map(|arg| arg.get_id().to_string());
         ids.collect()
-    }
-
-    /// The providers of this build, in words.
-    pub fn present() -> String {
-        let mut names: Vec<_> = Self::ALL
-            .into_iter()
-            .filter(|choice| !Self::MISSING.contains(choice))
-            .map(Self::name)
-            .collect();
-        let last = names.pop().unwrap_or_default();
-        format!("{} and {last}", names.join(", "))
     }
 }

@@ -215,6 +215,8 @@ fn bearer(settings: &AccessPointSettings) -> Bearer {
     Bearer {
         role: Role::AccessPoint,
         dev: dev_role(settings),
+        name: host_name(),
+        remote_servers: Vec::new(),
         strict_svid: settings.admission.strict_svid,
     }
 }
@@ -222,14 +224,21 @@ fn bearer(settings: &AccessPointSettings) -> Bearer {
 /// What the dev certificate has to carry so that executors who dial a listening address find it there.
 fn dev_role(settings: &AccessPointSettings) -> DevRole {
     let remote = matches!(&settings.identity.source, SourceSettings::Dev(dev) if dev.allow_remote);
-    let host = gethostname::gethostname().to_string_lossy().into_owned();
     let listening = settings.fleet_listen.iter().map(std::net::SocketAddr::ip);
     DevRole::AccessPoint {
-        names: if remote { vec![host] } else { Vec::new() },
+        names: if remote {
+            vec![host_name()]
+        } else {
+            Vec::new()
+        },
         ips: listening
             .filter(|ip: &IpAddr| !ip.is_unspecified())
             .collect(),
     }
+}
+
+fn host_name() -> String {
+    gethostname::gethostname().to_string_lossy().into_owned()
 }
 
 fn tunables(settings: &AccessPointSettings) -> Tunables {

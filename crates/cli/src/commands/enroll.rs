@@ -7,12 +7,12 @@ use ah_daemon::logging::Logging;
 use ah_daemon::signals::Signals;
 use ah_daemon::systemd;
 use ah_daemon::tasks::{Shutdown, Tasks};
-use ah_fleet::executor::{Event, Executor, Remote, StatusSocket, serve_status};
+use ah_fleet::executor::{Event, Executor, Remote, Status, StatusSocket, serve_status};
 use ah_identity_provider::dev::DevRole;
 use ah_identity_provider::{Clock, Code, Explained, SystemClock};
 use ah_tls::{ClientConfigs, Expect, Role};
 use tokio::runtime::Builder;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::identity::{Bearer, Source};
 use super::{make_room, no_runtime};
@@ -41,6 +41,12 @@ pub(crate) fn bearer(settings: &EnrollSettings) -> Bearer {
         dev: DevRole::Executor {
             name: settings.name.as_str().to_owned(),
         },
+        name: settings.name.as_str().to_owned(),
+        remote_servers: settings
+            .servers
+            .iter()
+            .map(|server| format!("https://{server}"))
+            .collect(),
         strict_svid: false,
     }
 }
@@ -57,16 +63,38 @@ async fn serve(mut launch: Launch<EnrollSettings>, logging: Logging) -> Result<(
     let source = Source::new(&settings.identity, bearer(&settings), &clock);
     let (kind, health) = (source.kind, source.health.clone());
     let refresher = source.refresher.clone();
+    let remotes: Vec<Remote> = settings.servers.iter().map(remote).collect();
+    let name = settings.name.as_str();
+    let starting = Status::starting(name, remotes.first(), kind);
+    let status = watch::Sender::new(starting.clone());
+    let mut tasks = Tasks::new(shutdown.clone());
+    let stop = shutdown.drain.clone();
+    let answers = serve_status(socket, status.subscribe());
+    tasks.spawn("status socket", async move {
+        tokio::select! {
+            () = stop.cancelled() => Ok(()),
+            ended = answers => ended,
+        }
+    });
+
     let first = async {
         match settings.once {
             Some(_) => source.first_or_failure().await,
-            None => source.first(super::tell_no_identity).await,
+            None => {
+                let tell = |failure: &Explained, retry_in| {
+                    let now = clock.now();
+                    status.send_modify(|status| status.no_identity(failure.clone(), now, retry_in));
+                    super::tell_no_identity(failure, retry_in);
+                };
+                source.first(tell).await
+            }
         }
     };
     let running = tokio::select! {
         running = first => running?,
         () = shutdown.drain.cancelled() => return Ok(()),
     };
+    status.send_replace(starting);
     let expect = Expect::new(
         settings.expected_server_id.clone(),
         kind,
@@ -75,8 +103,8 @@ async fn serve(mut launch: Launch<EnrollSettings>, logging: Logging) -> Result<(
     let (configs, follow) =
         ClientConfigs::publish(running.identity, expect, false, Arc::clone(&clock))?;
     let executor = Executor {
-        remotes: settings.servers.iter().map(remote).collect(),
-        name: settings.name.as_str().to_owned(),
+        remotes,
+        name: name.to_owned(),
         labels: settings.labels.clone(),
         connect_timeout: settings.connect_timeout,
         once: settings.once,
@@ -85,23 +113,13 @@ async fn serve(mut launch: Launch<EnrollSettings>, logging: Logging) -> Result<(
         provider: kind,
         clock,
     };
-    let status = executor.status();
 
-    let mut tasks = Tasks::new(shutdown.clone());
     let stop = shutdown.drain.clone();
     tasks.spawn("identity", async move {
         tokio::select! {
             () = stop.cancelled() => Ok(()),
             gave_up = running.supervising => Err(gave_up),
             () = follow => Ok(()),
-        }
-    });
-    let stop = shutdown.drain.clone();
-    let answers = serve_status(socket, status.subscribe());
-    tasks.spawn("status socket", async move {
-        tokio::select! {
-            () = stop.cancelled() => Ok(()),
-            ended = answers => ended,
         }
     });
     let stop = shutdown.drain.clone();

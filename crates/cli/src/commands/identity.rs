@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ah_identity_provider::dev::{DevConfig, DevProvider, DevRole};
+use ah_identity_provider::exec::{ExecConfig, ExecProvider, ExecRole};
 use ah_identity_provider::extra_roots::ExtraRoots;
 use ah_identity_provider::files::{FilesConfig, FilesProvider};
 use ah_identity_provider::spiffe::{SpiffeConfig, SpiffeProvider};
@@ -40,6 +41,10 @@ pub(crate) struct Bearer {
     pub(crate) role: Role,
     /// What the dev certificate says.
     pub(crate) dev: DevRole,
+    /// What a command is told, and what names a certificate that does not say otherwise.
+    pub(crate) name: String,
+    /// Whom an executor dials, as URLs. Empty for an access point.
+    pub(crate) remote_servers: Vec<String>,
     /// AP-8
     pub(crate) strict_svid: bool,
 }
@@ -78,6 +83,22 @@ impl Source {
                     key_passphrase_file: settings.key_passphrase_file.clone(),
                     strict_key_permissions: settings.strict_key_permissions,
                 });
+                supervised(provider, roots, vet, clock)
+            }
+            SourceSettings::Exec(settings) => {
+                let config = ExecConfig {
+                    command: settings.command.clone(),
+                    refresh_interval: settings.refresh_interval,
+                    timeout: settings.timeout,
+                    role: match bearer.role {
+                        Role::AccessPoint => ExecRole::AccessPoint,
+                        Role::Executor => ExecRole::Executor,
+                    },
+                    name: bearer.name,
+                    remote_servers: bearer.remote_servers,
+                    roots_elsewhere: roots.is_some(),
+                };
+                let provider = ExecProvider::new(config, Arc::clone(clock));
                 supervised(provider, roots, vet, clock)
             }
             SourceSettings::Spiffe(settings) => {

@@ -55,7 +55,12 @@ fn steps(kind: ProviderKind) -> &'static [Step] {
             ("key", &[Code::KeyMismatch]),
             ("own-dates", &[Code::ExpiredOrNotYetValid]),
         ],
-        _ => &[("identity", &[])],
+        ProviderKind::Exec => &[
+            ("command", &[]),
+            ("key", &[Code::KeyMismatch]),
+            ("own-dates", &[Code::ExpiredOrNotYetValid]),
+        ],
+        ProviderKind::Dev => &[("identity", &[])],
     }
 }
 
@@ -161,12 +166,17 @@ async fn ask(settings: &EnrollSettings) -> Result<Arc<Published>, Stopped> {
         }
     }
     let kind = identity.kind();
+    let patience = match &identity.source {
+        // What a command says of its own end tells more.
+        SourceSettings::Exec(exec) => exec.timeout.saturating_add(PATIENCE),
+        _ => PATIENCE,
+    };
     let source = Source::vetted_by(&identity, bearer(settings), Arc::new(Anything), &clock);
-    match tokio::time::timeout(PATIENCE, source.first_or_failure()).await {
+    match tokio::time::timeout(patience, source.first_or_failure()).await {
         Ok(running) => Ok(running?.identity.current()),
         Err(_) => Err(Explained::new(
             Code::Unavailable,
-            format!("the {kind} identity gave nothing within {PATIENCE:?}"),
+            format!("the {kind} identity gave nothing within {patience:?}"),
         )
         .hint("ah agent enroll --log-level debug … tells what it waits for")
         .into()),
@@ -186,6 +196,7 @@ fn evidence(settings: &EnrollSettings, identity: &Identity) -> String {
             let pki = &vault.config.pki;
             format!("{pki}: ")
         }
+        SourceSettings::Exec(exec) => format!("{}: ", exec.command.program()),
     };
     format!(
         "{from}`{}`, serial {}, {}, {} certificate(s) in the chain, {}",

@@ -1,6 +1,7 @@
 //! Which provider, and what it works with (contract §6). Each provider's settings have a file of their own.
 
 mod dev;
+mod exec;
 mod files;
 mod spiffe;
 mod vault;
@@ -13,6 +14,7 @@ use ah_daemon::paths::Paths;
 use ah_identity_provider::{Explained, ProviderKind};
 
 pub use dev::DevSettings;
+pub use exec::ExecSettings;
 pub use files::FilesSettings;
 pub use spiffe::SpiffeSettings;
 pub use vault::VaultSettings;
@@ -42,6 +44,8 @@ pub enum SourceSettings {
     Spiffe(SpiffeSettings),
     /// VA-1
     Vault(Box<VaultSettings>),
+    /// EX-1
+    Exec(ExecSettings),
 }
 
 /// Which side resolves its identity: the flags differ in name, and in what `--ca` means for dev.
@@ -89,6 +93,7 @@ impl IdentitySettings {
             SourceSettings::Files(_) => ProviderKind::Files,
             SourceSettings::Spiffe(_) => ProviderKind::Spiffe,
             SourceSettings::Vault(_) => ProviderKind::Vault,
+            SourceSettings::Exec(_) => ProviderKind::Exec,
         }
     }
 
@@ -96,7 +101,9 @@ impl IdentitySettings {
     pub(super) fn files(&self) -> Vec<&Path> {
         let mut files = match &self.source {
             // The agent's socket is none: it may come and go while the process runs.
-            SourceSettings::Dev(_) | SourceSettings::Spiffe(_) => Vec::new(),
+            SourceSettings::Dev(_) | SourceSettings::Spiffe(_) | SourceSettings::Exec(_) => {
+                Vec::new()
+            }
             SourceSettings::Files(files) => files.files(),
             SourceSettings::Vault(vault) => vault.files(),
         };
@@ -131,8 +138,7 @@ pub(super) fn resolve(
         IdentityChoice::Vault => VaultSettings::resolve(&args.vault, context, faults)
             .map(|vault| SourceSettings::Vault(Box::new(vault))),
         IdentityChoice::Exec => {
-            faults.push(not_in_this_build(choice, context));
-            None
+            ExecSettings::resolve(&args.exec, context, faults).map(SourceSettings::Exec)
         }
     };
     let extra_roots = match choice {
@@ -184,17 +190,6 @@ fn strangers(choice: IdentityChoice, context: &Context<'_>) -> Vec<Explained> {
         )
     });
     faults.collect()
-}
-
-fn not_in_this_build(choice: IdentityChoice, context: &Context<'_>) -> Explained {
-    let (flag, name) = (context.flag(), choice.name());
-    let present = IdentityChoice::present();
-    usage(format!(
-        "{flag} {name} is not in this build, which has {present}"
-    ))
-    .hint(format!(
-        "use {flag} files with --cert, --key and --ca, or a build that has {name}"
-    ))
 }
 
 /// A path below `<state>`, unless one was given by `flag`.

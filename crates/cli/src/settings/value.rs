@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use ah_identity_provider::exec::{ExecCommand, NoCommand};
 use ah_identity_provider::spiffe::Endpoint;
 use ah_identity_provider::vault::Secret;
 use spiffe::SpiffeId;
@@ -136,6 +137,14 @@ pub fn listen_address(text: &str) -> Result<SocketAddr, Wrong> {
 pub fn spiffe_id(text: &str) -> Result<SpiffeId, Wrong> {
     SpiffeId::new(text)
         .map_err(|e| Wrong::new(e.to_string()).hint("write it like spiffe://example.org/ah/serve"))
+}
+
+/// `--exec-command` (EX-1).
+pub fn exec_command(text: &str) -> Result<ExecCommand, Wrong> {
+    text.parse().map_err(|error: NoCommand| {
+        Wrong::new(error.to_string())
+            .hint("write it as in a shell, with quotes around what has spaces; no shell is run, so `sh -c '…'` is needed for pipes and variables")
+    })
 }
 
 /// Where a SPIFFE Workload API is (AP-4).

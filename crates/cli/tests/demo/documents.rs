@@ -153,6 +153,7 @@ documents! {
     dev_works_as_typed: "docs/providers/dev.md",
     files_works_as_typed: "docs/providers/files.md",
     spiffe_works_as_typed: "docs/providers/spiffe.md",
+    exec_works_as_typed: "docs/providers/exec.md",
     operations_works_as_typed: "docs/operations.md",
     troubleshooting_works_as_typed: "docs/troubleshooting.md",
 }
@@ -171,6 +172,7 @@ fn every_link_leads_to_a_file() {
         "docs/providers/files.md",
         "docs/providers/vault.md",
         "docs/providers/spiffe.md",
+        "docs/providers/exec.md",
     ];
     for document in documents {
         let path = root().join(document);

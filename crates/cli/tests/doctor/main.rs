@@ -11,6 +11,7 @@
 mod certificates;
 mod connection;
 mod document;
+mod exec;
 mod running;
 mod settings;
 mod site;

@@ -30,7 +30,8 @@ impl Mount {
         mount
     }
 
-    fn swap(&mut self, leaf: &TestLeaf, ca: &TestCa) {
+    /// Puts the next version in place, and returns when.
+    fn swap(&mut self, leaf: &TestLeaf, ca: &TestCa) -> Instant {
         self.versions += 1;
         let version = format!("..version-{}", self.versions);
         let folder = self.dir.join(&version);
@@ -39,11 +40,13 @@ impl Mount {
         ca.write(&folder, "ca");
         let next = self.dir.join("..data_tmp");
         std::os::unix::fs::symlink(version, &next).unwrap();
+        let swapped = Instant::now();
         std::fs::rename(&next, self.dir.join("..data")).unwrap();
         if self.versions > 1 {
             let before = format!("..version-{}", self.versions - 1);
             std::fs::remove_dir_all(self.dir.join(before)).unwrap();
         }
+        swapped
     }
 
     /// `--cert --key --ca` for the links.
@@ -64,9 +67,11 @@ impl Mount {
 #[test]
 fn a_certificate_swapped_under_load_fails_no_handshake_and_drops_no_session() {
     const SESSIONS: usize = 1_000;
-    /// From the rename to the new certificate in the accept loop. A few milliseconds on an idle machine, where
-    /// the bar is 50 ms; FI-2 allows 2 s. The rest is for cores that others use too.
-    const SLACK: Duration = Duration::from_millis(500);
+    /// After this no handshake begins with the old certificate.
+    const SLACK: Duration = Duration::from_millis(50);
+    /// From the rename to the moment the access point says that it has the new identity: a few milliseconds for an
+    /// optimised build on an idle machine. FI-2 allows 2 s; the rest is for cores that others use too.
+    const NOTICE: Duration = Duration::from_millis(500);
     let _alone = alone();
     let site = Site::new();
     let old = site.server_leaf();
@@ -84,11 +89,20 @@ fn a_certificate_swapped_under_load_fails_no_handshake_and_drops_no_session() {
     let configs = fixed_configs(&site.executor_leaf(SESSIONS), &site.ca);
     let storm = Storm::begin(&crowd.runtime, configs, access_point.address.port());
     storm.wait(400);
-    mount.swap(&new, &site.ca);
-    let swapped = Instant::now();
+    let swapped = mount.swap(&new, &site.ca);
     access_point.process.wait_for("certificate rotated");
+    let rotated = Instant::now();
+    let noticed = rotated - swapped;
+    assert!(noticed <= NOTICE, "noticed after {noticed:?}");
     storm.wait(400);
-    storm.end(&crowd.runtime, (&old, &new), swapped, SLACK);
+    // An optimised build is held to the slack from the rename on, notice of it included.
+    let from = if cfg!(debug_assertions) {
+        rotated
+    } else {
+        swapped
+    };
+    println!("noticed {noticed:?} after the rename");
+    storm.end(&crowd.runtime, (&old, &new), from, SLACK);
     assert_eq!(crowd.absent(), 0);
     assert!(crowd.told().iter().all(Vec::is_empty), "no session dropped");
     let (_, metrics) = get(http, "/metrics");

@@ -49,13 +49,13 @@ impl Storm {
         });
     }
 
-    /// Ends it. No handshake may have failed, and none that began more than `slack` after `swapped` may have been
+    /// Ends it. No handshake may have failed, and none that began more than `slack` after `from` may have been
     /// shown another certificate than `new`.
     pub(crate) fn end(
         self,
         runtime: &Runtime,
         (old, new): (&TestLeaf, &TestLeaf),
-        swapped: Instant,
+        from: Instant,
         slack: Duration,
     ) {
         self.going.store(false, Ordering::Relaxed);
@@ -65,17 +65,17 @@ impl Storm {
         for (begun, shown) in &seen {
             let shown = shown.as_ref().expect("no handshake fails");
             if *shown == old {
-                latest_old = latest_old.max(begun.saturating_duration_since(swapped));
+                latest_old = latest_old.max(begun.saturating_duration_since(from));
             } else {
                 assert_eq!(*shown, new);
             }
         }
         println!(
-            "{} handshakes; the last to be shown the old certificate began {latest_old:?} after the swap",
+            "{} handshakes; the last to be shown the old certificate began {latest_old:?} after the change",
             seen.len()
         );
         assert!(latest_old <= slack, "{latest_old:?}");
-        let after = seen.iter().filter(|(begun, _)| *begun > swapped + slack);
+        let after = seen.iter().filter(|(begun, _)| *begun > from + slack);
         assert!(after.count() > 50, "the storm went on");
     }
 }

@@ -252,6 +252,25 @@ pub(crate) fn json(host: &Host, args: &[&str]) -> Value {
     parsed.unwrap()
 }
 
+/// What `ah agent fleet show WHO --json` printed.
+#[track_caller]
+pub(crate) fn shown(host: &Host, who: &str) -> Value {
+    json(host, &["agent", "fleet", "show", who, "--json"])
+}
+
+/// The providers in an executor's history, oldest first.
+#[track_caller]
+pub(crate) fn history(shown: &Value) -> Vec<&str> {
+    let entries = shown["history"].as_array().unwrap().iter();
+    entries
+        .map(|entry| entry["provider"].as_str().unwrap())
+        .collect()
+}
+
+/// What an executor is told whose authority the access point does not trust.
+pub(crate) const UNKNOWN_AUTHORITY: &str =
+    "client certificate rejected: certificate signed by unknown authority";
+
 /// The audit log of `host`, each line whole.
 pub(crate) fn audit(host: &Host) -> Vec<BTreeMap<String, Value>> {
     let text = std::fs::read_to_string(host.state().join("audit.jsonl")).unwrap_or_default();

@@ -4,7 +4,9 @@
 
 mod commands;
 mod errors;
+mod exec;
 mod interop;
 mod kit;
+mod moving;
 mod pki;
 mod spiffe;

@@ -122,7 +122,11 @@ enum Ended {
 impl Executor {
     /// The status before anything happened, and the sender that [`Executor::run`] keeps current.
     pub fn status(&self) -> watch::Sender<Status> {
-        watch::Sender::new(Status::starting(self))
+        watch::Sender::new(Status::starting(
+            &self.name,
+            self.remotes.first(),
+            self.provider,
+        ))
     }
 
     /// Stays enrolled until `stop`, or until a failure that trying again cannot mend (EN-13).

@@ -15,7 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 
-use super::Executor;
+use super::Remote;
 use super::link::Link;
 use crate::socket::PrivateSocket;
 
@@ -143,17 +143,19 @@ pub struct Problem {
 }
 
 impl Status {
-    pub(super) fn starting(executor: &Executor) -> Self {
+    /// Before anything happened: the executor `name` has an identity of `provider` to wait for, and is to dial
+    /// `remote` first.
+    pub fn starting(name: &str, remote: Option<&Remote>, provider: ProviderKind) -> Self {
         Self {
-            name: executor.name.clone(),
+            name: name.to_owned(),
             enrolled: false,
             why_not: Some("connecting".to_owned()),
             executor_id: None,
-            access_point: executor.remotes.first().map(ToString::to_string),
+            access_point: remote.map(ToString::to_string),
             access_point_address: None,
             access_point_id: None,
             session_id: None,
-            provider: executor.provider,
+            provider,
             since: None,
             heartbeats: None,
             clock_skew_ms: None,
@@ -167,6 +169,16 @@ impl Status {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }
+    }
+
+    /// There is no identity yet because of `error`; the provider is asked again after `retry_in`.
+    pub fn no_identity(&mut self, error: Explained, now: SystemTime, retry_in: Duration) {
+        self.why_not = Some(format!("no identity yet: {error}"));
+        self.next_attempt = Some((now + retry_in).into());
+        self.identity_error = Some(Problem {
+            at: now.into(),
+            error,
+        });
     }
 
     pub(super) fn enrolled(&mut self, link: &Link, now: SystemTime) {

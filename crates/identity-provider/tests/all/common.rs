@@ -65,6 +65,22 @@ impl Ca {
         }
     }
 
+    /// An authority below this one, and a leaf of it.
+    pub(crate) fn intermediate(&self, name: &str) -> (Self, Leaf) {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, "below");
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        let below = Self {
+            certificate,
+            issuer: Issuer::new(params, key),
+        };
+        let leaf = below.leaf(name);
+        (below, leaf)
+    }
+
     pub(crate) fn identity(&self, leaf: &Leaf) -> Identity {
         let bundles = TrustBundles {
             unscoped: vec![self.certificate.der().clone()],

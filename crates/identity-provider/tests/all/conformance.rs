@@ -4,14 +4,16 @@ use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ah_identity_provider::ProviderKind;
 use ah_identity_provider::dev::{DevConfig, DevProvider, DevRole};
+use ah_identity_provider::exec::{ExecConfig, ExecProvider};
 use ah_identity_provider::files::FilesProvider;
 use ah_identity_provider::spiffe::SpiffeProvider;
+use ah_identity_provider::{ProviderKind, SystemClock};
 use ah_testkit::provider_suite::{ProviderFixture, conforms};
 use tempfile::TempDir;
 
 use crate::common::{Files, HeldClock};
+use crate::exec::{PRINT, Script};
 use crate::spiffe::Agent;
 
 struct FilesFixture {
@@ -89,6 +91,44 @@ impl ProviderFixture for DevFixture {
     }
 }
 
+/// The files of [`Files`], printed by a command that is asked ten times a second.
+struct ExecFixture {
+    script: Script,
+}
+
+impl ProviderFixture for ExecFixture {
+    type Provider = ExecProvider;
+
+    const KIND: ProviderKind = ProviderKind::Exec;
+
+    fn provider(&self) -> ExecProvider {
+        let config = ExecConfig {
+            refresh_interval: Some(Duration::from_millis(100)),
+            ..self.script.config()
+        };
+        ExecProvider::new(config, Arc::new(SystemClock))
+    }
+
+    async fn renew(&mut self) {
+        let files = &self.script.files;
+        files.put(&files.ca.leaf("renewed.example"));
+    }
+
+    async fn break_source(&mut self) -> Vec<String> {
+        self.script
+            .says("cat key.pem; echo no luck today >&2; exit 7");
+        vec!["exited with code 7".to_owned(), "no luck today".to_owned()]
+    }
+
+    async fn mend(&mut self) {
+        self.script.says(PRINT);
+    }
+
+    fn secrets(&self) -> Vec<String> {
+        lines_of(&fs::read_to_string(self.script.files.path("key.pem")).unwrap())
+    }
+}
+
 struct SpiffeFixture {
     agent: Agent,
     secrets: Vec<String>,
@@ -132,6 +172,14 @@ async fn files_conform() {
     conforms(FilesFixture {
         files: Files::new(),
         whole: String::new(),
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn exec_conforms() {
+    conforms(ExecFixture {
+        script: Script::new(PRINT),
     })
     .await;
 }

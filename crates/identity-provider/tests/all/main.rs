@@ -10,6 +10,7 @@
 mod common;
 mod conformance;
 mod dev;
+mod exec;
 mod extra_roots;
 mod files;
 mod pki;

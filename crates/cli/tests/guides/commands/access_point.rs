@@ -1,7 +1,7 @@
 //! `ah agent access-point` (contract §2).
 
 use std::io::Read;
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixDatagram;
 use std::process::Command;
 
@@ -72,6 +72,35 @@ os.execv(sys.argv[1], sys.argv[1:])
         1,
         "the default address is not used besides"
     );
+}
+
+#[test]
+fn ap_1_systemd_starts_it_with_the_first_connection() {
+    if !need("systemd-socket-activate") {
+        return;
+    }
+    let host = host();
+    // Free a moment ago: systemd takes no port 0 that could be asked for afterwards.
+    let free = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = free.local_addr().unwrap();
+    drop(free);
+    let at = address.to_string();
+    let wrapper = [
+        "systemd-socket-activate",
+        "--listen",
+        &at,
+        "--setenv=STATE_DIRECTORY",
+        "--setenv=RUNTIME_DIRECTORY",
+    ];
+    let process = Process::start(&mut host.command_under(&wrapper, ["agent", "access-point"]));
+    process.wait_for("Listening on");
+    assert_eq!(process.count("listening for executors"), 0);
+    // The connection that wakes it is served like any other.
+    let mut executor = host.executor(address, &[ONCE]);
+    assert_eq!(executor.wait().code(), Some(0), "{:?}", executor.lines());
+    assert_eq!(executor.count("retrying in"), 0);
+    let line = process.wait_for("listening for executors");
+    assert_eq!(field(&line, "address="), at);
 }
 
 #[test]

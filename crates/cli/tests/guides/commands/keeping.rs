@@ -1,8 +1,11 @@
-//! What an access point keeps, and the doors by which it is asked (AP-11 to AP-14).
+//! What an access point keeps, and the doors by which it is asked (AP-11 to AP-14, AU-1).
+
+use std::collections::BTreeMap;
+use std::os::unix::net::UnixDatagram;
 
 use ah_testkit::need;
 use ah_testkit::postgres::Postgres;
-use ah_testkit::process::{AccessPoint, access_point_args};
+use ah_testkit::process::{AccessPoint, DEADLINE, access_point_args};
 use serde_json::Value;
 
 use super::ONCE;
@@ -155,4 +158,70 @@ fn ap_13_health_metrics_and_rest() {
     assert!(get(&revoke).ends_with(" 404"));
     assert!(get(&format!("{base}/openapi.json")).contains("\"/api/v1/executors\""));
     assert_eq!(get(&format!("{base}/healthz")), "ok\n 200");
+}
+
+#[test]
+fn au_1_the_journal_gets_each_line_with_its_fields() {
+    // In a mount namespace of its own the access point finds our socket for the journal's.
+    if !need("unshare") || !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let host = host();
+    let folder = host.path("journal");
+    std::fs::create_dir(&folder).unwrap();
+    let journal = UnixDatagram::bind(folder.join("socket")).unwrap();
+    journal.set_read_timeout(Some(DEADLINE)).unwrap();
+    let mount = format!(
+        "mount -t tmpfs tmpfs /run && mkdir -p /run/systemd/journal && \
+         mount --bind {} /run/systemd/journal && exec \"$@\"",
+        folder.display()
+    );
+    let wrapper = ["unshare", "--mount", "sh", "-c", &mount, "sh"];
+    let args = ["--audit-log", "journald"];
+    let mut command = host.command_under(&wrapper, access_point_args(&args));
+    let access_point = AccessPoint::start(&mut command, &args);
+    let mut executor = host.executor(access_point.address, &[ONCE, "--name", "worker-1"]);
+    assert!(executor.wait().success(), "{:?}", executor.lines());
+
+    let mut lines = String::new();
+    let enrolled = loop {
+        let fields = entry(&journal);
+        let message = fields["MESSAGE"].as_str();
+        let line: Value = serde_json::from_str(message).unwrap();
+        assert_eq!(fields["AH_EVENT"], line["event"].as_str().unwrap());
+        lines += &format!("{message}\n");
+        if line["event"] == "enrolled" {
+            break (fields, line);
+        }
+    };
+    let (fields, line) = enrolled;
+    assert_eq!(fields["PRIORITY"], "6", "informational");
+    assert_eq!(
+        fields["AH_EXECUTOR_ID"],
+        "spiffe://ah-dev/ah/agent/worker-1"
+    );
+    assert_eq!(fields["AH_PEER"], line["peer"].as_str().unwrap());
+    for (field, part) in [
+        ("AH_CERTIFICATE_SERIAL", "serial"),
+        ("AH_CERTIFICATE_SHA256", "sha256"),
+    ] {
+        let told = fields[field].as_str();
+        assert_eq!(told, line["certificate"][part].as_str().unwrap());
+    }
+    // AU-2: what the journal keeps can be verified as a file can.
+    std::fs::write(host.path("exported.jsonl"), lines).unwrap();
+    let verified = host.run(["agent", "audit", "verify", "exported.jsonl"]);
+    assert_eq!(verified.code, 0, "{}", verified.stderr);
+}
+
+/// The fields of the next entry in the journal's protocol: lines, as none of them holds a line end.
+fn entry(journal: &UnixDatagram) -> BTreeMap<String, String> {
+    let mut buffer = [0; 64 * 1024];
+    let length = journal.recv(&mut buffer).unwrap();
+    let text = String::from_utf8_lossy(buffer.get(..length).unwrap());
+    let fields = text.lines().map(|line| {
+        let (name, value) = line.split_once('=').unwrap();
+        (name.to_owned(), value.to_owned())
+    });
+    fields.collect()
 }

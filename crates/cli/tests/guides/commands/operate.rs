@@ -1,6 +1,8 @@
 //! `ah agent fleet` and `ah agent audit` (FL-1, AU-1, AU-2).
 
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
 
 use ah_testkit::ca::TestCa;
 use ah_testkit::process::{Host, Process, eventually};
@@ -10,6 +12,38 @@ use crate::kit::{
     EXECUTOR_ID, Files, Told, audit, audited, executor_leaf, failed, host, json, pair, server_leaf,
     sh, try_sh,
 };
+
+/// A server that answers whatever is asked with an error page of its own.
+fn stranger(socket: &Path) {
+    let listener = UnixListener::bind(socket).unwrap();
+    std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut asked = BufReader::new(stream.try_clone().unwrap()).lines();
+        while asked.next().unwrap().unwrap() != "" {}
+        let page = "no such page\n";
+        let length = page.len();
+        write!(
+            stream,
+            "HTTP/1.1 404 Not Found\r\ncontent-length: {length}\r\n\r\n{page}"
+        )
+        .unwrap();
+    });
+}
+
+#[test]
+fn fl_1_watch_takes_no_refusal_for_an_event() {
+    let host = host();
+    let socket = host.path("stranger.sock");
+    stranger(&socket);
+    let at = socket.display().to_string();
+    let done = host.run(["agent", "fleet", "watch", "--admin-socket", &at]);
+    assert_eq!(done.stdout, "");
+    failed(&done, 1).says(
+        "the access point answered 404 Not Found",
+        &["no such page"],
+        "check that the socket is an access point's",
+    );
+}
 
 #[test]
 fn fl_1_who_is_shown_revoked_reinstated_and_disconnected() {
