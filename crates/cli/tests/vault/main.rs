@@ -13,6 +13,7 @@
 )]
 #[path = "../faults/crowd.rs"]
 mod crowd;
+mod curl;
 mod faults;
 mod fleet;
 mod guide;
@@ -24,6 +25,7 @@ mod guide;
 mod kit;
 mod load;
 mod logins;
+mod moving;
 #[expect(
     dead_code,
     reason = "shared with the tests of faults, which use more of it"
