@@ -3,12 +3,13 @@
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
@@ -190,6 +191,7 @@ impl Process {
         let mut child = command
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
+            .process_group(0)
             .spawn()
             .unwrap_or_else(|error| panic!("{command:?} starts: {error}"));
         let output = Arc::new((
@@ -249,9 +251,11 @@ impl Process {
         kill(Pid::from_raw(self.pid()), signal).expect("the process is there");
     }
 
-    /// Ends it as a power cut would, and waits until it is gone.
+    /// Ends it as a power cut would, with what it runs where it is a wrapper, and waits until it is gone.
     pub fn kill(&mut self) {
-        let _ = self.child.kill();
+        if self.is_running() {
+            let _ = killpg(Pid::from_raw(self.pid()), Signal::SIGKILL);
+        }
         let _ = self.child.wait();
     }
 

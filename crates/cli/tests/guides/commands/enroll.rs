@@ -20,7 +20,7 @@ fn the_quick_start_word_for_word() {
     let guide = include_str!("../../fixtures/guide-lines.txt");
     let lines: Vec<_> = guide
         .lines()
-        .filter_map(|line| line.strip_prefix("now: "))
+        .filter(|line| line.starts_with("ah agent "))
         .take(2)
         .collect();
     assert!(
