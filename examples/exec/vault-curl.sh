@@ -4,7 +4,7 @@
 #   vault-curl.sh PATH COMMON_NAME [URI_SAN]     such as: vault-curl.sh pki_int/issue/executor executor-1.example.com
 #
 # Environment: VAULT_ADDR, VAULT_CACERT (optional), VAULT_ROLE_ID_FILE and VAULT_SECRET_ID_FILE: files that hold the
-# AppRole's ids. The vault identity does all this and more by itself; this is for those who need something in between.
+# AppRole's ids; VAULT_AUTH_MOUNT where AppRole is not mounted at approle. The vault identity does all this and more by itself; this is for those who need something in between.
 #
 # No secret is an argument of a program, where `ps` would show it: curl and jq read them from a pipe.
 set -eu
@@ -33,7 +33,7 @@ post() {
 }
 
 login=$(jq -nc --rawfile role "$VAULT_ROLE_ID_FILE" --rawfile secret "$VAULT_SECRET_ID_FILE" \
-  '{role_id: ($role | rtrimstr("\n")), secret_id: ($secret | rtrimstr("\n"))}' | post "" auth/approle/login)
+  '{role_id: ($role | rtrimstr("\n")), secret_id: ($secret | rtrimstr("\n"))}' | post "" "auth/${VAULT_AUTH_MOUNT:-approle}/login")
 token=$(printf %s "$login" | jq -er .auth.client_token) || { echo "Vault gave no token" >&2; exit 1; }
 
 issued=$(jq -nc --arg name "$name" --arg uri "$uri" \

@@ -83,9 +83,10 @@ pub(super) async fn obtain(
                 ));
             }
         }
-        Err(Stopped { failure, before }) => {
-            let of_it = |(name, codes): &Step| {
-                before.map_or(codes.contains(&failure.code), |before| *name == before)
+        Err(Stopped { failure, stop }) => {
+            let of_it = |(name, codes): &Step| match stop {
+                Stop::Failed => codes.contains(&failure.code),
+                Stop::FailedAt(step) | Stop::LeftOut(step) => name == step,
             };
             let others = || steps.iter().position(|(_, codes)| codes.is_empty());
             let failed = steps
@@ -96,7 +97,9 @@ pub(super) async fn obtain(
             for (place, (name, _)) in steps.iter().enumerate() {
                 report.add(match place.cmp(&failed) {
                     Ordering::Less => Check::pass(name, "no fault found"),
-                    Ordering::Equal if before.is_some() => Check::skip(name, failure.text.as_str()),
+                    Ordering::Equal if matches!(stop, Stop::LeftOut(_)) => {
+                        Check::skip(name, failure.text.as_str())
+                    }
                     Ordering::Equal => Check::fail(name, failure),
                     Ordering::Greater => Check::skip(name, "there is no identity"),
                 });
@@ -110,15 +113,24 @@ pub(super) async fn obtain(
 /// Why there is no identity.
 struct Stopped {
     failure: Explained,
-    /// The step that was left out on purpose: then nothing failed.
-    before: Option<&'static str>,
+    stop: Stop,
+}
+
+/// At which step.
+enum Stop {
+    /// At that of the failure's code.
+    Failed,
+    /// At this one, whatever its code.
+    FailedAt(&'static str),
+    /// At this one, on purpose: nothing failed.
+    LeftOut(&'static str),
 }
 
 impl From<Explained> for Stopped {
     fn from(failure: Explained) -> Self {
         Self {
             failure,
-            before: None,
+            stop: Stop::Failed,
         }
     }
 }
@@ -132,7 +144,16 @@ async fn ask(settings: &EnrollSettings) -> Result<Arc<Published>, Stopped> {
             max: 1,
             delay: Duration::from_millis(200),
         };
-        vault::reach(&vault.config, &clock).await?;
+        // Whatever else it is that answers in Vault's place.
+        let away = |failure: Explained| Stopped {
+            stop: if failure.code == Code::VaultSealed {
+                Stop::Failed
+            } else {
+                Stop::FailedAt("vault")
+            },
+            failure,
+        };
+        vault::reach(&vault.config, &clock).await.map_err(away)?;
         let approle = matches!(vault.config.login.method, LoginMethod::AppRole { .. });
         if approle && vault.config.token_cache.is_none() {
             return Err(Stopped {
@@ -140,7 +161,7 @@ async fn ask(settings: &EnrollSettings) -> Result<Arc<Published>, Stopped> {
                     Code::Usage,
                     "a login might spend the secret id, and with --no-vault-token-cache the executor could not use what it gives",
                 ),
-                before: Some("vault-login"),
+                stop: Stop::LeftOut("vault-login"),
             });
         }
     }

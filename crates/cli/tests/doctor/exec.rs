@@ -50,6 +50,25 @@ set_ups! {
         Ok(())
     } => "command", ["cannot use the output of the identity command sh"];
 
+    command_that_prints_no_key: |site| {
+        site.listen(&[]);
+        let Files { cert, ca, .. } = site.executor.clone();
+        command(site, &format!("cat {} {}\n", cert.display(), ca.display()));
+        Ok(())
+    } => "command", ["cannot use the output of the identity command sh", "private key"];
+
+    command_that_prints_without_end: |site| {
+        site.listen(&[]);
+        command(site, "exec tr '\\0' A < /dev/zero");
+        Ok(())
+    } => "command", ["printed more than 1 MiB and was killed"];
+
+    command_that_prints_bytes_that_are_no_text: |site| {
+        site.listen(&[]);
+        command(site, "printf '\\377\\376\\000\\033[2J'");
+        Ok(())
+    } => "command", ["cannot use the output of the identity command sh"];
+
     command_that_prints_another_key: |site| {
         site.listen(&[]);
         let other = write(&site.host, "other", &executor_leaf(site), &site.ca);

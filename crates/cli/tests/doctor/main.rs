@@ -10,8 +10,10 @@
 
 mod certificates;
 mod connection;
+mod document;
 mod exec;
 mod running;
 mod settings;
 mod site;
 mod spiffe;
+mod vault;

@@ -1,5 +1,7 @@
 //! Set-ups with an executor that runs beside the doctor.
 
+use nix::sys::signal::Signal;
+
 use crate::site::{EXECUTOR_ID, Site, strings};
 
 #[test]
@@ -19,24 +21,46 @@ fn a_running_executor_that_is_well_is_left_so() {
 }
 
 #[test]
-fn an_identity_that_another_process_holds_is_blamed_on_the_running_executor() {
-    // RG-2: only who enrolls is told of a duplicate.
+fn an_executor_that_ended_as_a_duplicate_is_not_there_to_ask() {
+    // RG-2, EN-13: it never was enrolled, so trying again is no use.
     let mut site = Site::new();
     site.listen(&[]);
     let first = site.enroll(&["--name", "first"]);
     first.wait_for(" enrolled executor.id=");
     site.flags = strings(&["--name", "second"]);
-    let second = site.enroll(&[]);
-    second.wait_for("error:");
+    let mut second = site.enroll(&[]);
+    second.wait_for(&already_enrolled());
+    assert_eq!(second.wait().code(), Some(1));
     let report = site.doctor();
-    assert_eq!(report.verdict("access-point"), "pass", "{report:#?}");
+    report.is_well_but(&[]);
     let told = report.check("executor");
-    if told["verdict"] == "fail" {
-        report.blames("executor", &[EXECUTOR_ID]);
-    } else {
-        // A duplicate ends the process for good: then there is none to ask.
-        assert_eq!(told["verdict"], "skip", "{report:#?}");
-    }
+    assert_eq!(told["verdict"], "skip", "{report:#?}");
+    assert_eq!(told["evidence"], "no executor named second runs here");
+}
+
+#[test]
+fn an_identity_that_a_copy_took_over_is_blamed_on_the_running_executor() {
+    // RG-2: it was enrolled and did not answer for a while, in which another process with its identity came.
+    let mut site = Site::new();
+    site.listen(&[]);
+    site.flags = strings(&["--name", "worker-1"]);
+    let executor = site.enroll(&[]);
+    executor.wait_for(" enrolled executor.id=");
+    executor.signal(Signal::SIGSTOP);
+    site.flags = strings(&["--name", "copy"]);
+    let copy = site.enroll(&[]);
+    copy.wait_for(" enrolled executor.id=");
+    executor.signal(Signal::SIGCONT);
+    executor.wait_for(&already_enrolled());
+    site.flags = strings(&["--name", "worker-1"]);
+    let report = site.doctor();
+    report.blames("executor", &[EXECUTOR_ID, "is already enrolled"]);
+    assert_eq!(report.verdict("access-point"), "pass", "{report:#?}");
+    assert_eq!(copy.count("error:"), 0, "{:?}", copy.lines());
+}
+
+fn already_enrolled() -> String {
+    format!("error: executor id {EXECUTOR_ID} is already enrolled")
 }
 
 #[test]

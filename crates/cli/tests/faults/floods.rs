@@ -231,6 +231,12 @@ fn ap_16_a_retry_storm_converges() {
         begun.elapsed()
     );
     assert!(shed > 0.0, "the storm was one");
+    // ER-25: who asks why somebody is not in is told of them.
+    let why = site.fleet(&["why", "127.0.0.1"]).stdout;
+    assert!(
+        why.contains("reset since then for want of a place"),
+        "{why}"
+    );
     assert_eq!(site.listed(&["--live"]).len(), CLIENTS);
     stop.cancel();
 }

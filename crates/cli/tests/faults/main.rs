@@ -14,6 +14,7 @@ mod certificates;
 mod clock;
 mod crashes;
 mod crowd;
+mod exec;
 mod floods;
 mod identities;
 mod site;

@@ -13,6 +13,7 @@
 )]
 #[path = "../faults/crowd.rs"]
 mod crowd;
+mod curl;
 mod faults;
 mod fleet;
 mod guide;
@@ -24,6 +25,7 @@ mod guide;
 mod kit;
 mod load;
 mod logins;
+mod moving;
 mod namespaces;
 #[expect(
     dead_code,

@@ -114,6 +114,35 @@ async fn er_25_strangers_are_known_by_their_address_and_cannot_pose_as_others() 
     assert_eq!((accepted.vouched, accepted.admitted), (Some(true), true));
 }
 
+// ER-25, AP-16: who was reset before anything could be read is in no attempt; the answer says that there were some.
+#[tokio::test]
+async fn er_25_connections_that_found_no_place_are_counted() {
+    let mut site = Site::with(|_| {});
+    site.handshakes.max_waiting = 1;
+    let access_point = site.start().await;
+    let id = "spiffe://example.org/ah/agent/worker-1";
+    let leaf = site.ca.leaf().spiffe(id).issue();
+    attempt(&site, &access_point, &leaf, "worker-1").await;
+    assert_eq!(why(&access_point, id).await.unwrap().shed, 0);
+    let none = why(&access_point, "worker-2").await.unwrap_err();
+    assert!(!format!("{none:?}").contains("for want of a place"));
+
+    let mut silent = Vec::new();
+    for _ in 0..3 {
+        silent.push(TcpStream::connect(access_point.address).await.unwrap());
+    }
+    access_point
+        .wait_metric("ah_handshakes_shed_total", 2.0)
+        .await;
+    assert_eq!(why(&access_point, id).await.unwrap().shed, 2);
+    let none = why(&access_point, "worker-2").await.unwrap_err();
+    let told = format!("{none:?}");
+    assert!(
+        told.contains("reset since then for want of a place (--max-handshakes): 2"),
+        "{told}"
+    );
+}
+
 // ER-25: after a restart the audit log answers for what was before, and the answer says from when on it is first hand.
 #[tokio::test]
 async fn er_25_after_a_restart_the_audit_log_remembers() {

@@ -35,6 +35,12 @@ pub(super) fn show(why: &Why, json: bool) -> io::Result<()> {
         None => println!("seen since {since}; what is older comes from the audit log"),
         Some(reason) => println!("seen since {since}; nothing older is known: {reason}"),
     }
+    if why.shed > 0 {
+        println!(
+            "connections reset since then for want of a place (--max-handshakes): {}; whose they were nobody knows",
+            why.shed
+        );
+    }
     if let Some(refused) = why.attempts.iter().find(|attempt| !attempt.admitted) {
         let latest = why.attempts.first().is_some_and(|first| first.admitted);
         let heading = if latest {

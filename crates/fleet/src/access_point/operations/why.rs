@@ -45,6 +45,10 @@ pub struct Why {
     /// Why attempts from before `known_since` are not among them.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub no_earlier: Option<String>,
+    /// Connections since `known_since` that were reset for want of a place among the handshakes. No attempt tells of
+    /// them, and nobody knows whose they were.
+    #[serde(default)]
+    pub shed: u64,
 }
 
 /// From where an attempt is known.
@@ -171,8 +175,9 @@ impl Operator {
             }
             target => Some(format!("the audit log is no file (--audit-log {target})")),
         };
+        let shed = shared.metrics.handshakes_shed.get();
         if attempts.is_empty() {
-            return Err(no_attempt(selector, known_since, no_earlier));
+            return Err(no_attempt(selector, known_since, no_earlier, shed));
         }
         Ok(Why {
             who: selector.0.clone(),
@@ -180,6 +185,7 @@ impl Operator {
             rules: rules.iter().collect(),
             attempts,
             no_earlier,
+            shed,
         })
     }
 
@@ -190,8 +196,16 @@ impl Operator {
     }
 }
 
-fn no_attempt(selector: &Selector, since: OffsetDateTime, no_earlier: Option<String>) -> NotDone {
+fn no_attempt(
+    selector: &Selector,
+    since: OffsetDateTime,
+    no_earlier: Option<String>,
+    shed: u64,
+) -> NotDone {
     let since = crate::moment::rfc3339(since.into());
+    let shed = (shed > 0).then(|| {
+        format!("connections reset since then for want of a place (--max-handshakes): {shed}; whose they were nobody knows")
+    });
     let told = Explained::new(
         Code::Usage,
         format!("no attempt of {} is known", selector.0),
@@ -200,6 +214,7 @@ fn no_attempt(selector: &Selector, since: OffsetDateTime, no_earlier: Option<Str
     NotDone::Unknown(
         no_earlier
             .into_iter()
+            .chain(shed)
             .fold(told, Explained::cause)
             .hint("ask by the address it comes from, the executor id, or the certificate's serial number or SHA-256; if it never reached this access point, run `ah agent doctor` where the executor runs"),
     )
