@@ -33,6 +33,7 @@ mod namespaces;
 )]
 #[path = "../faults/site.rs"]
 mod site;
+mod tls;
 mod tokens;
 mod tokens_of_others;
 mod walk;

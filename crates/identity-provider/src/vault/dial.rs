@@ -97,7 +97,9 @@ pub(super) fn io_words(error: &io::Error) -> String {
         Some(other) => format!("TLS: {other}"),
         None => match error.kind() {
             io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
-            io::ErrorKind::ConnectionReset => "connection reset".to_owned(),
+            io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
+                "connection reset".to_owned()
+            }
             io::ErrorKind::UnexpectedEof => "the reply broke off".to_owned(),
             io::ErrorKind::TimedOut => "connection timed out".to_owned(),
             _ => error.to_string(),
@@ -127,6 +129,10 @@ fn alert_words(alert: AlertDescription) -> String {
 fn certificate_words(fault: &CertificateError) -> String {
     match fault {
         CertificateError::UnknownIssuer => "certificate signed by unknown authority".to_owned(),
+        // A CA that was made anew under its old name.
+        CertificateError::BadSignature => {
+            "certificate signed by unknown authority (one of the same name has another key)".to_owned()
+        }
         CertificateError::Expired
         | CertificateError::ExpiredContext { .. }
         | CertificateError::NotValidYet
