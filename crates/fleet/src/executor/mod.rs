@@ -309,10 +309,9 @@ impl<T: Fn(&Event) + Send> Run<T> {
                 () = newer_than(&mut configs, known) => {
                     let current = configs.current();
                     let now = self.executor.clock.now();
-                    // What an agent or an operator no longer trusts is not served until it goes by itself.
-                    if let Err(error) = link.server.still_trusted_as_server(current.trust(), now) {
-                        return Ended::Lost(error.explained().clone());
-                    }
+                    // The access point may present a certificate that is trusted by now: the next connection tells.
+                    let trusted = link.server.still_trusted_as_server(current.trust(), now);
+                    rotation.distrusted = trusted.err().map(|error| error.explained().clone());
                     rotation.wanted(current.generation());
                 }
                 opened = rotation.opened(&self.opener, &target) => match opened {
@@ -324,6 +323,10 @@ impl<T: Fn(&Event) + Send> Run<T> {
                         tokio::spawn(async move { old.goodbye("rotated").await });
                     }
                     Err(explained) => {
+                        // What an agent or an operator no longer trusts is not served until it goes by itself.
+                        if let Some(distrusted) = rotation.distrusted {
+                            return Ended::Lost(distrusted);
+                        }
                         let wait = rotation.backoff.next();
                         tracing::warn!(retry_in = ?wait, "moving to the new certificate failed: {explained}");
                         self.status.send_modify(|status| status.failed(explained, self.executor.clock.now(), None));
@@ -451,6 +454,8 @@ struct Rotation {
     backoff: Backoff,
     /// Generation that the move is for; 0 when there was none.
     generation: u64,
+    /// Why the present session must not outlive the next attempt: its server is no longer trusted.
+    distrusted: Option<Explained>,
 }
 
 #[derive(Default)]

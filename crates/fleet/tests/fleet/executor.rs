@@ -7,7 +7,7 @@ use std::time::Duration;
 use ah_fleet::access_point::Selector;
 use ah_fleet::executor::{Event, Once, StatusSocket, read_status, serve_status};
 use ah_identity_provider::{Code, Explained};
-use ah_testkit::ca::TestCa;
+use ah_testkit::ca::{TestCa, published};
 use ah_tls::Expect;
 
 use crate::raw::{connect, hello};
@@ -168,6 +168,35 @@ async fn fate(plan: Plan) -> Result<Explained, Explained> {
     }
 }
 
+// EN-14: a session opened before the access point changed its certificate moves, though its own server is
+// distrusted by then.
+#[tokio::test]
+async fn en_14_the_old_ca_of_an_access_point_that_has_moved_on_costs_no_session() {
+    let site = Site::new();
+    let new = TestCa::new("example.org");
+    let access_point = site.start().await;
+    let mut plan = Plan::new(&site, &site.leaf(1), &[access_point.address]);
+    plan.identity = site.leaf(1).identity(&[&site.ca, &new]);
+    let mut worker = plan.start();
+    worker.enrolled().await;
+    let server = new.leaf().spiffe("spiffe://example.org/ah/serve");
+    let moved = server.dns("localhost").ip("127.0.0.1").issue();
+    access_point
+        .identity
+        .send_replace(Arc::new(published(2, moved.identity(&[&site.ca, &new]))));
+    access_point.audited("identity-renewed").await;
+    worker.rotate(2, site.leaf(1).identity(&[&new]));
+    let event = worker.next().await;
+    assert!(matches!(event, Event::Rotated { .. }), "{event:?}");
+    worker.stop.cancel();
+    worker.ended().await.unwrap();
+    let lines = access_point.stopped().await;
+    let told = events(&lines);
+    assert!(told.contains(&"rotated"), "{told:?}");
+    let left = told.iter().filter(|event| **event == "disconnected");
+    assert_eq!(left.count(), 1, "{told:?}");
+}
+
 // EN-13: end to end, for each code that a first attempt can meet.
 #[tokio::test]
 async fn en_13_permanent_faults_end_and_transient_ones_do_not() {
@@ -263,7 +292,7 @@ async fn en_13_what_was_sound_before_is_tried_again() {
     let distrusting = site.server_leaf().identity(&[&foreign]);
     access_point
         .identity
-        .send_replace(Arc::new(ah_testkit::ca::published(2, distrusting)));
+        .send_replace(Arc::new(published(2, distrusting)));
     let event = worker.next().await;
     assert!(
         matches!(&event, Event::Failed { explained, .. } if explained.code == Code::ClientUnknownAuthority),
@@ -272,7 +301,7 @@ async fn en_13_what_was_sound_before_is_tried_again() {
     let trusting = site.server_leaf().identity(&[&site.ca]);
     access_point
         .identity
-        .send_replace(Arc::new(ah_testkit::ca::published(3, trusting)));
+        .send_replace(Arc::new(published(3, trusting)));
     loop {
         match worker.next().await {
             Event::Enrolled { .. } => break,
