@@ -8,14 +8,10 @@ mod model;
 use std::collections::BTreeSet;
 use std::future::Future;
 
-use ah_spire_wire::model::Entry;
-use ah_spire_wire::model::Selector;
+use ah_spire_wire::model::{Bundle, Entry, Selector};
 use spiffe::{SpiffeId, TrustDomain};
 
-pub use model::{
-    Agent, AgentFilter, Bundle, EntryFilter, EntryMask, JoinToken, JwtKey, Match, Page, Paged,
-    X509Authority,
-};
+pub use model::{Agent, AgentFilter, EntryFilter, EntryMask, JoinToken, Match, Page, Paged};
 
 /// Why the store did not do it, by what the caller does next.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -86,3 +86,40 @@ pub struct Entry {
     /// JWT-SVIDs carry a unique `jti` and are not cached.
     pub jwt_svid_include_jti: bool,
 }
+
+/// The keys that speak for a trust domain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bundle {
+    /// Whose.
+    pub trust_domain: TrustDomain,
+    /// CA certificates.
+    pub x509: Vec<X509Authority>,
+    /// JWT signing keys.
+    pub jwt: Vec<JwtKey>,
+    /// Seconds between two looks; 0 when nothing is said.
+    pub refresh_hint: i64,
+    /// Counts the changes.
+    pub sequence: u64,
+}
+
+/// One CA certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct X509Authority {
+    /// DER.
+    pub der: Vec<u8>,
+    /// No longer to be relied upon: what it signed is to be replaced.
+    pub tainted: bool,
+}
+
+/// One JWT signing key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JwtKey {
+    /// SubjectPublicKeyInfo, DER.
+    pub spki: Vec<u8>,
+    /// `kid`
+    pub id: String,
+    /// Unix seconds; 0 is never.
+    pub expires_at: i64,
+    /// As [`X509Authority::tainted`].
+    pub tainted: bool,
+}
