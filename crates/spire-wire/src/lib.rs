@@ -1,0 +1,59 @@
+//! The wire of SPIFFE and SPIRE.
+//!
+//! The generated messages and services stand under the names of their protobuf packages: [`types`], [`server`],
+//! [`workload`], [`health`]. [`Channel`] carries calls over any byte stream, [`serve`] answers them. What the
+//! messages stand for are the plain, valid values of [`model`], with conversions both ways.
+
+mod channel;
+mod convert;
+pub mod model;
+mod serving;
+
+pub use channel::{Channel, MAX_MESSAGE_BYTES};
+pub use convert::{
+    Invalid, entry_from_wire, entry_to_wire, spiffe_id_from_wire, spiffe_id_to_wire,
+};
+pub use serving::{Limits, serve};
+
+mod packages {
+    #![expect(
+        missing_docs,
+        unreachable_pub,
+        clippy::allow_attributes,
+        reason = "generated; the .proto files say what there is to say"
+    )]
+    include!(concat!(env!("OUT_DIR"), "/packages.rs"));
+}
+
+#[doc(inline)]
+pub use packages::grpc::health::v1 as health;
+#[doc(inline)]
+pub use packages::spire::api::types;
+
+/// The server APIs, one module a service.
+pub mod server {
+    pub use crate::packages::spire::api::server::agent::v1 as agent;
+    pub use crate::packages::spire::api::server::bundle::v1 as bundle;
+    pub use crate::packages::spire::api::server::debug::v1 as debug;
+    pub use crate::packages::spire::api::server::entry::v1 as entry;
+    pub use crate::packages::spire::api::server::localauthority::v1 as localauthority;
+    pub use crate::packages::spire::api::server::logger::v1 as logger;
+    pub use crate::packages::spire::api::server::svid::v1 as svid;
+    pub use crate::packages::spire::api::server::trustdomain::v1 as trustdomain;
+}
+
+/// What the datastore keeps as protobuf, in the formats that upstream reads and writes.
+pub mod stored {
+    pub use crate::packages::spire::{common, journal};
+}
+
+/// The SPIFFE Workload API.
+pub mod workload {
+    pub use crate::packages::{
+        JwtBundlesRequest, JwtBundlesResponse, Jwtsvid, JwtsvidRequest, JwtsvidResponse,
+        ValidateJwtsvidRequest, ValidateJwtsvidResponse, WitBundlesRequest, WitBundlesResponse,
+        Witsvid, WitsvidRequest, WitsvidResponse, X509BundlesRequest, X509BundlesResponse,
+        X509svid, X509svidRequest, X509svidResponse, spiffe_workload_api_client,
+        spiffe_workload_api_server,
+    };
+}
