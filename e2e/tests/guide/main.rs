@@ -1,0 +1,3 @@
+//! The guides as printed, every binary ours.
+
+mod spiffe;

@@ -1,0 +1,220 @@
+//! The manual part of the SPIFFE guide: a server, an agent, two registration entries, an access point and an
+//! executor, with the guide's own lines.
+
+use ah_e2e::Machine;
+use ah_testkit::process::{Process, eventually};
+use nix::sys::signal::Signal;
+
+const SERVER_CONFIGURATION: &str = r#"cat > /etc/spire/server.conf << EOF
+server {
+    bind_address = "0.0.0.0"
+    bind_port = "8081"
+    socket_path = "/run/spire/server.sock"
+    trust_domain = "example.org"
+    data_dir = "/var/lib/spire/server"
+    log_level = "INFO"
+}
+
+plugins {
+    DataStore "sql" {
+        plugin_data {
+            database_type = "sqlite3"
+            connection_string = "/var/lib/spire/server/datastore.sqlite3"
+        }
+    }
+
+    NodeAttestor "join_token" {
+        plugin_data {}
+    }
+
+    KeyManager "disk" {
+        plugin_data {
+            keys_path = "/var/lib/spire/server/keys.json"
+        }
+    }
+}
+EOF"#;
+
+const AGENT_CONFIGURATION: &str = r#"cat > /etc/spire/agent.conf << EOF
+agent {
+    data_dir = "/var/lib/spire/agent"
+    log_level = "INFO"
+    server_address = "spire-server.example.org"
+    server_port = "8081"
+    socket_path = "/run/spire/agent.sock"
+    trust_domain = "example.org"
+    join_token = "abc123def456..."
+    insecure_bootstrap = true  # Remove in production
+}
+
+plugins {
+    NodeAttestor "join_token" {
+        plugin_data {}
+    }
+
+    KeyManager "disk" {
+        plugin_data {
+            directory = "/var/lib/spire/agent"
+        }
+    }
+
+    WorkloadAttestor "unix" {
+        plugin_data {
+            discover_workload_path = true
+        }
+    }
+}
+EOF"#;
+
+const TOKEN: &str = r"spire-server token generate \
+    -socketPath /run/spire/server.sock \
+    -ttl 3600";
+
+const ENTRIES: &str = r#"# Get agent SPIFFE ID
+AGENT_ID=$(spire-server agent list -socketPath /run/spire/server.sock | grep -oP 'spiffe://[^\s]+' | head -1)
+
+# Register access point workload
+spire-server entry create \
+    -socketPath /run/spire/server.sock \
+    -parentID "$AGENT_ID" \
+    -spiffeID "spiffe://example.org/ah/serve" \
+    -selector "unix:user:agent-harbor"
+
+# Register executor workload
+spire-server entry create \
+    -socketPath /run/spire/server.sock \
+    -parentID "$AGENT_ID" \
+    -spiffeID "spiffe://example.org/ah/agent/executor-1" \
+    -selector "unix:user:executor""#;
+
+const ACCESS_POINT: &str = r#"ah agent access-point \
+    --fleet-listen 0.0.0.0:4433 \
+    --server-identity spiffe \
+    --spiffe-socket /run/spire/agent.sock \
+    --executor-san-uri-prefix "spiffe://example.org/ah/agent/""#;
+
+const EXECUTOR: &str = r#"ah agent enroll \
+    --remote-server https://access-point.example.org:4433 \
+    --identity spiffe \
+    --spiffe-socket /run/spire/agent.sock \
+    --expected-server-id "spiffe://example.org/ah/serve""#;
+
+/// Server and agent as the guide sets them up.
+struct Spire {
+    _server: Process,
+    agent: Process,
+}
+
+impl Spire {
+    fn deploy(machine: &Machine) -> Self {
+        machine.shell(SERVER_CONFIGURATION);
+        let server = machine.start("root", "spire-server run -config /etc/spire/server.conf");
+        healthy(machine, "spire-server", "/run/spire/server.sock");
+        let printed = machine.shell(TOKEN).stdout;
+        let token = printed
+            .lines()
+            .find_map(|line| line.strip_prefix("Token: "))
+            .unwrap_or_else(|| panic!("no token in {printed:?}"));
+        machine.shell(&AGENT_CONFIGURATION.replace("abc123def456...", token));
+        let agent = machine.start("root", "spire-agent run -config /etc/spire/agent.conf");
+        healthy(machine, "spire-agent", "/run/spire/agent.sock");
+        Self {
+            _server: server,
+            agent,
+        }
+    }
+}
+
+fn healthy(machine: &Machine, program: &str, socket: &str) {
+    let check = [program, "healthcheck", "-socketPath", socket];
+    eventually(&format!("{program} is healthy"), || {
+        let answer = machine.command_as("root", check).output();
+        answer.expect("it runs").status.success().then_some(())
+    });
+}
+
+// SP-1, SR-6
+#[test]
+fn the_manual_deployment_word_for_word() {
+    let Some(machine) = Machine::new() else {
+        return;
+    };
+    let spire = Spire::deploy(&machine);
+    let created = machine.shell(ENTRIES).stdout;
+    assert_eq!(created.matches("Entry ID").count(), 2, "{created}");
+
+    let access_point = machine.start("agent-harbor", ACCESS_POINT);
+    access_point.wait_for("listening for executors");
+    let executor = machine.start("executor", EXECUTOR);
+    let enrolled = executor.wait_for(" enrolled executor.id=");
+    assert!(
+        enrolled.contains("spiffe://example.org/ah/agent/executor-1"),
+        "{enrolled}"
+    );
+
+    // What the guide's troubleshooting part says to look at.
+    let shown = machine.shell("spire-server entry show -socketPath /run/spire/server.sock");
+    assert!(shown.stdout.starts_with("Found 2 entries"), "{shown:?}");
+    let agents = machine.shell("spire-server agent list -socketPath /run/spire/server.sock");
+    assert!(
+        agents.stdout.starts_with("Found 1 attested agent"),
+        "{agents:?}"
+    );
+
+    // A new agent process is the same agent, and nobody notices.
+    let mut agent = spire.agent;
+    agent.signal(Signal::SIGTERM);
+    assert!(agent.wait().success());
+    let _agent = machine.start("root", "spire-agent run -config /etc/spire/agent.conf");
+    healthy(&machine, "spire-agent", "/run/spire/agent.sock");
+    assert_eq!(executor.count("retrying in"), 0);
+    let agents = machine.shell("spire-server agent count -socketPath /run/spire/server.sock");
+    assert!(agents.stdout.starts_with("1 attested agent"), "{agents:?}");
+}
+
+// SR-1, ER-10: the SPIFFE part of the troubleshooting guide, for a workload that has no entry yet.
+#[test]
+fn no_svid_issued_is_found_and_mended_word_for_word() {
+    let Some(machine) = Machine::new() else {
+        return;
+    };
+    let spire = Spire::deploy(&machine);
+    let executor = machine.start("executor", EXECUTOR);
+    executor.wait_for("error: no identity issued");
+    spire.agent.wait_for("user:executor");
+
+    let fetch = r"spire-agent api fetch x509 \
+    -socketPath /run/spire/agent.sock \
+    -write /tmp/svid";
+    let mut refused = machine.command_as("executor", ["bash", "-c", fetch]);
+    assert!(!refused.output().expect("it runs").status.success());
+
+    machine.shell(ENTRIES);
+    let access_point = machine.start("agent-harbor", ACCESS_POINT);
+    access_point.wait_for("listening for executors");
+    executor.wait_for(" enrolled executor.id=");
+    let written = machine.shell_as("executor", fetch).stdout;
+    assert!(written.contains("/tmp/svid.0.pem"), "{written}");
+    let detailed = machine.shell_as("executor", "openssl x509 -in /tmp/svid.0.pem -noout -text");
+    let uri = "URI:spiffe://example.org/ah/agent/executor-1";
+    assert!(detailed.stdout.contains(uri), "{detailed:?}");
+}
+
+// EN-14, SP-1: the executor's SVID lives for 20 s, and is another every ten.
+#[test]
+fn rotations_by_the_agent_cost_no_session() {
+    let Some(machine) = Machine::new() else {
+        return;
+    };
+    let _spire = Spire::deploy(&machine);
+    machine.shell(&ENTRIES.replace(
+        "-selector \"unix:user:executor\"",
+        "-selector \"unix:user:executor\" -x509SVIDTTL 20",
+    ));
+    let access_point = machine.start("agent-harbor", ACCESS_POINT);
+    access_point.wait_for("listening for executors");
+    let executor = machine.start("executor", EXECUTOR);
+    executor.wait_for_nth("enrollment moved to a new connection", 2);
+    assert_eq!(executor.count("retrying in"), 0);
+    assert_eq!(access_point.count("executor disconnected"), 0);
+}
