@@ -18,7 +18,7 @@ fn shown<'a>(table: &'a str, name: &str) -> &'a str {
         .unwrap_or_else(|| panic!("no {name}: {table}"))
 }
 
-// VA-1 to VA-4, VA-8 to VA-12, VA-16, ER-14, ER-15, ER-17
+// VA-1 to VA-4, VA-8 to VA-12, VA-16, AP-9, EN-7, ER-14, ER-15, ER-17
 #[test]
 fn the_guide_from_top_to_bottom() {
     let Some(mut walk) = Walk::begin() else {
