@@ -111,7 +111,7 @@ impl fmt::Display for UnknownKeys {
         for (index, (key, positions)) in self.iter().enumerate() {
             let places: Vec<String> = positions.iter().map(Position::to_string).collect();
             let separator = if index == 0 { "" } else { ", " };
-            write!(f, "{separator}\"{key}\" ({})", places.join("; "))?;
+            write!(f, "{separator}{key:?} ({})", places.join("; "))?;
         }
         Ok(())
     }

@@ -124,9 +124,6 @@ impl<'a> Node<'a> {
 }
 
 pub(super) fn join(path: &str, name: &str) -> String {
-    if path.is_empty() {
-        name.to_owned()
-    } else {
-        format!("{path}.{name}")
-    }
+    let separator = if path.is_empty() { "" } else { "." };
+    format!("{path}{separator}{}", name.escape_debug())
 }

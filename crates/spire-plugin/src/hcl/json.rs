@@ -59,7 +59,7 @@ fn object(cursor: &mut Cursor<'_>, depth: usize) -> Result<Vec<Item>, HclError> 
         let name = (*text::scan(cursor, position)?).clone();
         skip_blank(cursor);
         if !cursor.take(':') {
-            return cursor.error(format!("expected \":\" after the key \"{name}\""));
+            return cursor.error(format!("expected \":\" after the key {name:?}"));
         }
         let key = Key {
             position,

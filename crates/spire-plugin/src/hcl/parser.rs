@@ -170,7 +170,7 @@ fn unexpected_in_keys(keys: &[Key], token: &Token, braced: bool) -> String {
     };
     let name = &first.name;
     if matches!(token, Token::Assign) {
-        return format!("expected \"{{\" after \"{name}\" and its label, found \"=\"");
+        return format!("expected \"{{\" after {name:?} and its label, found \"=\"");
     }
-    format!("expected \"=\" or \"{{\" after the key \"{name}\", found {found}")
+    format!("expected \"=\" or \"{{\" after the key {name:?}, found {found}")
 }

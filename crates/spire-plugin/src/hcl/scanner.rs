@@ -82,7 +82,7 @@ impl Token {
     /// The token as errors name it. Texts are not shown.
     pub(super) fn describe(&self) -> String {
         match self {
-            Self::Bare(name) => format!("\"{name}\""),
+            Self::Bare(name) => format!("{name:?}"),
             Self::Number(_) | Self::Float(_) => "a number".to_owned(),
             Self::Bool(value) => format!("\"{value}\""),
             Self::Text(_) => "a quoted text".to_owned(),
