@@ -17,6 +17,7 @@ mod identity;
 mod key;
 pub mod pem;
 mod provider;
+mod put;
 pub mod spiffe;
 mod supervise;
 pub mod vault;

@@ -163,6 +163,16 @@ pub struct Finished {
     pub stderr: String,
 }
 
+impl Finished {
+    /// Fails unless its standard output has each of `parts`.
+    #[track_caller]
+    pub fn prints(&self, parts: &[&str]) {
+        for part in parts {
+            assert!(self.stdout.contains(part), "no {part:?}:\n{}", self.stdout);
+        }
+    }
+}
+
 impl From<Output> for Finished {
     fn from(output: Output) -> Self {
         Self {

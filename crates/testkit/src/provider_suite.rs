@@ -15,6 +15,10 @@ use tokio::time::timeout;
 /// must outlast a provider's slowest look at the clock.
 const DEADLINE: Duration = Duration::from_secs(120);
 
+/// After an error a provider is asked again when it says that something changed, or after this, as the supervisor
+/// does: not every source can say so.
+const BACKOFF: Duration = Duration::from_millis(100);
+
 /// One source, and what can be done to it.
 pub trait ProviderFixture {
     /// The provider under test.
@@ -127,7 +131,7 @@ async fn recovers<F: ProviderFixture>(fixture: &mut F, provider: &mut F::Provide
                 Err(ProviderError::Fatal(explained)) => panic!("{}", explained.report()),
                 Err(_) => tokio::select! {
                     () = provider.changed() => {}
-                    () = tokio::time::sleep(Duration::from_millis(100)) => {}
+                    () = tokio::time::sleep(BACKOFF) => {}
                 },
             }
         }

@@ -1,4 +1,4 @@
-//! Flags of the vault provider (contract §4).
+//! Flags of the vault provider (contract §4, AP-9, EN-7).
 
 use std::net::IpAddr;
 use std::path::PathBuf;

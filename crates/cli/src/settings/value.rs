@@ -57,14 +57,7 @@ impl std::error::Error for Wrong {}
 
 /// A length of time such as `10s`, `1m 30s` or `500ms`: more than nothing, at most a day.
 pub fn duration(text: &str) -> Result<Duration, Wrong> {
-    let forms = "write a number with its unit, such as 10s, 1m or 500ms";
-    let parsed = humantime::parse_duration(text.trim()).map_err(|e| {
-        if text.trim().parse::<f64>().is_ok() {
-            Wrong::new("a unit is missing").hint(forms)
-        } else {
-            Wrong::new(e.to_string()).hint(forms)
-        }
-    })?;
+    let parsed = with_unit(text, "10s, 1m or 500ms")?;
     if parsed.is_zero() || parsed > Duration::from_secs(24 * 60 * 60) {
         return Err(Wrong::new("must be more than 0 and at most 1day"));
     }
@@ -73,18 +66,22 @@ pub fn duration(text: &str) -> Result<Duration, Wrong> {
 
 /// The life of a certificate, in whole seconds, such as `24h` or `90days`: at most ten years.
 pub fn certificate_life(text: &str) -> Result<Duration, Wrong> {
-    let forms = "write a number with its unit, such as 24h or 90days";
-    let parsed = humantime::parse_duration(text.trim()).map_err(|e| {
-        if text.trim().parse::<f64>().is_ok() {
-            Wrong::new("a unit is missing").hint(forms)
-        } else {
-            Wrong::new(e.to_string()).hint(forms)
-        }
-    })?;
+    let parsed = with_unit(text, "24h or 90days")?;
     if parsed.as_secs() == 0 || parsed > Duration::from_secs(3650 * 24 * 60 * 60) {
         return Err(Wrong::new("must be at least 1s and at most 3650days"));
     }
     Ok(Duration::from_secs(parsed.as_secs()))
+}
+
+fn with_unit(text: &str, examples: &str) -> Result<Duration, Wrong> {
+    humantime::parse_duration(text.trim()).map_err(|error| {
+        let wrong = if text.trim().parse::<f64>().is_ok() {
+            Wrong::new("a unit is missing")
+        } else {
+            Wrong::new(error.to_string())
+        };
+        wrong.hint(format!("write a number with its unit, such as {examples}"))
+    })
 }
 
 /// A secret: any text, which no error shows.

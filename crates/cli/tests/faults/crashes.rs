@@ -23,9 +23,7 @@ fn kill_9_of_the_access_point_with_5000_executors_loses_none() {
     let site = Site::new();
     let mut access_point = site.start(&["--max-handshakes", "1024"]);
     let address = access_point.address;
-    let crowd = Crowd::new(&site, address, EXECUTORS);
-    crowd.wait_enrolled(CROWD_ENROLLS);
-    crowd.forget();
+    let crowd = Crowd::enrolled(&site, address, EXECUTORS, CROWD_ENROLLS);
 
     access_point.process.kill();
     let at = address.to_string();
@@ -198,9 +196,7 @@ fn ap_19_term_with_1000_sessions_drains_without_an_error_on_the_other_side() {
     let _alone = alone();
     let site = Site::new();
     let mut access_point = site.start(&["--max-handshakes", "1024"]);
-    let crowd = Crowd::new(&site, access_point.address, EXECUTORS);
-    crowd.wait_enrolled(CROWD_ENROLLS);
-    crowd.forget();
+    let crowd = Crowd::enrolled(&site, access_point.address, EXECUTORS, CROWD_ENROLLS);
     let begun = Instant::now();
     access_point.process.signal(Signal::SIGTERM);
     assert_eq!(access_point.process.wait().code(), Some(0));

@@ -31,8 +31,21 @@ struct Member {
 }
 
 impl Crowd {
-    /// `count` executors with certificates of `site`'s authority, numbered from 0.
-    pub(crate) fn new(site: &Site, address: SocketAddr, count: usize) -> Self {
+    /// `count` executors with certificates of `site`'s authority, numbered from 0, once all are enrolled, which takes
+    /// at most `limit`. What was told on the way is forgotten.
+    pub(crate) fn enrolled(
+        site: &Site,
+        address: SocketAddr,
+        count: usize,
+        limit: Duration,
+    ) -> Self {
+        let crowd = Self::start(site, address, count);
+        crowd.wait_enrolled(limit);
+        crowd.forget();
+        crowd
+    }
+
+    fn start(site: &Site, address: SocketAddr, count: usize) -> Self {
         site::raise_open_files();
         let runtime = runtime();
         let stop = CancellationToken::new();
@@ -85,7 +98,7 @@ impl Crowd {
     }
 
     /// Forgets what was told so far.
-    pub(crate) fn forget(&self) {
+    fn forget(&self) {
         for member in &self.members {
             member.told.lock().unwrap().clear();
         }
@@ -95,6 +108,16 @@ impl Crowd {
     pub(crate) fn told(&self) -> Vec<Vec<Event>> {
         let told = self.members.iter().map(|m| m.told.lock().unwrap().clone());
         told.collect()
+    }
+
+    /// Nothing has happened since to any session, nobody was rejected, and the access point has `sessions`.
+    #[track_caller]
+    pub(crate) fn undisturbed(&self, http: SocketAddr, sessions: usize) {
+        assert_eq!(self.absent(), 0);
+        assert!(self.told().iter().all(Vec::is_empty), "no session dropped");
+        let (_, metrics) = site::get(http, "/metrics");
+        assert!(!metrics.contains("ah_rejections_total{"), "{metrics}");
+        assert_eq!(site::metric(http, "ah_sessions") as usize, sessions);
     }
 
     /// Gives executor `number` another identity.

@@ -40,7 +40,7 @@ fn recovered(access_point: &AccessPoint, generation: f64) {
     });
 }
 
-// VA-13, ER-15, ER-18: nobody tells the fleet to look again here; it finds out and recovers by itself.
+// VA-13, AP-9, ER-15, ER-18: nobody tells the fleet to look again here; it finds out and recovers by itself.
 #[test]
 fn er_15_sealed_stopped_and_back_without_anybody_touching_the_fleet() {
     let Some(mut bao) = OpenBao::raft(&Listen::default()) else {

@@ -116,7 +116,7 @@ async fn handshake(configs: ClientConfigs, port: u16) -> String {
     }
 }
 
-// EN-14, VA-12
+// EN-14, AP-9, VA-12
 #[test]
 fn en_14_identities_from_vault_rotate_under_load_and_nothing_is_dropped() {
     let Some(fleet) = Fleet::begin() else {

@@ -5,12 +5,12 @@ use std::process::Command;
 use ah_testkit::ca::TestCa;
 use ah_testkit::need;
 use ah_testkit::openbao::{Listen, OpenBao};
-use ah_testkit::process::{AccessPoint, Finished, Process};
+use ah_testkit::process::{AccessPoint, Finished, Process, eventually};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::fleet::{Fleet, id};
-use crate::kit::{Told, failed, sh};
+use crate::kit::{Told, failed, sh, try_sh};
 use crate::tokens_of_others::{jwt, service_account, token_review};
 
 /// Runs an executor that logs in by `args`, until it is enrolled or gives up.
@@ -452,10 +452,14 @@ fn va_8_cert_auth_over_tls_and_what_tls_may_not_do() {
         fleet.bao.signal(Signal::SIGHUP);
         let subject = if ended { "ended" } else { "renewed" };
         let served = format!(
-            "until openssl s_client -connect {} < /dev/null 2> /dev/null | grep -q 'subject=CN = {subject}'; do sleep 0.05; done",
+            "openssl s_client -connect {} < /dev/null 2> /dev/null",
             fleet.bao.url().trim_start_matches("https://")
         );
-        sh(&fleet.host, &served);
+        let subject = format!("subject=CN = {subject}");
+        eventually("the certificate is served", || {
+            let shown = try_sh(&fleet.host, &served).stdout;
+            shown.contains(&subject).then_some(())
+        });
     };
     swap(true);
     executor.signal(Signal::SIGHUP);

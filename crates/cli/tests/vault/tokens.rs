@@ -123,7 +123,7 @@ fn va_15_a_token_that_cannot_be_replaced_gets_a_last_certificate_and_says_so() {
     );
 }
 
-// VA-15: the access point's own warning is in its interface.
+// VA-15, AP-9: the access point's own warning is in its interface.
 #[test]
 fn va_15_an_access_point_whose_token_cannot_be_replaced_says_so() {
     let Some(fleet) = Fleet::begin() else {

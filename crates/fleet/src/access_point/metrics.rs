@@ -130,7 +130,7 @@ impl Metrics {
         );
         to.register(
             "handshakes_shed",
-            "Connections reset for want of a place among --max-handshakes",
+            "Connections reset for want of a place: all of --max-handshakes taken, too many that wait to be read, or no file descriptor left",
             self.handshakes_shed.clone(),
         );
         to.register(

@@ -35,7 +35,7 @@ impl AcceptObserver for Shared {
     }
 
     fn shed(&self, remote: SocketAddr) {
-        tracing::debug!(peer = %remote, "connection reset: too many handshakes under way");
+        tracing::debug!(peer = %remote, "connection reset for want of a place");
         self.metrics.handshakes_shed.inc();
     }
 

@@ -4,8 +4,8 @@
 //! the same key. So a process killed between any two steps leaves either a usable authority or a key without
 //! a certificate, which the next process completes.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -19,6 +19,7 @@ use zeroize::Zeroizing;
 
 use super::{BACKDATE, TRUST_DOMAIN, random_serial};
 use crate::pem::{self, MAX_PEM_BYTES};
+use crate::put::put;
 use crate::{CertificateFacts, Code, Explained, PrivateKey, keys_match};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -208,28 +209,9 @@ impl Store {
         }
     }
 
-    /// Puts a file in place whole: written beside it, brought to the disk, renamed. The lock is held, so the
-    /// name of the temporary file is ours; one left by a killed process is overwritten.
     fn write(&self, name: &str, bytes: &[u8], mode: u32) -> Result<(), Explained> {
         let path = self.path(name);
-        let beside = self.path(&format!("{name}.new"));
-        let written = (|| {
-            if let Err(error) = fs::remove_file(&beside)
-                && error.kind() != io::ErrorKind::NotFound
-            {
-                return Err(error);
-            }
-            let mut file = OpenOptions::new()
-                .write(true)
-                .create_new(true)
-                .mode(mode)
-                .open(&beside)?;
-            file.write_all(bytes)?;
-            file.sync_all()?;
-            fs::rename(&beside, &path)?;
-            File::open(&self.directory)?.sync_all()
-        })();
-        written.map_err(|error| self.failed("write", &path, &error))
+        put(&path, bytes, mode).map_err(|error| self.failed("write", &path, &error))
     }
 
     pub(super) fn path(&self, name: &str) -> PathBuf {

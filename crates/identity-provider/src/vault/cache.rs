@@ -1,8 +1,8 @@
 //! The token on disk (VA-15): a restart does not log in again while it is good, and of the processes that share a
 //! secret id one alone spends it.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, Read, Write};
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
@@ -13,6 +13,7 @@ use zeroize::Zeroizing;
 
 use super::Secret;
 use super::secret::fingerprint;
+use crate::put::put;
 
 /// How often a lock that is taken is tried again.
 const LOOK: Duration = Duration::from_millis(50);
@@ -154,7 +155,6 @@ impl Cache {
         expires: Option<SystemTime>,
     ) -> Result<(), CacheError> {
         let path = self.path();
-        let beside = self.directory.join(format!("{}.new", self.name));
         let since_epoch = |at: SystemTime| at.duration_since(SystemTime::UNIX_EPOCH).ok();
         let storing = Storing {
             version: 1,
@@ -163,23 +163,9 @@ impl Cache {
             expires: expires.and_then(since_epoch).map(|span| span.as_secs()),
         };
         let mut bytes = Zeroizing::new(Vec::with_capacity(4096));
-        let written = (|| {
-            serde_json::to_writer(&mut *bytes, &storing)?;
-            if let Err(error) = fs::remove_file(&beside)
-                && error.kind() != io::ErrorKind::NotFound
-            {
-                return Err(error);
-            }
-            let mut file = OpenOptions::new()
-                .write(true)
-                .create_new(true)
-                .mode(0o600)
-                .open(&beside)?;
-            file.write_all(&bytes)?;
-            file.sync_all()?;
-            fs::rename(&beside, &path)?;
-            File::open(&self.directory)?.sync_all()
-        })();
+        let written = serde_json::to_writer(&mut *bytes, &storing)
+            .map_err(io::Error::from)
+            .and_then(|()| put(&path, &bytes, 0o600));
         written.map_err(|error| CacheError {
             what: "cannot write",
             path,

@@ -16,6 +16,7 @@ use rcgen::{
 };
 use rustls_pki_types::CertificateDer;
 use tempfile::TempDir;
+use tokio::sync::Notify;
 use tracing_subscriber::fmt::MakeWriter;
 
 /// An authority that makes leaves.
@@ -176,7 +177,10 @@ impl Clock for HeldClock {
 
 /// Keeps the log lines of this thread while the guard lives.
 #[derive(Clone, Default)]
-pub(crate) struct Log(Arc<Mutex<Vec<u8>>>);
+pub(crate) struct Log {
+    text: Arc<Mutex<Vec<u8>>>,
+    written: Arc<Notify>,
+}
 
 impl Log {
     pub(crate) fn start() -> (Self, tracing::subscriber::DefaultGuard) {
@@ -191,9 +195,20 @@ impl Log {
     }
 
     pub(crate) fn lines_with(&self, word: &str) -> Vec<String> {
-        let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
+        let text = String::from_utf8(self.text.lock().unwrap().clone()).unwrap();
         let lines = text.lines().filter(|line| line.contains(word));
         lines.map(str::to_owned).collect()
+    }
+
+    /// Waits until so many lines have `word`.
+    pub(crate) async fn wait_for(&self, word: &str, count: usize) {
+        loop {
+            let written = self.written.notified();
+            if self.lines_with(word).len() >= count {
+                return;
+            }
+            written.await;
+        }
     }
 }
 
@@ -207,7 +222,8 @@ impl<'a> MakeWriter<'a> for Log {
 
 impl io::Write for Log {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
+        self.text.lock().unwrap().extend_from_slice(bytes);
+        self.written.notify_waiters();
         Ok(bytes.len())
     }
 

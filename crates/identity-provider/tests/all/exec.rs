@@ -449,33 +449,22 @@ async fn ex_4_a_background_child_that_keeps_stdout_open_is_not_waited_for() {
     .unwrap();
 
     // Of one that failed nothing stays.
-    let script = Script::new("echo $$ > group\nsleep 300 &\nexit 1");
-    says(
-        next(&mut script.provider())
-            .await
-            .err()
-            .unwrap()
-            .explained(),
-        &["exited with code 1"],
-    );
-    group_is_gone(script.read("group").trim());
-    let script = Script::new("echo $$ > group\nsleep 300 &\nexit 0");
-    says(
-        next(&mut script.provider())
-            .await
-            .err()
-            .unwrap()
-            .explained(),
-        &["printed nothing"],
-    );
-    group_is_gone(script.read("group").trim());
+    for (end, told) in [
+        ("exit 1", "exited with code 1"),
+        ("exit 0", "printed nothing"),
+    ] {
+        let script = Script::new(&format!("echo $$ > group\nsleep 300 &\n{end}"));
+        let error = next(&mut script.provider()).await.err().unwrap();
+        says(error.explained(), &[told]);
+        group_is_gone(script.read("group").trim());
+    }
 }
 
 // EX-1: a future that is dropped does not end the run, a provider that is dropped does.
 #[tokio::test]
 async fn ex_1_a_run_outlives_a_dropped_future_and_not_its_provider() {
     let script = Script::new(
-        "echo $$ >> groups\nwhile [ ! -e go ]; do sleep 0.02; done\ncat cert.pem key.pem ca.pem",
+        "mkfifo go 2> /dev/null\necho $$ >> groups\nread go < go\ncat cert.pem key.pem ca.pem",
     );
     let mut provider = script.provider();
     let started = || fs::read_to_string(script.path("groups")).unwrap_or_default();
@@ -483,11 +472,10 @@ async fn ex_1_a_run_outlives_a_dropped_future_and_not_its_provider() {
         let patience = Duration::from_millis(20);
         assert!(timeout(patience, provider.next()).await.is_err());
     }
-    fs::write(script.path("go"), "").unwrap();
+    fs::write(script.path("go"), "\n").unwrap();
     coherent(&next(&mut provider).await.unwrap());
     assert_eq!(started().lines().count(), 1, "one run gave it");
 
-    fs::remove_file(script.path("go")).unwrap();
     provider.refresh();
     while started().lines().count() < 2 {
         assert!(

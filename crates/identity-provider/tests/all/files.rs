@@ -163,11 +163,7 @@ async fn fi_2_a_touch_that_changes_nothing_is_logged() {
         Supervisor::new(provider, Arc::new(Lenient), Arc::new(SystemClock));
     let mut watch = supervisor.first().await.unwrap();
     let task = tokio::spawn(supervisor.run());
-    let lines = async |count: usize| {
-        while log.lines_with("certificate unchanged").len() < count {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
+    let lines = async |count| log.wait_for("certificate unchanged", count).await;
     // Not before the supervisor is at its work.
     tokio::task::yield_now().await;
     let touch = Command::new("touch").arg(files.path("cert.pem")).status();
@@ -403,9 +399,10 @@ async fn fi_2_a_storm_of_writes_does_not_spin() {
     let first = next(&mut provider).await.unwrap();
     let began = Instant::now();
     let storm = async {
+        let mut beat = tokio::time::interval(Duration::from_millis(1));
         for _ in 0..1000 {
+            beat.tick().await;
             fs::write(files.path("ca.pem"), files.ca.certificate.pem()).unwrap();
-            tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
     let mut given = 0;

@@ -151,16 +151,20 @@ impl Realm {
     /// How often anybody asked to log in here, and how often with success.
     pub fn logins(&self, bao: &OpenBao) -> (usize, usize) {
         let all = bao.requests(&format!("auth/{}/login", self.approle));
-        let good = all.iter().filter(|login| login["error"].is_null());
-        (all.len(), good.count())
+        (all.len(), all.iter().filter(|login| granted(login)).count())
     }
 
     /// How many certificates were asked for under `role`, and how many given.
     pub fn issued(&self, bao: &OpenBao, role: &str) -> (usize, usize) {
         let all = bao.requests(&self.issue(role));
-        let good = all.iter().filter(|issue| issue["error"].is_null());
-        (all.len(), good.count())
+        (all.len(), all.iter().filter(|issue| granted(issue)).count())
     }
+}
+
+/// Whether this line of the audit log says that the request got what it asked for. A request that the mount refuses
+/// has its error in the response alone.
+fn granted(line: &Value) -> bool {
+    line["error"].is_null() && line["response"]["data"]["error"].is_null()
 }
 
 fn merge(into: &mut Value, other: Value) {

@@ -45,8 +45,8 @@ pub struct Why {
     /// Why attempts from before `known_since` are not among them.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub no_earlier: Option<String>,
-    /// Connections since `known_since` that were reset for want of a place among the handshakes. No attempt tells of
-    /// them, and nobody knows whose they were.
+    /// Connections since `known_since` that were reset for want of a place. No attempt tells of them, and nobody
+    /// knows whose they were.
     #[serde(default)]
     pub shed: u64,
 }

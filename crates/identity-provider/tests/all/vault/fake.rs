@@ -22,6 +22,9 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
 
+/// A real server takes a moment, in which a second request would show. By the paused clock: nobody waits.
+pub(crate) const LATENCY: Duration = Duration::from_millis(5);
+
 /// How the fake behaves towards everybody.
 #[derive(Clone, Debug)]
 pub(crate) enum Mood {
@@ -150,8 +153,7 @@ impl FakeVault {
             state.busiest = state.busiest.max(state.busy);
         }
         let body = request.into_body().collect().await.unwrap().to_bytes();
-        // A real server takes a moment, in which a second request would show.
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        tokio::time::sleep(LATENCY).await;
         let body: Value = serde_json::from_slice(&body).unwrap_or_default();
         let mood = self.mood(&host);
         if matches!(mood, Mood::Hangs) {

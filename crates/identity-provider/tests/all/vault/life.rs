@@ -9,7 +9,7 @@ use ah_identity_provider::{Code, Health, IdentityWatch, Provider, Supervisor};
 use tokio::sync::watch;
 use tokio::time::sleep;
 
-use super::fake::Mood;
+use super::fake::{LATENCY, Mood};
 use super::{AcceptAll, Site};
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -212,7 +212,7 @@ async fn va_15_a_dropped_login_is_not_lost() {
                 outcome.unwrap();
                 break;
             }
-            () = sleep(Duration::from_millis(1)) => {}
+            () = sleep(LATENCY / 5) => {}
         }
     }
     assert_eq!(site.vault.count(LOGIN, 200), 1);
