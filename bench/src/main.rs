@@ -6,6 +6,7 @@ mod pki;
 mod procfs;
 mod product;
 mod serve;
+mod spire;
 mod suite;
 mod tls;
 
@@ -38,6 +39,8 @@ enum Command {
     Load(load::Load),
     /// Measure handshakes in memory, without and with SPIFFE validation.
     Handshake(handshake::Handshake),
+    /// Measure a SPIRE server and agent, beside a peer's.
+    Spire(spire::Spire),
     /// Measure the bars and print their table.
     Suite(suite::Suite),
 }
@@ -62,6 +65,7 @@ fn run(command: Command) -> io::Result<ExitCode> {
         Command::Serve(serve) => single_threaded()?.block_on(serve.run())?,
         Command::Load(load) => single_threaded()?.block_on(load.run())?,
         Command::Handshake(handshake) => println!("{}", serde_json::to_string(&handshake.run()?)?),
+        Command::Spire(spire) => return single_threaded()?.block_on(spire.run()),
         Command::Suite(suite) => return suite.run(),
     }
     Ok(ExitCode::SUCCESS)

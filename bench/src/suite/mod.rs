@@ -19,6 +19,7 @@ use std::time::Duration;
 use clap::Args;
 
 use self::bench::{Bench, Effort};
+pub(crate) use self::process::{LOAD_CORE, Running, SERVER_CORE, pinned};
 use self::subject::Places;
 pub(crate) use self::table::Sample;
 use self::table::{Row, Verdict, markdown};

@@ -9,6 +9,9 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 use crate::load::stats::{Event, Report, unix_us};
 
 /// Core of the server under test.
@@ -40,6 +43,14 @@ impl Running {
 
     pub(crate) fn pid(&self) -> u32 {
         self.0.id()
+    }
+
+    /// Ends it in order.
+    pub(crate) fn end(&mut self) -> io::Result<()> {
+        let pid = Pid::from_raw(self.pid().cast_signed());
+        kill(pid, Signal::SIGTERM)?;
+        self.0.wait()?;
+        Ok(())
     }
 
     pub(crate) fn has_ended(&mut self) -> io::Result<bool> {
