@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod catalog;
+pub mod decode;
 pub mod duration;
 pub mod goflag;
 mod gonum;
