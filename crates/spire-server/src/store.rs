@@ -1,6 +1,6 @@
 //! What outlives a process: entries, attested agents, join tokens, bundles and CA journals.
 //!
-//! Five small traits, and one conformance suite that every implementation passes. The schema is upstream's, so
+//! Six small traits, and one conformance suite that every implementation passes. The schema is upstream's, so
 //! that a datastore changes hands both ways.
 
 mod model;
@@ -11,7 +11,10 @@ use std::future::Future;
 use ah_spire_wire::model::{Bundle, Entry, Selector};
 use spiffe::{SpiffeId, TrustDomain};
 
-pub use model::{Agent, AgentFilter, EntryFilter, EntryMask, JoinToken, Match, Page, Paged};
+pub use model::{
+    Agent, AgentFilter, EntryFilter, EntryMask, JoinToken, Match, Page, Paged, Profile,
+    Relationship,
+};
 
 /// Why the store did not do it, by what the caller does next.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -28,6 +31,9 @@ pub enum StoreError {
     /// The request makes no sense, such as a page token that was never given out.
     #[error("{0}")]
     Invalid(String),
+    /// Something else in the store stands in the way: the caller has to change that first.
+    #[error("{0}")]
+    Precondition(String),
     /// What is stored cannot be read, or the schema is not one we know.
     #[error("datastore is broken: {0}")]
     Broken(String),
@@ -94,6 +100,11 @@ pub trait Entries: Send + Sync {
         &self,
         after: Option<u64>,
     ) -> impl Future<Output = Result<Vec<Changed>, StoreError>> + Send;
+    /// Forgets events from before `before` (Unix seconds); how many went.
+    fn prune_entry_events(
+        &self,
+        before: i64,
+    ) -> impl Future<Output = Result<u64, StoreError>> + Send;
 }
 
 /// Attested agents.
@@ -123,7 +134,7 @@ pub trait Agents: Send + Sync {
         id: &SpiffeId,
         change: impl FnOnce(&mut Agent) + Send,
     ) -> impl Future<Output = Result<Agent, StoreError>> + Send;
-    /// The agent that went (evicted).
+    /// The agent that went (evicted). The entry that its join token made goes with it.
     fn delete_agent(&self, id: &SpiffeId)
     -> impl Future<Output = Result<Agent, StoreError>> + Send;
     /// Deletes at most `batch` agents whose certificate expired before `before` (Unix seconds).
@@ -138,6 +149,11 @@ pub trait Agents: Send + Sync {
         &self,
         after: Option<u64>,
     ) -> impl Future<Output = Result<Vec<Changed>, StoreError>> + Send;
+    /// As [`Entries::prune_entry_events`].
+    fn prune_agent_events(
+        &self,
+        before: i64,
+    ) -> impl Future<Output = Result<u64, StoreError>> + Send;
 }
 
 /// Join tokens.
@@ -172,15 +188,15 @@ pub trait Bundles: Send + Sync {
     fn count_bundles(&self) -> impl Future<Output = Result<u64, StoreError>> + Send;
     /// Creates or replaces.
     fn put_bundle(&self, bundle: &Bundle) -> impl Future<Output = Result<(), StoreError>> + Send;
-    /// Changes a bundle in one transaction (`None`: there is none yet) and counts its sequence number up when
-    /// anything changed. Two servers that append at once both find their keys in it.
+    /// Changes a bundle in one transaction and counts its sequence number up when anything changed. `change` is
+    /// given what is stored (`None`: there is none yet) and answers what is to be stored (`None`: leave it). Two servers that append at once both find their keys in it.
     fn update_bundle(
         &self,
         of: &TrustDomain,
         change: impl FnOnce(Option<Bundle>) -> Option<Bundle> + Send,
     ) -> impl Future<Output = Result<Option<Bundle>, StoreError>> + Send;
     /// `dissociate` takes the domain out of entries that federate with it; `delete_entries` deletes those;
-    /// neither refuses while there are any ([`StoreError::Invalid`]).
+    /// neither refuses while there are any ([`StoreError::Precondition`]).
     fn delete_bundle(
         &self,
         of: &TrustDomain,
@@ -201,6 +217,39 @@ pub enum BundleDeletion {
     Delete,
     /// They stay, without that trust domain.
     Dissociate,
+}
+
+/// Federation with other trust domains: where their bundles come from.
+pub trait Federation: Send + Sync {
+    /// Fails with [`StoreError::AlreadyExists`] when there is one with that trust domain. A `bundle` replaces the
+    /// stored one in the same transaction.
+    fn create_relationship(
+        &self,
+        relationship: &Relationship,
+        bundle: Option<&Bundle>,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send;
+    /// With one trust domain.
+    fn relationship(
+        &self,
+        with: &TrustDomain,
+    ) -> impl Future<Output = Result<Option<Relationship>, StoreError>> + Send;
+    /// All, in the order of their creation.
+    fn relationships(
+        &self,
+        page: &Page,
+    ) -> impl Future<Output = Result<Paged<Relationship>, StoreError>> + Send;
+    /// `change` is applied in one transaction to what is stored. A `bundle` replaces the stored one.
+    fn update_relationship(
+        &self,
+        with: &TrustDomain,
+        change: impl FnOnce(&mut Relationship) + Send,
+        bundle: Option<&Bundle>,
+    ) -> impl Future<Output = Result<Relationship, StoreError>> + Send;
+    /// The bundle stays.
+    fn delete_relationship(
+        &self,
+        with: &TrustDomain,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send;
 }
 
 /// CA journals: which authorities a server has prepared, active and retired.
@@ -224,11 +273,11 @@ pub trait Journals: Send + Sync {
 }
 
 /// All of it.
-pub trait Store: Entries + Agents + JoinTokens + Bundles + Journals + 'static {}
+pub trait Store: Entries + Agents + JoinTokens + Bundles + Federation + Journals + 'static {}
 
-impl<T: Entries + Agents + JoinTokens + Bundles + Journals + 'static> Store for T {}
+impl<T: Entries + Agents + JoinTokens + Bundles + Federation + Journals + 'static> Store for T {}
 
-/// Whether `wanted` and `found` match as the APIs' `SelectorMatch` says.
+/// Whether `wanted` and `found` match as the APIs' `SelectorMatch` says. What has none matches nothing.
 pub fn selectors_match(
     how: Match,
     wanted: &BTreeSet<Selector>,
@@ -236,7 +285,7 @@ pub fn selectors_match(
 ) -> bool {
     match how {
         Match::Exact => wanted == found,
-        Match::Subset => found.is_subset(wanted),
+        Match::Subset => !found.is_empty() && found.is_subset(wanted),
         Match::Superset => found.is_superset(wanted),
         Match::Any => !found.is_disjoint(wanted),
     }

@@ -4,15 +4,20 @@
 //! [`workload`], [`health`]. [`Channel`] carries calls over any byte stream, [`serve`] answers them. What the
 //! messages stand for are the plain, valid values of [`model`], with conversions both ways.
 
+pub mod bundle;
 mod channel;
 mod convert;
+pub mod der;
+pub mod jwt;
 pub mod model;
+mod public_key;
 mod serving;
 
 pub use channel::{Channel, MAX_MESSAGE_BYTES};
 pub use convert::{
     Invalid, entry_from_wire, entry_to_wire, spiffe_id_from_wire, spiffe_id_to_wire,
 };
+pub use public_key::{BadKey, KeyKind, key_kind};
 pub use serving::{Limits, serve};
 
 mod packages {

@@ -44,6 +44,26 @@ pub struct JoinToken {
     pub expires_at: i64,
 }
 
+/// Where the bundle of a foreign trust domain comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Relationship {
+    /// Whose bundle.
+    pub trust_domain: TrustDomain,
+    /// URL of its bundle endpoint (SPIFFE Federation §5).
+    pub endpoint_url: String,
+    /// How that endpoint proves itself.
+    pub profile: Profile,
+}
+
+/// How a bundle endpoint proves itself (SPIFFE Federation §5.2).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Profile {
+    /// `https_web`: with a certificate of the web.
+    HttpsWeb,
+    /// `https_spiffe`: with the X509-SVID of this ID.
+    HttpsSpiffe(SpiffeId),
+}
+
 /// How a set that is asked for and one that is stored have to compare.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Match {
