@@ -1,7 +1,9 @@
 //! SPIRE server as a library; the binary `spire-server` is its command line.
 //!
-//! - [`store`]: what outlives a process, behind five small traits.
+//! - [`store`]: what outlives a process, behind six small traits.
+//! - [`entries`]: which of the entries an agent may serve, in memory.
 //! - [`ca`]: the X.509 and JWT authorities, their rotation, and what they sign.
 
 pub mod ca;
+pub mod entries;
 pub mod store;

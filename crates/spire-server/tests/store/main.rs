@@ -8,5 +8,6 @@
 
 mod common;
 mod conformance;
+mod entry_cache;
 mod faults;
 mod schema;
