@@ -3,4 +3,6 @@
 //! One half keeps the node's own identity and the cache of its workloads in step with the server; the other half
 //! attests whoever calls the Workload API and serves what [`identities::Identities`] has for them.
 
+pub mod cli;
 pub mod identities;
+pub mod workload;
