@@ -2,6 +2,8 @@
 //!
 //! - [`store`]: what outlives a process, behind five small traits.
 //! - [`ca`]: the X.509 and JWT authorities, their rotation, and what they sign.
+//! - [`keys`]: where the private keys of the authorities are.
 
 pub mod ca;
+pub mod keys;
 pub mod store;
