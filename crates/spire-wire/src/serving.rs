@@ -1,5 +1,6 @@
 //! Answering calls on one connection.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::time::Duration;
@@ -40,20 +41,19 @@ const MAX_HEADER_BYTES: u32 = 16 * 1024;
 /// After `stop`, calls under way have this long to end.
 const FLUSH: Duration = Duration::from_secs(5);
 
-/// Answers the calls on `transport` with `calls` until the peer closes it, or until `stop` and the last call ended.
-///
-/// `calls` is tonic's `Routes`, or what stands before them and knows the connection.
+/// Answers the calls on `transport` with `service`, such as [`tonic::service::Routes`], until the peer closes it, or
+/// until `stop` and the last call ended. Dropping it cuts the calls under way.
 pub async fn serve<T, S>(
     transport: T,
-    calls: S,
+    service: S,
     limits: Limits,
     stop: impl Future<Output = ()>,
 ) -> io::Result<()>
 where
     T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    S: Service<Request<Incoming>, Response = Response<Body>> + Clone + Send + 'static,
+    S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible>,
+    S: Clone + Send + 'static,
     S::Future: Send + 'static,
-    S::Error: std::error::Error + Send + Sync + 'static,
 {
     let mut connection = Box::pin(
         http2::Builder::new(TokioExecutor::new())
@@ -63,7 +63,7 @@ where
             .initial_stream_window_size(limits.window)
             .initial_connection_window_size(limits.window)
             .max_send_buf_size(limits.send_buffer)
-            .serve_connection(TokioIo::new(transport), TowerToHyperService::new(calls)),
+            .serve_connection(TokioIo::new(transport), TowerToHyperService::new(service)),
     );
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
