@@ -236,10 +236,13 @@ fn caller_id(caller: &Caller) -> Result<&SpiffeId, Status> {
         .ok_or_else(|| Status::internal("caller ID missing from request context"))
 }
 
-/// `what: why`, with `code`; told in the log, too.
+/// `what: why`, with `code`; told in the log, too. What is not found is told without a reason.
 fn failed(code: Code, what: &str, why: impl std::fmt::Display) -> Status {
     tracing::error!(error = %why, code = ?code, "{what}");
-    Status::new(code, format!("{what}: {why}"))
+    match code {
+        Code::NotFound => Status::new(code, what),
+        _ => Status::new(code, format!("{what}: {why}")),
+    }
 }
 
 /// As [`failed`] for what the caller got wrong.
@@ -289,6 +292,7 @@ fn page(size: i32, token: String) -> crate::store::Page {
 fn count(rows: u64) -> i32 {
     i32::try_from(rows).unwrap_or(i32::MAX)
 }
+
 /// Whole seconds since 1970; 0 for what is before.
 fn unix(at: SystemTime) -> i64 {
     at.duration_since(SystemTime::UNIX_EPOCH)

@@ -6,6 +6,8 @@ use ah_spire_wire::types::Spiffeid;
 use spiffe::{SpiffeId, TrustDomain};
 
 const SCHEME: &str = "spiffe://";
+/// Bytes (SPIFFE-ID §2.3).
+const LONGEST: usize = 2048;
 const SERVER_PATH: &str = "/spire/server";
 const AGENT_PATHS: &str = "/spire/agent/";
 const RESERVED_PATHS: &str = "/spire/";
@@ -119,6 +121,9 @@ fn from_parts(domain: &str, path: &str) -> Result<SpiffeId, String> {
     }
     let domain = trust_domain(domain)?;
     check_path(path)?;
+    if SCHEME.len() + domain.as_str().len() + path.len() > LONGEST {
+        return Err(format!("a SPIFFE ID has at most {LONGEST} bytes"));
+    }
     SpiffeId::new(format!("{SCHEME}{domain}{path}")).map_err(|error| error.to_string())
 }
 

@@ -83,10 +83,13 @@ mod tests {
         for end in 0..good.len() {
             assert!(Csr::read(&good[..end]).is_err(), "{end}");
         }
+        // What the signature does not cover (headers, the name of its algorithm) may change and say the same.
+        let read = Csr::read(&good);
         for at in 0..good.len() {
             let mut bad = good.clone();
             bad[at] ^= 0x20;
-            assert!(Csr::read(&bad).is_err(), "{at}");
+            let changed = Csr::read(&bad);
+            assert!(changed.is_err() || changed == read, "{at}");
         }
         let mut long = good.clone();
         long.push(0);

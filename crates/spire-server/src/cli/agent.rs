@@ -63,6 +63,7 @@ fn filter(flags: &Flags) -> Result<Filter, Failure> {
         flags.list("selector"),
         flags.string("matchSelectorsOn"),
         unknown,
+        |text| format!("error parsing selector {text:?}"),
     )?;
     let before = flags.string("expiresBefore");
     if !before.is_empty() {
@@ -290,7 +291,7 @@ fn report(out: &mut Output, purged: &[Purged], dry: bool) {
             told
         };
         let all: Vec<Value> = purged.iter().map(one).collect();
-        out.json(&json!({ "expired_agents": all }));
+        out.json(&json!([{ "expired_agents": all }]));
         return;
     }
     if purged.is_empty() {

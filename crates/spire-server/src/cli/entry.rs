@@ -477,6 +477,7 @@ fn filter(flags: &Flags) -> Result<Filter, Failure> {
             flags.list("selector"),
             flags.string("matchSelectorsOn"),
             unknown,
+            |_| "error parsing selectors".to_owned(),
         )?,
         by_federates_with: matching::domains(
             flags.list("federatesWith"),
@@ -519,7 +520,7 @@ pub(super) fn sort(entries: &mut [Entry]) {
 fn printed(entry: &Entry) -> String {
     let mut out = String::new();
     let mut line = |name: &str, value: &str| {
-        out.push_str(&format!("{name:<24}: {value}\n"));
+        out.push_str(&format!("{name:<17}: {value}\n"));
     };
     let id = |id: &Option<Spiffeid>| {
         let id = id.as_ref();

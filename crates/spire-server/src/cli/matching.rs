@@ -21,11 +21,12 @@ pub(super) fn selector(text: &str) -> Result<Selector, Failure> {
     })
 }
 
-/// A filter by selectors; `None` without any.
+/// A filter by selectors; `None` without any. `unknown` names a way to match that is none, `wrong` a bad selector.
 pub(super) fn selectors(
     texts: &[String],
     how: &str,
     unknown: impl Fn(&str) -> Failure,
+    wrong: impl Fn(&str) -> String,
 ) -> Result<Option<SelectorMatch>, Failure> {
     if texts.is_empty() {
         return Ok(None);
@@ -37,10 +38,13 @@ pub(super) fn selectors(
         "subset" => SelectorsMatch::MatchSubset,
         other => return Err(unknown(other)),
     };
-    let selectors: Result<_, _> = texts.iter().map(|text| selector(text)).collect();
+    let mut selectors = Vec::with_capacity(texts.len());
+    for text in texts {
+        let selector = selector(text).map_err(|failure| failure.during(&wrong(text)))?;
+        selectors.push(selector);
+    }
     Ok(Some(SelectorMatch {
-        selectors: selectors
-            .map_err(|failure: Failure| failure.during("error parsing selectors"))?,
+        selectors,
         r#match: how.into(),
     }))
 }

@@ -76,7 +76,7 @@ pub(super) async fn mint(call: &mut Call<'_>) -> Result<(), Failure> {
             texts.join(",")
         };
         call.out.line(&format!(
-            "{{\"x509_svid\":[{}],\"private_key\":\"{}\",\"root_cas\":[{}]}}",
+            "[{{\"x509_svid\":[{}],\"private_key\":\"{}\",\"root_cas\":[{}]}}]",
             list(&mut svid.cert_chain.iter().map(AsRef::as_ref)),
             base64(&key_der),
             list(&mut roots.iter().map(|ca| ca.asn1.as_ref())),

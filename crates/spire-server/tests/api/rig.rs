@@ -1,5 +1,4 @@
 //! A server in this process, on a unix socket and on TLS, with a CA of its own.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
@@ -27,11 +26,9 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use spiffe::{SpiffeId, TrustDomain};
 use spire_server::api::{
-    Ask, Attested, Attestors, AuthorizedEntries, Authority, Core, LogLevel, RateLimits,
+    Ask, Attested, Attestors, Authority, AuthorizedEntries, Core, LogLevel, RateLimits,
 };
-use spire_server::ca::{
-    JwtSvid, JwtSvidRequest, SignError, Signer, X509Svid, X509SvidRequest,
-};
+use spire_server::ca::{JwtSvid, JwtSvidRequest, SignError, Signer, X509Svid, X509SvidRequest};
 use spire_server::endpoints::{ClientTrust, Configs, LocalSocket, Network, ServerSvid, bind};
 use spire_server::store::{Bundles, SqlStore, StoreConfig, StoreError};
 use tempfile::TempDir;
@@ -50,6 +47,11 @@ pub(crate) fn wire(path: &str) -> Option<types::Spiffeid> {
         trust_domain: DOMAIN.into(),
         path: path.into(),
     })
+}
+
+/// Why a call failed: some answers cannot be printed.
+pub(crate) fn refused<T>(answer: Result<T, Status>) -> Status {
+    answer.map(|_| ()).unwrap_err()
 }
 
 /// A CA of a trust domain.
@@ -79,7 +81,9 @@ impl TestAuthority {
         let uri = request.spiffe_id.to_string().try_into().unwrap();
         params.subject_alt_names.push(SanType::URI(uri));
         params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(rcgen::DnType::OrganizationName, "SPIRE");
+        params
+            .distinguished_name
+            .push(rcgen::DnType::OrganizationName, "SPIRE");
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![
             ExtendedKeyUsagePurpose::ServerAuth,
@@ -163,7 +167,13 @@ pub(crate) struct Assigned(pub(crate) Mutex<HashMap<SpiffeId, Vec<Arc<Entry>>>>)
 
 impl AuthorizedEntries for Assigned {
     fn of(&self, agent: &SpiffeId) -> Result<Vec<Arc<Entry>>, StoreError> {
-        Ok(self.0.lock().unwrap().get(agent).cloned().unwrap_or_default())
+        Ok(self
+            .0
+            .lock()
+            .unwrap()
+            .get(agent)
+            .cloned()
+            .unwrap_or_default())
     }
 }
 
@@ -348,7 +358,12 @@ impl Rig {
         let mut config = match identity {
             None => config.with_no_client_auth(),
             Some(identity) => {
-                let chain = identity.chain.iter().cloned().map(CertificateDer::from).collect();
+                let chain = identity
+                    .chain
+                    .iter()
+                    .cloned()
+                    .map(CertificateDer::from)
+                    .collect();
                 let key = PrivatePkcs8KeyDer::from(identity.key.clone());
                 config.with_client_auth_cert(chain, key.into()).unwrap()
             }
@@ -365,7 +380,12 @@ impl Rig {
             ttl: 60,
             ..Default::default()
         };
-        let token = self.agents().await.create_join_token(request).await.unwrap();
+        let token = self
+            .agents()
+            .await
+            .create_join_token(request)
+            .await
+            .unwrap();
         token.into_inner().value
     }
 
@@ -388,7 +408,10 @@ impl Rig {
         csr: Vec<u8>,
     ) -> Result<attest_agent_response::Result, Status> {
         let (sender, requests) = tokio::sync::mpsc::channel(4);
-        sender.send(attest_params(kind, payload, csr)).await.unwrap();
+        sender
+            .send(attest_params(kind, payload, csr))
+            .await
+            .unwrap();
         let channel = self.network(None).await.unwrap();
         let mut client = AgentClient::with_origin(channel, Channel::origin());
         let requests = tokio_stream::wrappers::ReceiverStream::new(requests);
@@ -409,13 +432,15 @@ impl Rig {
 
 pub(crate) fn attest_params(kind: &str, payload: &[u8], csr: Vec<u8>) -> AttestAgentRequest {
     AttestAgentRequest {
-        step: Some(attest_agent_request::Step::Params(attest_agent_request::Params {
-            data: Some(types::AttestationData {
-                r#type: kind.into(),
-                payload: payload.to_vec().into(),
-            }),
-            params: Some(AgentX509svidParams { csr }),
-        })),
+        step: Some(attest_agent_request::Step::Params(
+            attest_agent_request::Params {
+                data: Some(types::AttestationData {
+                    r#type: kind.into(),
+                    payload: payload.to_vec().into(),
+                }),
+                params: Some(AgentX509svidParams { csr }),
+            },
+        )),
     }
 }
 
