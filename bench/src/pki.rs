@@ -34,7 +34,7 @@ impl Files {
         self.dir.join("ca.pem")
     }
 
-    fn ca_key(&self) -> PathBuf {
+    pub(crate) fn ca_key(&self) -> PathBuf {
         self.dir.join("ca.key")
     }
 
@@ -176,7 +176,7 @@ impl Authority {
 }
 
 /// SPIFFE ID of the server.
-fn server_id() -> String {
+pub(crate) fn server_id() -> String {
     format!("spiffe://{TRUST_DOMAIN}/ah/access-point")
 }
 

@@ -78,13 +78,15 @@ pub(crate) struct ClientTemplate {
 
 impl ClientTemplate {
     pub(crate) fn new(authority: &Authority, alpn: &[&[u8]]) -> io::Result<Self> {
+        Self::trusting(authority.certificate().clone(), alpn)
+    }
+
+    /// As [`Self::new`], for a server whose certificate leads to `root`.
+    pub(crate) fn trusting(root: CertificateDer<'static>, alpn: &[&[u8]]) -> io::Result<Self> {
         let provider = provider();
-        let full = WebPkiServerVerifier::builder_with_provider(
-            roots(authority.certificate().clone())?,
-            provider.clone(),
-        )
-        .build()
-        .map_err(io::Error::other)?;
+        let full = WebPkiServerVerifier::builder_with_provider(roots(root)?, provider.clone())
+            .build()
+            .map_err(io::Error::other)?;
         let mut base = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&version::TLS13])
             .map_err(io::Error::other)?

@@ -10,6 +10,7 @@ use std::time::Instant;
 use clap::{Args, ValueEnum};
 use nix::sys::socket::{setsockopt, sockopt};
 use rustls::ClientConfig;
+use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
@@ -55,6 +56,9 @@ pub(crate) struct Target {
     /// Folder with the authority that signs the executors' certificates.
     #[arg(long)]
     pub(crate) pki: PathBuf,
+    /// Root of the server's certificate, where that is not the same authority.
+    #[arg(long)]
+    pub(crate) server_ca: Option<PathBuf>,
     /// Process whose CPU time is reported.
     #[arg(long)]
     pub(crate) server_pid: Option<u32>,
@@ -175,7 +179,11 @@ impl Dialer {
 /// Makes `count` executors with certificates of their own.
 pub(crate) fn executors(target: &Target, count: u32) -> io::Result<Vec<Executor>> {
     let authority = Authority::open(&Files::at(&target.pki))?;
-    let template = ClientTemplate::new(&authority, target.protocol.alpn())?;
+    let root = match &target.server_ca {
+        Some(path) => CertificateDer::from_pem_file(path).map_err(io::Error::other)?,
+        None => authority.certificate().clone(),
+    };
+    let template = ClientTemplate::trusting(root, target.protocol.alpn())?;
     let key = Authority::executor_key()?;
     (target.first_id..)
         .take(usize::try_from(count).map_err(io::Error::other)?)

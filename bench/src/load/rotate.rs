@@ -1,4 +1,5 @@
-//! Server certificates swapped under load: in files, by a Workload API, or where a command finds them.
+//! Server certificates swapped under load: in files, by a Workload API, where a command finds them, or by whom the server
+//! asks.
 
 use std::collections::HashMap;
 use std::io;
@@ -43,12 +44,18 @@ pub(crate) struct Rotate {
     /// Tell the server by a HUP signal after each replacement: for identities that are asked for.
     #[arg(long, action = ArgAction::Set, default_value_t = false)]
     hup: bool,
+    /// Nothing is put in place: at each HUP the server gets another certificate from its own source. Take `--hup` and
+    /// `--server-pid` with it.
+    #[arg(long, action = ArgAction::Set, default_value_t = false)]
+    issued: bool,
 }
 
 /// Where a certificate is put.
 enum Place {
     Files(Files),
     Stream(WorkloadApi),
+    /// The server asks somebody itself.
+    Issuer,
 }
 
 impl Place {
@@ -56,6 +63,7 @@ impl Place {
         match self {
             Self::Files(files) => leaf.install(files)?,
             Self::Stream(api) => api.say(Answer::Set(leaf.svids(authority))),
+            Self::Issuer => {}
         }
         Ok(())
     }
@@ -64,7 +72,10 @@ impl Place {
 /// When which certificate was put in place, and how late it was still missing.
 #[derive(Debug)]
 struct Swaps {
-    version: HashMap<CertificateDer<'static>, usize>,
+    /// By certificate, the number of the swap that replaces it.
+    replaced_by: Mutex<HashMap<CertificateDer<'static>, usize>>,
+    /// Certificates are numbered as they are first seen: they are made elsewhere.
+    learns: bool,
     done: Mutex<Vec<Swap>>,
 }
 
@@ -78,9 +89,18 @@ struct Swap {
 impl Swaps {
     /// Notes a handshake: if a newer certificate was in place when it began, that swap was late by so much.
     fn saw(&self, dialed: &Dialed) {
-        let certificate = dialed.server_certificate();
-        let version = certificate.and_then(|found| self.version.get(found));
-        let newer = version.map_or(0, |version| version + 1);
+        let newer = dialed.server_certificate().map_or(0, |found| {
+            let mut known = self
+                .replaced_by
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            let next = known.len();
+            match known.get(found) {
+                Some(newer) => *newer,
+                None if self.learns => *known.entry(found.clone()).or_insert(next),
+                None => 0,
+            }
+        });
         let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(swap) = done.get_mut(newer) {
             swap.late = swap
@@ -91,13 +111,33 @@ impl Swaps {
 }
 
 impl Rotate {
+    /// What is known before the first swap: that a certificate made here is replaced by the swap after its own.
+    fn swaps(&self, leaves: &[Leaf]) -> Swaps {
+        let made = leaves.iter().map(|leaf| leaf.certificate.clone());
+        let replaced_by = match self.issued {
+            true => HashMap::new(),
+            false => made.zip(1..).collect(),
+        };
+        Swaps {
+            replaced_by: Mutex::new(replaced_by),
+            learns: self.issued,
+            done: Mutex::default(),
+        }
+    }
+
     pub(crate) async fn run(self) -> io::Result<()> {
+        if self.issued && !(self.hup && self.target.server_pid.is_some()) {
+            return Err(io::Error::other(
+                "--issued takes --hup=true and --server-pid",
+            ));
+        }
         let files = Files::at(&self.target.pki);
         let authority = Authority::open(&files)?;
         let leaves: Vec<_> = std::iter::repeat_with(|| authority.server())
             .take(self.swaps)
             .collect::<io::Result<_>>()?;
         let place = match &self.workload_api {
+            None if self.issued => Place::Issuer,
             None => Place::Files(files),
             Some(socket) => {
                 let first = Answer::Set(authority.server()?.svids(&authority));
@@ -106,14 +146,7 @@ impl Rotate {
                 Place::Stream(api)
             }
         };
-        let version = leaves
-            .iter()
-            .enumerate()
-            .map(|(n, leaf)| (leaf.certificate.clone(), n));
-        let swaps = Arc::new(Swaps {
-            version: version.collect(),
-            done: Mutex::default(),
-        });
+        let swaps = Arc::new(self.swaps(&leaves));
         let dialer = Arc::new(Dialer::new(&self.target)?);
         let tally = Arc::new(Tally::new()?);
         let mut executors = executors(&self.target, self.watchers + self.held)?.into_iter();
@@ -142,6 +175,9 @@ impl Rotate {
             unix_us: unix_us(),
         }
         .print();
+        if let Some(executor) = executors.as_slice().first() {
+            swaps.saw(&dialer.dial(executor).await?);
+        }
         for executor in executors {
             let (dialer, tally, swaps) = (dialer.clone(), tally.clone(), swaps.clone());
             let pause = Duration::from_millis(self.pause_ms);
@@ -198,6 +234,13 @@ impl Rotate {
                 late_us,
             }
             .print();
+        }
+        let seen = swaps.replaced_by.lock().map_or(0, |known| known.len());
+        if self.issued && seen != self.swaps + 1 {
+            return Err(io::Error::other(format!(
+                "the server showed {seen} certificates in {} swaps",
+                self.swaps
+            )));
         }
         Event::Done(tally.report(clock.stop()?)).print();
         Ok(())

@@ -6,9 +6,11 @@ mod faults;
 mod http;
 mod memory;
 mod process;
+mod rotation;
 mod subject;
 mod table;
 mod throughput;
+mod vault;
 
 use std::fs;
 use std::io;
@@ -162,7 +164,7 @@ const MEASUREMENTS: [Measurement; 13] = [
     bar("3", throughput::validation),
     bar("4", |bench| Ok(memory::idle(bench))),
     bar("5", |bench| Ok(memory::stuck(bench))),
-    bar("6", |bench| faults::rotation(bench)),
+    bar("6", |bench| rotation::rotation(bench)),
     bar("7", |bench| faults::revocation(bench)),
     bar("8", faults::restart),
     bar("9", faults::hostile),

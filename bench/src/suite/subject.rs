@@ -196,6 +196,17 @@ enum Source {
     /// The socket of a Workload API.
     WorkloadApi(PathBuf),
     Exec,
+    Vault(VaultRole),
+    Dev,
+}
+
+/// A role of a Vault, and who may use it.
+#[derive(Clone, Debug)]
+pub(crate) struct VaultRole {
+    pub(crate) url: String,
+    pub(crate) token: String,
+    /// `--vault-pki-path`
+    pub(crate) path: String,
 }
 
 impl AccessPoint {
@@ -243,6 +254,23 @@ impl AccessPoint {
         self
     }
 
+    /// Takes the identity from a Vault.
+    pub(crate) fn vault(mut self, role: VaultRole) -> Self {
+        self.source = Source::Vault(role);
+        self
+    }
+
+    /// Takes the identity from a development CA of its own.
+    pub(crate) fn dev(mut self) -> Self {
+        self.source = Source::Dev;
+        self
+    }
+
+    /// The certificate of that CA, once the access point has made it.
+    pub(crate) fn dev_ca(&self) -> PathBuf {
+        self.state.join("dev/ca.pem")
+    }
+
     pub(crate) fn option(mut self, name: &str, value: &str) -> Self {
         self.extra.extend([name.to_owned(), value.to_owned()]);
         self
@@ -264,8 +292,8 @@ impl AccessPoint {
         command.arg("--cert").arg(certificate);
         command.arg("--key").arg(key);
         command.arg("--ca").arg(self.files.ca());
-        command.env("XDG_STATE_HOME", &self.state);
-        command.env("XDG_RUNTIME_DIR", &self.state);
+        command.env("STATE_DIRECTORY", &self.state);
+        command.env("RUNTIME_DIRECTORY", &self.state);
         command.stdin(Stdio::null());
         command.stdout(Stdio::null()).stderr(Stdio::null());
         Running::start(&mut command)
@@ -287,6 +315,19 @@ impl AccessPoint {
                 command.arg("--exec-command");
                 command.arg(format!("cat '{chain}' '{key}' '{}'", ca.display()));
             }
+            Source::Vault(role) => {
+                command.env("VAULT_ADDR", &role.url);
+                command.env("VAULT_TOKEN", &role.token);
+                command.args(["--server-identity", "vault"]);
+                command.args(["--vault-pki-path", &role.path]);
+                command.args(["--vault-cert-cn", "localhost", "--vault-cert-ttl", "1h"]);
+                command.args(["--vault-cert-san-ip", "127.0.0.1"]);
+                command.args(["--vault-cert-san-uri", &pki::server_id()]);
+            }
+            Source::Dev => {
+                command.args(["--server-identity", "dev"]);
+                command.arg("--ca").arg(self.files.ca());
+            }
             Source::Files => {
                 command.args(["--server-identity", "files"]);
                 command.arg("--cert").arg(chain);
@@ -303,8 +344,8 @@ impl AccessPoint {
         command.args(["--http-listen", "127.0.0.1:0"]);
         command.args(&self.extra);
         // Nothing of the machine's own configuration may take part.
-        command.env("XDG_STATE_HOME", &self.state);
-        command.env("XDG_RUNTIME_DIR", &self.state);
+        command.env("STATE_DIRECTORY", &self.state);
+        command.env("RUNTIME_DIRECTORY", &self.state);
         command.env_remove("RUST_LOG");
         Server::start(&mut command, true)
     }

@@ -214,7 +214,7 @@ fn ip(bytes: &[u8]) -> Option<IpAddr> {
 }
 
 /// Lower-case hex without separators. On the path of every handshake, hence no formatting machinery.
-pub(crate) fn hex(bytes: &[u8]) -> String {
+pub fn hex(bytes: &[u8]) -> String {
     let digit = |nibble: u8| char::from_digit(nibble.into(), 16).unwrap_or('0');
     let mut text = String::with_capacity(bytes.len() * 2);
     for byte in bytes {

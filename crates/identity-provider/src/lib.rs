@@ -22,7 +22,7 @@ pub mod spiffe;
 mod supervise;
 pub mod vault;
 
-pub use cert::{CertificateError, CertificateFacts, KeyKind};
+pub use cert::{CertificateError, CertificateFacts, KeyKind, hex};
 pub use clock::{Clock, SystemClock};
 pub use explain::{Code, Explained};
 pub use health::{Failure, Health};

@@ -1,11 +1,18 @@
 //! The configuration of `spire-agent`: file, flags and defaults put together and checked (SR-3 to SR-6).
 
+mod bootstrap;
+mod broker;
+mod file;
+mod flags;
+mod resolve;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use spiffe::{SpiffeId, TrustDomain};
 
+pub use self::flags::run_flags;
 use crate::catalog::PluginConfig;
 use crate::settings::{FeatureFlag, JoinToken, KeyType, LogConfig, Profiling};
 use crate::telemetry::{HealthConfig, TelemetryConfig};

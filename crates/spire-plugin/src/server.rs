@@ -1,6 +1,11 @@
 //! The configuration of `spire-server`: file, flags and defaults put together and checked (SR-3 to SR-6).
 
 mod cidr;
+mod federation;
+mod file;
+mod flags;
+mod resolve;
+mod ttl;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -10,6 +15,7 @@ use std::time::Duration;
 use spiffe::{SpiffeId, TrustDomain};
 
 pub use self::cidr::{Cidr, CidrError};
+pub use self::flags::run_flags;
 use crate::catalog::PluginConfig;
 use crate::settings::{FeatureFlag, KeyType, LogConfig, Profiling};
 use crate::telemetry::{HealthConfig, TelemetryConfig};
@@ -105,7 +111,7 @@ pub struct RateLimit {
 pub struct PruneAttestedNodes {
     /// `prune_attested_nodes_expired_for`
     pub expired_for: Duration,
-    /// `prune_attested_nodes_batch_size`; 0 for the server's own.
+    /// `prune_attested_nodes_batch_size`, 1000 by default.
     pub batch_size: u32,
     /// `prune_tofu_nodes`
     pub include_tofu: bool,

@@ -1,6 +1,10 @@
 //! `telemetry { }` and `health_checks { }`, the same for server and agent.
 
+mod file;
+
 use std::path::PathBuf;
+
+pub(crate) use self::file::{HealthBlock, TelemetryBlock};
 
 /// Where metrics go. Nothing is on by default.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

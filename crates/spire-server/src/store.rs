@@ -3,7 +3,9 @@
 //! Six small traits, and one conformance suite that every implementation passes. The schema is upstream's, so
 //! that a datastore changes hands both ways.
 
+mod config;
 mod model;
+mod sql;
 
 use std::collections::BTreeSet;
 use std::future::Future;
@@ -11,10 +13,12 @@ use std::future::Future;
 use ah_spire_wire::model::{Bundle, Entry, Selector};
 use spiffe::{SpiffeId, TrustDomain};
 
+pub use config::{BadConfig, StoreConfig};
 pub use model::{
     Agent, AgentFilter, EntryFilter, EntryMask, JoinToken, Match, Page, Paged, Profile,
     Relationship,
 };
+pub use sql::{OpenError, SqlStore};
 
 /// Why the store did not do it, by what the caller does next.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -77,6 +81,9 @@ pub trait Entries: Send + Sync {
         filter: &EntryFilter,
         page: &Page,
     ) -> impl Future<Output = Result<Paged<Entry>, StoreError>> + Send;
+    /// All there are, as a cache begins with. May come from a replica and be some seconds old, in step with
+    /// [`Entries::entry_events`].
+    fn all_entries(&self) -> impl Future<Output = Result<Vec<Entry>, StoreError>> + Send;
     /// How many match.
     fn count_entries(
         &self,
@@ -100,6 +107,11 @@ pub trait Entries: Send + Sync {
         &self,
         after: Option<u64>,
     ) -> impl Future<Output = Result<Vec<Changed>, StoreError>> + Send;
+    /// Those of these events that there are by now: some may have been gaps in the log.
+    fn entry_events_among(
+        &self,
+        events: &[u64],
+    ) -> impl Future<Output = Result<Vec<Changed>, StoreError>> + Send;
     /// Forgets events from before `before` (Unix seconds); how many went.
     fn prune_entry_events(
         &self,
@@ -122,6 +134,8 @@ pub trait Agents: Send + Sync {
         filter: &AgentFilter,
         page: &Page,
     ) -> impl Future<Output = Result<Paged<Agent>, StoreError>> + Send;
+    /// As [`Entries::all_entries`].
+    fn all_agents(&self) -> impl Future<Output = Result<Vec<Agent>, StoreError>> + Send;
     /// How many match.
     fn count_agents(
         &self,
@@ -148,6 +162,11 @@ pub trait Agents: Send + Sync {
     fn agent_events(
         &self,
         after: Option<u64>,
+    ) -> impl Future<Output = Result<Vec<Changed>, StoreError>> + Send;
+    /// As [`Entries::entry_events_among`].
+    fn agent_events_among(
+        &self,
+        events: &[u64],
     ) -> impl Future<Output = Result<Vec<Changed>, StoreError>> + Send;
     /// As [`Entries::prune_entry_events`].
     fn prune_agent_events(

@@ -1,14 +1,18 @@
 //! Answering calls on one connection.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::time::Duration;
 
+use http::{Request, Response};
+use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tonic::service::Routes;
+use tonic::body::Body;
+use tower::Service;
 
 /// What one connection may take.
 #[derive(Clone, Copy, Debug)]
@@ -37,15 +41,19 @@ const MAX_HEADER_BYTES: u32 = 16 * 1024;
 /// After `stop`, calls under way have this long to end.
 const FLUSH: Duration = Duration::from_secs(5);
 
-/// Answers the calls on `transport` with `routes` until the peer closes it, or until `stop` and the last call ended.
-pub async fn serve<T>(
+/// Answers the calls on `transport` with `service`, such as [`tonic::service::Routes`], until the peer closes it, or
+/// until `stop` and the last call ended. Dropping it cuts the calls under way.
+pub async fn serve<T, S>(
     transport: T,
-    routes: Routes,
+    service: S,
     limits: Limits,
     stop: impl Future<Output = ()>,
 ) -> io::Result<()>
 where
     T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible>,
+    S: Clone + Send + 'static,
+    S::Future: Send + 'static,
 {
     let mut connection = Box::pin(
         http2::Builder::new(TokioExecutor::new())
@@ -55,7 +63,7 @@ where
             .initial_stream_window_size(limits.window)
             .initial_connection_window_size(limits.window)
             .max_send_buf_size(limits.send_buffer)
-            .serve_connection(TokioIo::new(transport), TowerToHyperService::new(routes)),
+            .serve_connection(TokioIo::new(transport), TowerToHyperService::new(service)),
     );
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,

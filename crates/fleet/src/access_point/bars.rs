@@ -9,7 +9,7 @@ use ah_tls::Revocations;
 
 use super::Shared;
 use super::registry::{End, lock};
-use super::told_to_executor;
+use super::trust::told_to_executor;
 use crate::store::{Change, Durability, ExecutorId, RevocationTarget, Store, StoreError};
 
 /// How often an access point looks for revocations that another one wrote to a shared store.

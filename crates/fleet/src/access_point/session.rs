@@ -3,7 +3,8 @@
 //! The session is the response stream itself. It is polled by the connection's own stream task, so an idle
 //! executor costs no further task and no channel.
 
-use std::future::Future;
+mod enrolled;
+
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -13,20 +14,15 @@ use tokio::time::Instant;
 use tonic::{Status, Streaming};
 
 use super::Shared;
-use super::attempts::Attempt;
 use super::refusals::Refused;
-use super::registry::{Admission, Caller, End, Order, Session};
-use crate::audit::{Entry, Event, Outcome};
+use super::registry::{Caller, End, Order, Session};
 use crate::codec::MAX_MESSAGE_BYTES;
 use crate::hello::{Greeting, PROTOCOL};
-use crate::moment::rfc3339;
 use crate::proto::access_point_message::Kind as Outgoing;
 use crate::proto::executor_message::Kind as Incoming;
-use crate::proto::{
-    AccessPointMessage, Drain, ExecutorMessage, Heartbeat, HeartbeatReply, Welcome,
-};
+use crate::proto::{AccessPointMessage, Drain, ExecutorMessage, HeartbeatReply, Welcome};
 use crate::refusal;
-use crate::store::{Change, Durability, Enrollment};
+use enrolled::Enrolled;
 
 /// A peer must say hello within this time of opening its call (stated in `fleet.proto`).
 const HELLO_WITHIN: Duration = Duration::from_secs(10);
@@ -80,18 +76,6 @@ struct Call {
     /// The peer sent a message above the limit, which has a status of its own.
     oversized: bool,
     finished: bool,
-}
-
-/// What there is once the welcome was sent. Dropping it takes the executor out of the registry.
-struct Enrolled {
-    shared: Arc<Shared>,
-    session: Arc<Session>,
-    sent: u64,
-    sent_at: Instant,
-    /// Set when the session only waits for its peer to close it.
-    leaving_by: Option<Instant>,
-    why: &'static str,
-    reason: Option<String>,
 }
 
 impl Call {
@@ -291,153 +275,6 @@ impl Call {
             }
         }
     }
-}
-
-impl Enrolled {
-    /// Until when there is nothing to do by the clock. `None` when it is time to close in order.
-    fn check_time(&mut self) -> Result<Option<Instant>, Explained> {
-        let now = Instant::now();
-        if let Some(by) = self.leaving_by {
-            return Ok((now < by).then_some(by));
-        }
-        let patience = self.session.patience();
-        let silence = self.session.silence();
-        if silence >= patience {
-            return Err(Explained::new(
-                Code::Unavailable,
-                format!("no heartbeat for {:.1}s", silence.as_secs_f64()),
-            ));
-        }
-        let life = self
-            .session
-            .not_after
-            .duration_since(self.shared.clock.now())
-            .unwrap_or_default();
-        if life.is_zero() {
-            return Err(expired(&self.session));
-        }
-        Ok(Some(now + life.min(patience.saturating_sub(silence))))
-    }
-
-    fn heartbeat(&mut self) -> Outgoing {
-        self.sent += 1;
-        self.sent_at = Instant::now();
-        self.shared.metrics.heartbeat_sent();
-        let last = self.session.round_trip().unwrap_or_default();
-        Outgoing::Heartbeat(Heartbeat {
-            sequence: self.sent,
-            last_round_trip_us: u64::try_from(last.as_micros()).unwrap_or(u64::MAX),
-        })
-    }
-
-    /// Tells of the enrollment and writes it down. The future waits until it is durable, unless the store is
-    /// in trouble; all else is done without it.
-    fn record(&self, admission: Admission) -> impl Future<Output = Durability> + Send + use<> {
-        let session = &self.session;
-        let event = match admission {
-            Admission::First => Event::Enrolled,
-            Admission::Moved {
-                new_certificate: true,
-            } => Event::Rotated,
-            Admission::Again
-            | Admission::Moved {
-                new_certificate: false,
-            } => Event::ReEnrolled,
-        };
-        let written = self
-            .shared
-            .writer
-            .submit(Change::Enrolled(Box::new(Enrollment {
-                id: session.executor.clone(),
-                name: session.greeting.name.clone(),
-                provider: session.greeting.provider,
-                version: session.greeting.version.clone(),
-                labels: session.greeting.labels.clone(),
-                host: session.greeting.host.clone(),
-                certificate: session.certificate.clone(),
-                at: session.enrolled_at.into(),
-            })));
-        let what = match event {
-            Event::Rotated => "executor certificate rotated",
-            Event::Enrolled => "executor enrolled",
-            _ => "executor enrolled again",
-        };
-        tracing::info!(
-            executor.id = %session.executor.0,
-            executor.name = %session.greeting.name,
-            peer = %session.remote,
-            cert.serial = %session.certificate.serial,
-            cert.not_after = %rfc3339(session.not_after),
-            "{what}"
-        );
-        self.shared.metrics.session_opened(event);
-        self.shared.attempts.note(Attempt {
-            executor: Some(session.executor.0.clone()),
-            vouched: true,
-            name: Some(session.greeting.name.clone()),
-            certificate: Some(session.peer.leaf().clone()),
-            ..Attempt::new(session.enrolled_at, session.remote)
-        });
-        self.announce(event, None);
-        self.shared.audit.record(self.entry(event, None));
-        written
-    }
-
-    fn announce(&self, event: Event, reason: Option<&str>) {
-        let greeting = Some(&self.session.greeting);
-        self.shared
-            .announce(event, &self.session.executor.0, greeting, reason);
-    }
-
-    fn entry(&self, event: Event, reason: Option<String>) -> Entry {
-        Entry {
-            event,
-            outcome: Outcome::Success,
-            executor_id: Some(self.session.executor.clone()),
-            peer: Some(self.session.remote),
-            certificate: Some(self.session.certificate.clone()),
-            provider: self.session.greeting.provider,
-            reason,
-        }
-    }
-}
-
-impl Drop for Enrolled {
-    fn drop(&mut self) {
-        let was_live = self.shared.registry.leave(&self.session);
-        self.shared.metrics.session_closed(self.why);
-        let reason = match self.reason.take() {
-            Some(detail) => format!("{}: {detail}", self.why),
-            None => self.why.to_owned(),
-        };
-        // Who was pushed out by another process was disconnected too; who moved on by itself was not.
-        if was_live || !self.session.is_superseded() {
-            tracing::info!(
-                executor.id = %self.session.executor.0,
-                peer = %self.session.remote,
-                reason,
-                "executor disconnected"
-            );
-            self.announce(Event::Disconnected, Some(&reason));
-            self.shared
-                .audit
-                .record(self.entry(Event::Disconnected, Some(reason)));
-        }
-    }
-}
-
-fn expired(session: &Session) -> Explained {
-    Explained::new(
-        Code::ClientExpired,
-        "client certificate rejected: certificate has expired or is not yet valid",
-    )
-    .cause(format!(
-        "the certificate that opened this session ended at {}",
-        session.certificate.not_after
-    ))
-    .hint(
-        "renew the executor's certificate; the executor reconnects by itself once it has a new one",
-    )
 }
 
 /// The peer's stream failed: too large a message, a reset, a connection lost.

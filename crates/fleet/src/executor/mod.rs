@@ -5,19 +5,18 @@ mod dial;
 mod host;
 mod link;
 mod probe;
+mod rotation;
+mod run;
 mod status;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ah_identity_provider::{Clock, Code, Explained, Health, ProviderKind};
+use ah_identity_provider::{Clock, Explained, Health, ProviderKind};
 use ah_tls::ClientConfigs;
 use tokio::sync::watch;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub use probe::{Probe, probe};
@@ -25,10 +24,9 @@ pub use status::{
     CertificateStatus, Heartbeats, Problem, Status, StatusSocket, read_status, serve_status,
 };
 
-use crate::moment::rfc3339;
 use crate::proto;
-use backoff::Backoff;
-use link::{Link, News};
+use rotation::Opener;
+use run::Run;
 
 /// An access point's address as the operator gave it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,16 +107,6 @@ pub enum Event {
     },
 }
 
-/// How a session ended.
-enum Ended {
-    /// We were told to stop.
-    Stopped,
-    /// The access point goes away and asked us to wait.
-    Drained(Duration),
-    /// Anything else.
-    Lost(Explained),
-}
-
 impl Executor {
     /// The status before anything happened, and the sender that [`Executor::run`] keeps current.
     pub fn status(&self) -> watch::Sender<Status> {
@@ -169,363 +157,5 @@ impl Executor {
             host: Some(host::facts()),
             provider: self.provider.to_string(),
         }
-    }
-}
-
-struct Run<T> {
-    executor: Executor,
-    opener: Opener,
-    status: watch::Sender<Status>,
-    tell: T,
-    /// Index of the access point to try first.
-    next_remote: usize,
-    ever_enrolled: bool,
-}
-
-impl<T: Fn(&Event) + Send> Run<T> {
-    async fn keep_enrolled(&mut self, stop: &CancellationToken) -> Result<(), Explained> {
-        let mut backoff = Backoff::new();
-        let mut configs = self.executor.configs.clone();
-        loop {
-            let mut tried = configs.current().generation();
-            let opened = tokio::select! {
-                opened = self.enroll() => opened,
-                () = stop.cancelled() => return Ok(()),
-            };
-            let wait = match opened {
-                Ok(link) => {
-                    self.note_enrolled(&link);
-                    if self.executor.once == Some(Once::Enrolled) {
-                        link.goodbye("--once=enrolled").await;
-                        return Ok(());
-                    }
-                    let since = Instant::now();
-                    let ended = self.stay(link, stop).await;
-                    // What came during the session is not news: it must not cut a drain's wait short.
-                    tried = configs.current().generation();
-                    backoff.session_lasted(since.elapsed());
-                    match ended {
-                        Ended::Stopped => return Ok(()),
-                        Ended::Drained(wait) => {
-                            self.status.send_modify(Status::draining);
-                            tracing::info!(retry_in = ?wait, "access point is draining; reconnecting");
-                            (self.tell)(&Event::Draining { retry_in: wait });
-                            self.next_remote += 1;
-                            wait
-                        }
-                        Ended::Lost(explained) => self.note_failure(explained, backoff.next())?,
-                    }
-                }
-                Err(explained) => self.note_failure(explained, backoff.next())?,
-            };
-            if self.executor.once.is_some() {
-                return Ok(());
-            }
-            tokio::select! {
-                () = tokio::time::sleep(wait) => {}
-                // A new identity may be just what was missing.
-                () = newer_than(&mut configs, tried) => {}
-                () = stop.cancelled() => return Ok(()),
-            }
-        }
-    }
-
-    /// Tries each access point once, beginning with the one that is next. The error is the last one's, or the
-    /// last that may pass: one that is set up wrong is no reason to give up those that are only away.
-    async fn enroll(&mut self) -> Result<Link, Explained> {
-        self.own_certificate_is_current()?;
-        let remotes = self.executor.remotes.clone();
-        let mut failure = None;
-        for turn in 0..remotes.len() {
-            let index = (self.next_remote + turn) % remotes.len();
-            let Some(remote) = remotes.get(index) else {
-                continue;
-            };
-            match self.opener.open(remote).await {
-                Ok(link) => {
-                    self.next_remote = index;
-                    return Ok(link);
-                }
-                Err(explained) => {
-                    if turn + 1 < remotes.len() {
-                        tracing::warn!(remote = %remote, "{explained}; trying the next access point");
-                    }
-                    let may_pass =
-                        |failure: &Explained| !is_permanent(failure.code, self.ever_enrolled);
-                    if may_pass(&explained) || !failure.as_ref().is_some_and(may_pass) {
-                        failure = Some(explained);
-                    }
-                }
-            }
-        }
-        Err(failure.unwrap_or_else(|| {
-            Explained::new(Code::Usage, "no access point is named")
-                .hint("give --remote-server https://HOST:PORT")
-        }))
-    }
-
-    /// Dialling with a certificate that has ended only makes noise at the access point.
-    fn own_certificate_is_current(&self) -> Result<(), Explained> {
-        let published = Arc::clone(self.executor.configs.current().published());
-        let leaf = published.identity.leaf();
-        let now = self.executor.clock.now();
-        if leaf.not_after > now {
-            return Ok(());
-        }
-        Err(Explained::new(
-            Code::ExpiredOrNotYetValid,
-            "certificate has expired or is not yet valid",
-        )
-        .cause(format!(
-            "our own certificate {} ended at {}; our clock says {}",
-            leaf.serial,
-            rfc3339(leaf.not_after),
-            rfc3339(now),
-        ))
-        .hint("renew the certificate; it is taken into use as soon as the provider has it"))
-    }
-
-    /// Serves an enrollment, moving it to a new connection for each new identity (EN-14).
-    async fn stay(&mut self, mut link: Link, stop: &CancellationToken) -> Ended {
-        let mut configs = self.executor.configs.clone();
-        let mut rotation = Rotation::default();
-        loop {
-            let known = link.generation.max(rotation.generation);
-            let target = link.target.clone();
-            tokio::select! {
-                () = stop.cancelled() => {
-                    link.goodbye("shutting down").await;
-                    return Ended::Stopped;
-                }
-                news = link.next() => match news {
-                    Ok(News::Heard) => self.note_heartbeat(&link),
-                    Ok(News::Drain { after, spread }) => {
-                        let wait = after + spread.mul_f64(rand::random::<f64>());
-                        link.goodbye("draining").await;
-                        return Ended::Drained(wait);
-                    }
-                    Err(explained) => return Ended::Lost(explained),
-                },
-                () = newer_than(&mut configs, known) => {
-                    let current = configs.current();
-                    let now = self.executor.clock.now();
-                    // The access point may present a certificate that is trusted by now: the next connection tells.
-                    let trusted = link.server.still_trusted_as_server(current.trust(), now);
-                    rotation.distrusted = trusted.err().map(|error| error.explained().clone());
-                    rotation.wanted(current.generation());
-                }
-                opened = rotation.opened(&self.opener, &target) => match opened {
-                    Ok(new) => {
-                        let old = std::mem::replace(&mut link, new);
-                        rotation = Rotation::default();
-                        self.note_rotated(&link);
-                        // The old connection's farewell must not hold up the new one's heartbeats.
-                        tokio::spawn(async move { old.goodbye("rotated").await });
-                    }
-                    Err(explained) => {
-                        // What an agent or an operator no longer trusts is not served until it goes by itself.
-                        if let Some(distrusted) = rotation.distrusted {
-                            return Ended::Lost(distrusted);
-                        }
-                        let wait = rotation.backoff.next();
-                        tracing::warn!(retry_in = ?wait, "moving to the new certificate failed: {explained}");
-                        self.status.send_modify(|status| status.failed(explained, self.executor.clock.now(), None));
-                        rotation.start(rotation.generation, Instant::now() + wait);
-                    }
-                },
-            }
-        }
-    }
-
-    fn note_enrolled(&mut self, link: &Link) {
-        self.ever_enrolled = true;
-        tracing::info!(
-            executor.id = %link.welcome.executor_id,
-            access_point = %link.target,
-            session = %link.welcome.session_id,
-            "enrolled"
-        );
-        self.status
-            .send_modify(|status| status.enrolled(link, self.executor.clock.now()));
-        (self.tell)(&Event::Enrolled {
-            executor_id: link.welcome.executor_id.clone(),
-            access_point: link.target.to_string(),
-        });
-    }
-
-    fn note_rotated(&self, link: &Link) {
-        let leaf = link.published.identity.leaf();
-        tracing::info!(
-            executor.id = %link.welcome.executor_id,
-            cert.serial = %leaf.serial,
-            cert.not_after = %rfc3339(leaf.not_after),
-            "certificate rotated; enrollment moved to a new connection"
-        );
-        self.status
-            .send_modify(|status| status.moved(link, self.executor.clock.now()));
-        (self.tell)(&Event::Rotated {
-            serial: leaf.serial.clone(),
-        });
-    }
-
-    fn note_heartbeat(&self, link: &Link) {
-        let now = self.executor.clock.now();
-        self.status.send_if_modified(|status| {
-            status.heard(link, now);
-            false
-        });
-    }
-
-    /// How long to wait before the next attempt; `Err` when there is to be none.
-    fn note_failure(
-        &self,
-        explained: Explained,
-        retry_in: Duration,
-    ) -> Result<Duration, Explained> {
-        let now = self.executor.clock.now();
-        let gives_up =
-            self.executor.once.is_some() || is_permanent(explained.code, self.ever_enrolled);
-        let retry = (!gives_up).then_some(retry_in);
-        self.status
-            .send_modify(|status| status.failed(explained.clone(), now, retry));
-        if gives_up {
-            return Err(explained);
-        }
-        tracing::warn!(?retry_in, "{explained}");
-        (self.tell)(&Event::Failed {
-            explained,
-            retry_in,
-        });
-        Ok(retry_in)
-    }
-
-    /// Copies the identity's state into the status for as long as it is polled.
-    fn follow_health(&self) -> impl Future<Output = ()> + Send + use<T> {
-        let status = self.status.clone();
-        let mut health = self.executor.health.clone();
-        let mut configs = self.executor.configs.clone();
-        async move {
-            loop {
-                let now = health.borrow_and_update().clone();
-                let published = Arc::clone(configs.current().published());
-                status.send_modify(|status| status.identity(&now, &published));
-                // The health changes first, and TLS follows: the status has to follow both.
-                let alive = tokio::select! {
-                    Ok(()) = health.changed() => true,
-                    Some(_) = configs.next() => true,
-                    else => false,
-                };
-                if !alive {
-                    return std::future::pending().await;
-                }
-            }
-        }
-    }
-}
-
-/// All that an attempt to enroll needs besides the address.
-#[derive(Clone)]
-struct Opener {
-    configs: ClientConfigs,
-    hello: proto::Hello,
-    timeout: Duration,
-    clock: Arc<dyn Clock>,
-}
-
-impl Opener {
-    fn open(
-        &self,
-        remote: &Remote,
-    ) -> Pin<Box<dyn Future<Output = Result<Link, Explained>> + Send>> {
-        Box::pin(dial::open(
-            remote.clone(),
-            self.configs.clone(),
-            self.hello.clone(),
-            self.timeout,
-            Arc::clone(&self.clock),
-        ))
-    }
-}
-
-/// Moving to a new identity while the session under the old one goes on.
-#[derive(Default)]
-struct Rotation {
-    step: Step,
-    backoff: Backoff,
-    /// Generation that the move is for; 0 when there was none.
-    generation: u64,
-    /// Why the present session must not outlive the next attempt: its server is no longer trusted.
-    distrusted: Option<Explained>,
-}
-
-#[derive(Default)]
-enum Step {
-    #[default]
-    Idle,
-    Waiting(Instant),
-    Opening(Pin<Box<dyn Future<Output = Result<Link, Explained>> + Send>>),
-}
-
-impl Rotation {
-    fn start(&mut self, generation: u64, at: Instant) {
-        self.generation = generation;
-        self.step = Step::Waiting(at);
-    }
-
-    /// A newer identity is there. An attempt under way goes on: the access point may have moved the
-    /// enrollment to it already, and dropping it would cost both connections.
-    fn wanted(&mut self, generation: u64) {
-        match self.step {
-            Step::Opening(_) => self.generation = generation,
-            Step::Idle | Step::Waiting(_) => self.start(generation, Instant::now()),
-        }
-    }
-
-    /// Resolves when an attempt has ended. Cancel safe: an attempt under way goes on with the next call.
-    async fn opened(&mut self, opener: &Opener, remote: &Remote) -> Result<Link, Explained> {
-        loop {
-            match &mut self.step {
-                Step::Idle => std::future::pending().await,
-                Step::Waiting(at) => {
-                    tokio::time::sleep_until(*at).await;
-                    self.step = Step::Opening(opener.open(remote));
-                }
-                Step::Opening(attempt) => {
-                    let opened = attempt.await;
-                    self.step = Step::Idle;
-                    return opened;
-                }
-            }
-        }
-    }
-}
-
-/// Resolves when there is an identity newer than `generation`.
-async fn newer_than(configs: &mut ClientConfigs, generation: u64) {
-    while configs.current().generation() <= generation {
-        if configs.next().await.is_none() {
-            return std::future::pending().await;
-        }
-    }
-}
-
-/// Whether trying again is no use (EN-13). An executor that was enrolled before has a sound set-up, so what
-/// a rotation on either side can cure is waited for then.
-fn is_permanent(code: Code, ever_enrolled: bool) -> bool {
-    match code {
-        Code::ServerIdMismatch
-        | Code::SanMismatch
-        | Code::ClientRevoked
-        | Code::KeyMismatch
-        | Code::Usage => true,
-        Code::VerifyFailed
-        | Code::ExpiredOrNotYetValid
-        | Code::NoLocalIssuer
-        | Code::UnknownAuthority
-        | Code::ClientCertificateRequired
-        | Code::ClientUnknownAuthority
-        | Code::ClientExpired
-        | Code::Duplicate => !ever_enrolled,
-        _ => false,
     }
 }

@@ -15,15 +15,14 @@ use super::cache::Cache;
 use super::client::{Ask, Client};
 use super::config::VaultConfig;
 use super::fault::{Failure, Refusal, not_issued, path_denied};
-use super::login;
 use super::pki::{self, Issued};
-use super::token::{Granted, Token};
-use crate::clock::rfc3339;
+use super::token::Token;
 use crate::{Clock, Code, Explained, ProviderError};
 
 use entry::Refused;
 
 mod entry;
+mod tend;
 
 /// How often files are looked at for something new to log in with, once what they hold was refused.
 const LOOK: Duration = Duration::from_secs(5);
@@ -31,12 +30,6 @@ const LOOK: Duration = Duration::from_secs(5);
 /// How soon what was refused may be sent once more, at the earliest and at the latest: servers lock out a role after a
 /// few refusals, and somebody may have mended the role.
 const REFUSED_FOR: (f64, f64) = (300.0, 600.0);
-
-/// The longest wait between two attempts to renew or replace a token.
-const TEND_MAX: Duration = Duration::from_secs(60);
-
-/// The earliest moment before the end of a token for the last certificate, and how much earlier it may be.
-const LAST_CALL: Duration = Duration::from_secs(60);
 
 /// What the provider asks of the keeper.
 pub(super) enum Order {
@@ -239,129 +232,6 @@ impl Keeper {
         }
     }
 
-    // The token
-
-    /// Renews the token, or replaces it where a renewal cannot help.
-    async fn tend(&mut self) {
-        if self
-            .token
-            .as_ref()
-            .is_some_and(|token| token.extends && !token.expired())
-        {
-            let since = Instant::now();
-            let ask = self.with_token(Ask::post("auth/token/renew-self", &[].into()));
-            let outcome = self.client.once(&ask).await;
-            match outcome.and_then(|reply| reply.read::<Granted>()) {
-                Ok(Granted { auth: Some(auth) }) => {
-                    self.failures = 0;
-                    if let Some(token) = &mut self.token {
-                        token.renewed(&auth, since);
-                        self.tend_at = token.due();
-                        tracing::debug!(
-                            ttl = auth.lease_duration,
-                            extends = token.extends,
-                            "vault token renewed"
-                        );
-                    }
-                    return;
-                }
-                Err(failure) if failure.passes() => return self.tend_later(&failure.explained()),
-                // Refused: at its max TTL, revoked, or not allowed. A new one is needed.
-                Ok(_) | Err(_) => {}
-            }
-        }
-        // Not for the sake of a certificate: the token's own end bounds the waits.
-        let until = self.token_end();
-        match self.log_in(until).await {
-            Ok(()) => {}
-            Err(NoToken::Passing(failure)) => self.tend_later(&failure.explained()),
-            Err(NoToken::Refused(explained) | NoToken::Setup(explained)) => self.end(explained),
-        }
-    }
-
-    /// After a failure that may pass: again with a growing, jittered wait, and while the token lives at the latest when
-    /// half of what is left of it is over.
-    fn tend_later(&mut self, error: &Explained) {
-        let doubled = 2u32.saturating_pow(self.failures.min(8));
-        let mut most = Duration::from_secs(1).saturating_mul(doubled).min(TEND_MAX);
-        if let Some(left) = self
-            .token
-            .as_ref()
-            .and_then(Token::left)
-            .filter(|left| !left.is_zero())
-        {
-            most = most.min(left / 2);
-        }
-        // However near the end is, a server in trouble is not asked more often than that.
-        let wait = most.mul_f64(rand::random_range(0.5..=1.0)).max(
-            self.config
-                .retry
-                .delay
-                .mul_f64(rand::random_range(0.5..=1.0)),
-        );
-        if self.failures == 0 {
-            tracing::warn!(%error, retry_in = tracing::field::debug(wait), "vault token cannot be renewed, trying again");
-        }
-        self.failures = self.failures.saturating_add(1);
-        self.tend_at = Some(Instant::now() + wait);
-    }
-
-    /// The token cannot be replaced. That is told once for each reason.
-    fn end(&mut self, why: Explained) {
-        self.failures = 0;
-        let again = match &self.refused {
-            Some(refused) if !login::in_files(&self.config.login.method) => refused.until,
-            _ => Instant::now() + LOOK,
-        };
-        self.tend_at = Some(again);
-        let Some(left) = self.token.as_ref().and_then(Token::left) else {
-            return;
-        };
-        let now = self.clock.now();
-        let ending = Ending {
-            at: now + left,
-            last_call: now + left.saturating_sub(margin(left)),
-            why,
-        };
-        let changed = self
-            .standing
-            .send_if_modified(|standing| match &standing.ending {
-                // The end of one token is one moment; to look at the clock again must not move it.
-                Some(before) if before.why == ending.why => false,
-                _ => {
-                    standing.ending = Some(ending.clone());
-                    true
-                }
-            });
-        if changed {
-            tracing::warn!(
-                token_expires = %rfc3339(ending.at),
-                error = %ending.why,
-                causes = ending.why.causes.join("; "),
-                hint = ending.why.hint.as_deref(),
-                "the vault token cannot be replaced; the certificate is renewed once more before the token expires"
-            );
-        }
-    }
-
-    fn token_end(&self) -> Option<SystemTime> {
-        let left = self.token.as_ref().and_then(Token::left)?;
-        Some(self.clock.now() + left)
-    }
-
-    fn adopt(&mut self, token: Token) {
-        self.tend_at = token.due();
-        self.token = Some(token);
-        self.failures = 0;
-        self.refused = None;
-        let ended = self
-            .standing
-            .send_if_modified(|standing| standing.ending.take().is_some());
-        if ended {
-            tracing::info!("logged in to vault again; the certificate is renewed as before");
-        }
-    }
-
     // Requests
 
     fn with_token(&self, ask: Ask) -> Ask {
@@ -403,12 +273,6 @@ fn cache(config: &VaultConfig) -> Option<Cache> {
         config.pki.role(),
     ]);
     Some(Cache::new(directory, parts))
-}
-
-/// How long before the end of a token the last certificate is asked for: time for retries, spread over a fleet.
-fn margin(left: Duration) -> Duration {
-    let wanted = LAST_CALL.mul_f64(1.0 + rand::random_range(0.0..1.0));
-    wanted.min(left / 4).max(Duration::from_secs(1))
 }
 
 /// ER-19 where a token was in use before, ER-13 where there was none.

@@ -1,0 +1,138 @@
+//! The commands that ask an agent: upstream's, with its flags and output, and `api explain`.
+//!
+//! What upstream prints of a refused call (`rpc error: code = … desc = …`) stays the first line, since scripts look for
+//! it; what to do about it comes below. A socket that cannot be used is told in this project's own words.
+
+use std::process::ExitCode;
+
+use ah_spire_plugin::goflag::{Cli, FlagSet, Flags, Invocation};
+
+use failure::Failure;
+
+mod call;
+mod explain;
+mod failure;
+mod fetch_jwt;
+mod fetch_x509;
+mod gotext;
+mod healthcheck;
+mod output;
+mod socket;
+mod svids;
+mod validate_jwt;
+mod watch;
+
+/// A command of `spire-agent` that talks to a running agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// `api fetch`, `api fetch x509`
+    FetchX509,
+    /// `api fetch jwt`
+    FetchJwt,
+    /// `api validate jwt`
+    ValidateJwt,
+    /// `api watch`
+    Watch,
+    /// `api explain`
+    Explain,
+    /// `healthcheck`
+    Healthcheck,
+}
+
+impl Command {
+    /// Adds these commands to a program's; `name` is what the program calls them.
+    #[must_use]
+    pub fn add_to<C: Clone>(mut cli: Cli<C>, name: impl Fn(Self) -> C) -> Cli<C> {
+        for command in [
+            Self::FetchX509,
+            Self::FetchJwt,
+            Self::ValidateJwt,
+            Self::Watch,
+            Self::Explain,
+            Self::Healthcheck,
+        ] {
+            let (paths, synopsis, flags) = command.definition();
+            for path in paths {
+                cli = cli.command(name(command), path, synopsis, flags.clone());
+            }
+        }
+        cli
+    }
+
+    fn definition(self) -> (&'static [&'static str], &'static str, FlagSet) {
+        match self {
+            Self::FetchX509 => (
+                &["api fetch", "api fetch x509"],
+                "Fetches X509 SVIDs from the Workload API",
+                fetch_x509::flags(),
+            ),
+            Self::FetchJwt => (
+                &["api fetch jwt"],
+                "Fetches a JWT SVID from the Workload API",
+                fetch_jwt::flags(),
+            ),
+            Self::ValidateJwt => (
+                &["api validate jwt"],
+                "Validates a JWT SVID",
+                validate_jwt::flags(),
+            ),
+            Self::Watch => (
+                &["api watch"],
+                "Attaches to the Workload API and prints updates as they're received",
+                watch::flags(),
+            ),
+            Self::Explain => (
+                &["api explain"],
+                "Tells which entries match a process, and what the nearest ones lack",
+                explain::flags(),
+            ),
+            Self::Healthcheck => (
+                &["healthcheck"],
+                "Determines agent health status",
+                healthcheck::flags(),
+            ),
+        }
+    }
+
+    /// Runs the command to its end. Errors go to stderr.
+    #[must_use]
+    pub fn run(self, flags: &Flags) -> ExitCode {
+        match self.execute(flags) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(failure) => {
+                eprintln!("{failure}");
+                ExitCode::FAILURE
+            }
+        }
+    }
+
+    fn execute(self, flags: &Flags) -> Result<(), Failure> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| Failure::new(format!("error: cannot start: {error}")))?;
+        runtime.block_on(async {
+            match self {
+                Self::FetchX509 => fetch_x509::run(flags).await,
+                Self::FetchJwt => fetch_jwt::run(flags).await,
+                Self::ValidateJwt => validate_jwt::run(flags).await,
+                Self::Watch => watch::run(flags).await,
+                Self::Explain => explain::run(flags).await,
+                Self::Healthcheck => healthcheck::run(flags).await,
+            }
+        })
+    }
+}
+
+/// `spire-agent` with `arguments`, the program's name left out.
+#[must_use]
+pub fn run(arguments: &[String]) -> ExitCode {
+    let cli = Cli::new("spire-agent", env!("CARGO_PKG_VERSION"));
+    match Command::add_to(cli, |command| command).parse(arguments) {
+        Invocation::Run { command, flags } => command.run(&flags),
+        Invocation::Exit(exit) => {
+            eprint!("{}", exit.text);
+            ExitCode::from(exit.code)
+        }
+    }
+}

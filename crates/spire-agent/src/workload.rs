@@ -1,0 +1,199 @@
+//! The SPIFFE Workload API on the agent's public socket.
+//!
+//! A connection belongs to the process that made it, held by a process descriptor, and ends with it. Each call attests
+//! that process once. Streams pull: whoever has room for a message gets the newest set then, so that a slow reader
+//! delays nobody and skips what is out of date. Messages are encoded once for a set and shared by all streams of it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ah_identity_provider::Explained;
+use ah_spire_attest::peer::PeerInfo;
+use ah_spire_plugin::agent::WorkloadApiRateLimit;
+use ah_spire_wire::Limits;
+use spiffe::TrustDomain;
+use tokio::net::UnixStream;
+use tokio_util::task::TaskTracker;
+use tonic::service::Routes;
+
+use crate::identities::Identities;
+
+pub use caller::{Attest, Attestors};
+pub use explain::{EXPLAIN_METHOD, ExplainAnswer, ExplainRequest, Nearest};
+pub use quota::Quota;
+use quota::Quotas;
+use rates::Rates;
+use service::{Connection, Shared};
+use socket::PublicSocket;
+
+mod caller;
+mod explain;
+mod health;
+mod jwt;
+mod messages;
+mod quota;
+mod rates;
+mod refusal;
+mod service;
+mod socket;
+mod stream;
+mod wire;
+
+/// How often the socket's file is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Pause after a failed accept: without descriptors the next one fails too.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Calls on one connection. More than a process may have, so that it is told why instead of waiting.
+const CALLS: u32 = 4096;
+
+/// Requests are small and answers are shared: nothing on a connection needs more.
+const WINDOW: u32 = 64 * 1024;
+
+/// What the Workload API is told.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// `socket_path`
+    pub socket: PathBuf,
+    /// `trust_domain`
+    pub trust_domain: TrustDomain,
+    /// `disable_workload_api`: the socket serves health checks, and what `others` has.
+    pub disabled: bool,
+    /// `allow_unauthenticated_verifiers`: bundles go to workloads without an entry too.
+    pub allow_unauthenticated_verifiers: bool,
+    /// `allowed_foreign_jwt_claims`: shown of JWT-SVIDs of other trust domains besides `sub`, `exp` and `aud`.
+    pub allowed_foreign_jwt_claims: Vec<String>,
+    /// `log_selectors`: prefixes of selectors that may be logged.
+    pub log_selectors: Vec<String>,
+    /// `experimental.ratelimit`
+    pub rate_limit: WorkloadApiRateLimit,
+    /// What one process and one user may hold open.
+    pub quota: Quota,
+}
+
+impl Config {
+    /// The defaults, on `socket`.
+    pub fn new(socket: impl Into<PathBuf>, trust_domain: TrustDomain) -> Self {
+        Self {
+            socket: socket.into(),
+            trust_domain,
+            disabled: false,
+            allow_unauthenticated_verifiers: false,
+            allowed_foreign_jwt_claims: Vec::new(),
+            log_selectors: Vec::new(),
+            rate_limit: WorkloadApiRateLimit::default(),
+            quota: Quota::default(),
+        }
+    }
+}
+
+/// A bound socket. Connections wait in its queue until [`WorkloadApi::serve`] runs.
+pub struct WorkloadApi<I, A> {
+    shared: Arc<Shared<I, A>>,
+    socket: PublicSocket,
+    quotas: Arc<Quotas>,
+}
+
+impl<I: Identities, A: Attest> WorkloadApi<I, A> {
+    /// Takes the socket's path. `others` answers what is neither Workload API nor health, such as SDS; its requests
+    /// carry the caller's [`PeerInfo`] as an extension.
+    ///
+    /// # Errors
+    /// When the path is taken by something else or cannot be made; they name it and the remedy.
+    pub fn bind(
+        config: Config,
+        identities: Arc<I>,
+        attestor: Arc<A>,
+        others: Option<Routes>,
+    ) -> Result<Self, Explained> {
+        let socket = PublicSocket::bind(&config.socket)?;
+        Ok(Self {
+            quotas: Arc::new(Quotas::new(config.quota)),
+            shared: Arc::new(Shared::new(config, identities, attestor, others)),
+            socket,
+        })
+    }
+
+    /// Serves until `stop`, then cuts what is open: workloads connect again when the next agent is there.
+    pub async fn serve(mut self, stop: impl Future<Output = ()>) {
+        let mut stop = std::pin::pin!(stop);
+        let mut look = tokio::time::interval(LOOK);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let connections = TaskTracker::new();
+        let cut = tokio_util::sync::CancellationToken::new();
+        tracing::info!(
+            socket = %self.socket.path().display(),
+            workload_api = !self.shared.config.disabled,
+            "serving the Workload API"
+        );
+        loop {
+            tokio::select! {
+                () = &mut stop => break,
+                _ = look.tick() => self.socket.look(),
+                accepted = self.socket.accept() => match accepted {
+                    Ok(stream) => {
+                        let shared = Arc::clone(&self.shared);
+                        let quotas = Arc::clone(&self.quotas);
+                        let cut = cut.clone();
+                        connections.spawn(async move {
+                            tokio::select! {
+                                () = cut.cancelled() => {}
+                                () = connection(stream, shared, quotas) => {}
+                            }
+                        });
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "a connection to the Workload API could not be accepted");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+            }
+        }
+        self.socket.remove();
+        cut.cancel();
+        connections.close();
+        connections.wait().await;
+        tracing::info!("the Workload API is closed");
+    }
+}
+
+/// Serves one connection for as long as the process lives that made it.
+async fn connection<I: Identities, A: Attest>(
+    stream: UnixStream,
+    shared: Arc<Shared<I, A>>,
+    quotas: Arc<Quotas>,
+) {
+    let peer = match PeerInfo::of(&stream) {
+        Ok(peer) => peer,
+        Err(error) => {
+            tracing::warn!(%error, "a caller of the Workload API could not be identified");
+            return;
+        }
+    };
+    let Some(admitted) = quotas.connection(&peer) else {
+        return;
+    };
+    let pid = peer.pid();
+    let end = match caller::end_of(&peer) {
+        Ok(end) => end,
+        Err(error) => {
+            tracing::warn!(pid, %error, "a caller of the Workload API could not be watched");
+            return;
+        }
+    };
+    let limits = Limits {
+        calls: CALLS,
+        window: WINDOW,
+        ..Limits::default()
+    };
+    let service = Connection::new(shared, peer, admitted);
+    let served = ah_spire_wire::serve(stream, service, limits, std::future::pending());
+    tokio::select! {
+        served = served => if let Err(error) = served {
+            tracing::debug!(pid, %error, "a connection to the Workload API broke");
+        },
+        () = end => tracing::debug!(pid, "a caller of the Workload API ended"),
+    }
+}

@@ -1,0 +1,261 @@
+//! From a request to its method, by way of the rules that hold for all of them.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use ah_spire_attest::peer::PeerInfo;
+use ah_spire_wire::model::Selector;
+use ah_spire_wire::workload::{JwtBundlesRequest, X509BundlesRequest, X509svidRequest};
+use http::{Request, Response};
+use hyper::body::Incoming;
+use tonic::Status;
+use tonic::body::Body;
+use tonic::service::Routes;
+use tower::Service;
+
+use super::caller::Attest;
+use super::messages::MessageCache;
+use super::quota::{Admitted, CallPlace};
+use super::refusal::{Refused, is_own};
+use super::stream::Updates;
+use super::wire::{message, not_grpc, streaming, unary};
+use super::{Config, Rates, explain, health, jwt};
+use crate::identities::Identities;
+
+const SERVICE: &str = "SpiffeWorkloadAPI";
+
+/// SPIFFE Workload Endpoint §3: keeps a forged request of a browser or a server from reaching the API.
+const SECURITY_HEADER: &str = "workload.spiffe.io";
+
+/// A call that needs the caller's selectors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Method {
+    FetchX509Svid,
+    FetchX509Bundles,
+    FetchJwtSvid,
+    FetchJwtBundles,
+    ValidateJwtSvid,
+}
+
+impl Method {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::FetchX509Svid => "FetchX509SVID",
+            Self::FetchX509Bundles => "FetchX509Bundles",
+            Self::FetchJwtSvid => "FetchJWTSVID",
+            Self::FetchJwtBundles => "FetchJWTBundles",
+            Self::ValidateJwtSvid => "ValidateJWTSVID",
+        }
+    }
+
+    fn named(name: &str) -> Option<Self> {
+        [
+            Self::FetchX509Svid,
+            Self::FetchX509Bundles,
+            Self::FetchJwtSvid,
+            Self::FetchJwtBundles,
+            Self::ValidateJwtSvid,
+        ]
+        .into_iter()
+        .find(|method| method.name() == name)
+    }
+}
+
+/// What all connections have in common.
+pub(super) struct Shared<I, A> {
+    pub(super) config: Config,
+    pub(super) identities: Arc<I>,
+    pub(super) messages: MessageCache,
+    attestor: Arc<A>,
+    rates: Rates,
+    others: Option<Routes>,
+}
+
+impl<I: Identities, A: Attest> Shared<I, A> {
+    pub(super) fn new(
+        config: Config,
+        identities: Arc<I>,
+        attestor: Arc<A>,
+        others: Option<Routes>,
+    ) -> Self {
+        Self {
+            rates: Rates::new(config.rate_limit),
+            config,
+            identities,
+            attestor,
+            messages: MessageCache::default(),
+            others,
+        }
+    }
+
+    /// The selectors of `peer`, found out anew.
+    pub(super) async fn attest(&self, peer: &PeerInfo) -> Result<Vec<Selector>, Status> {
+        self.attestor.attest(peer).await.map_err(|error| {
+            let hint = error.explained().hint.as_deref();
+            tracing::error!(pid = peer.pid(), %error, hint, "workload attestation failed");
+            Status::unavailable("workload attestation failed")
+        })
+    }
+
+    /// The selectors of whoever calls `method`, if it may call now.
+    pub(super) async fn attest_for(
+        &self,
+        peer: &PeerInfo,
+        method: Method,
+    ) -> Result<Vec<Selector>, Status> {
+        let selectors = self.attest(peer).await?;
+        if !is_own(peer) {
+            self.rates.take(method, &selectors, Instant::now())?;
+        }
+        Ok(selectors)
+    }
+}
+
+/// Answers the calls of one connection.
+pub(super) struct Connection<I, A> {
+    shared: Arc<Shared<I, A>>,
+    caller: Arc<Caller>,
+}
+
+/// Who made the connection.
+struct Caller {
+    peer: PeerInfo,
+    admitted: Admitted,
+}
+
+impl<I, A> Clone for Connection<I, A> {
+    fn clone(&self) -> Self {
+        Self {
+            shared: Arc::clone(&self.shared),
+            caller: Arc::clone(&self.caller),
+        }
+    }
+}
+
+impl<I: Identities, A: Attest> Connection<I, A> {
+    pub(super) fn new(shared: Arc<Shared<I, A>>, peer: PeerInfo, admitted: Admitted) -> Self {
+        Self {
+            shared,
+            caller: Arc::new(Caller { peer, admitted }),
+        }
+    }
+
+    async fn answer(self, request: Request<Incoming>) -> Response<Body> {
+        if let Some(response) = not_grpc(&request) {
+            return response;
+        }
+        let place = match self.caller.admitted.call() {
+            Ok(place) => place,
+            Err(status) => return status.into_http(),
+        };
+        let path = request.uri().path().trim_start_matches('/');
+        let (service, name) = path.rsplit_once('/').unwrap_or((path, ""));
+        match service {
+            SERVICE if !self.shared.config.disabled => {
+                if !has_security_header(&request) {
+                    let text = "security header missing from request";
+                    return Status::invalid_argument(text).into_http();
+                }
+                match Method::named(name) {
+                    Some(method) => self.call(method, request, place).await,
+                    None => Status::unimplemented(not_offered(name)).into_http(),
+                }
+            }
+            health::SERVICE => unary(health::answer(&self.shared, name.to_owned(), request).await),
+            explain::SERVICE => {
+                let peer = &self.caller.peer;
+                unary(explain::answer(&self.shared, peer, name.to_owned(), request).await)
+            }
+            _ => self.other(request, place).await,
+        }
+    }
+
+    async fn call(
+        self,
+        method: Method,
+        request: Request<Incoming>,
+        place: CallPlace,
+    ) -> Response<Body> {
+        let Self { shared, caller } = self;
+        let peer = &caller.peer;
+        let asked = match method {
+            Method::FetchJwtSvid => return unary(jwt::fetch(&shared, peer, request).await),
+            Method::ValidateJwtSvid => return unary(jwt::validate(&shared, peer, request).await),
+            Method::FetchX509Svid => message::<X509svidRequest>(request).await.map(drop),
+            Method::FetchX509Bundles => message::<X509BundlesRequest>(request).await.map(drop),
+            Method::FetchJwtBundles => message::<JwtBundlesRequest>(request).await.map(drop),
+        };
+        let stream = async {
+            asked?;
+            let selectors = shared.attest_for(peer, method).await?;
+            let sets = shared.identities.subscribe(&selectors).await;
+            let updates = Updates {
+                refused: Refused::of(peer, selectors),
+                shared: Arc::clone(&shared),
+                method,
+                sets,
+                place,
+            };
+            updates.into_stream()
+        };
+        match stream.await {
+            Ok(stream) => streaming(stream),
+            Err(status) => status.into_http(),
+        }
+    }
+
+    /// What somebody else answers on this socket.
+    async fn other(&self, mut request: Request<Incoming>, place: CallPlace) -> Response<Body> {
+        let Some(mut others) = self.shared.others.clone() else {
+            let path = request.uri().path().trim_start_matches('/');
+            let service = path.rsplit_once('/').map_or(path, |(service, _)| service);
+            return Status::unimplemented(format!("unknown service {service}")).into_http();
+        };
+        request.extensions_mut().insert(self.caller.peer.clone());
+        match others.call(request).await {
+            Ok(response) => response.map(|body| {
+                // The call lasts as long as its answer.
+                let held = http_body_util::BodyExt::map_frame(body, move |frame| {
+                    let _ = &place;
+                    frame
+                });
+                Body::new(held)
+            }),
+            Err(never) => match never {},
+        }
+    }
+}
+
+impl<I: Identities, A: Attest> Service<Request<Incoming>> for Connection<I, A> {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
+        let this = self.clone();
+        Box::pin(async move { Ok(this.answer(request).await) })
+    }
+}
+
+/// SV-69: exactly one, and exactly `true`.
+fn has_security_header(request: &Request<Incoming>) -> bool {
+    let mut values = request.headers().get_all(SECURITY_HEADER).iter();
+    values.next().is_some_and(|value| value == "true") && values.next().is_none()
+}
+
+/// SV-80 for the WIT calls, and the answer for what the standard does not have (SV-73).
+fn not_offered(name: &str) -> String {
+    match name {
+        "FetchWITSVID" => "fetching WIT-SVIDs is not implemented".to_owned(),
+        "FetchWITBundles" => "fetching WIT bundles is not implemented".to_owned(),
+        _ => format!("unknown method {name} for service {SERVICE}"),
+    }
+}

@@ -1,0 +1,98 @@
+//! gRPC as far as the Workload API needs it: one message in; one out, or a stream of shared ones.
+
+use bytes::{BufMut, Bytes};
+use futures_util::{Stream, StreamExt, stream};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use http_body_util::StreamBody;
+use hyper::body::{Frame, Incoming};
+use prost::Message;
+use tonic::body::Body;
+use tonic::codec::{Codec, Streaming};
+use tonic::{Code, Status};
+use tonic_prost::ProstCodec;
+use zeroize::Zeroizing;
+
+/// The largest request, in bytes: a JWT-SVID, or a long list of audiences.
+pub(super) const MAX_REQUEST_BYTES: usize = 64 * 1024;
+
+/// The one message of `request`.
+pub(super) async fn message<M>(request: Request<Incoming>) -> Result<M, Status>
+where
+    M: Message + Default + 'static,
+{
+    let decoder = ProstCodec::<M, M>::default().decoder();
+    let mut messages =
+        Streaming::new_request(decoder, request.into_body(), None, Some(MAX_REQUEST_BYTES));
+    match messages.message().await {
+        Ok(Some(message)) => Ok(message),
+        Ok(None) => Err(Status::internal("the request holds no message")),
+        Err(error) if error.code() == Code::OutOfRange => Err(Status::resource_exhausted(format!(
+            "the request is larger than {} KiB",
+            MAX_REQUEST_BYTES / 1024
+        ))),
+        Err(error) => Err(error),
+    }
+}
+
+/// `message` with the header of its frame. Wiped when its last copy goes.
+pub(super) fn framed(message: &[u8]) -> Bytes {
+    let mut frame = Zeroizing::new(Vec::with_capacity(message.len() + 5));
+    frame.put_u8(0);
+    frame.put_u32(u32::try_from(message.len()).unwrap_or(u32::MAX));
+    frame.put_slice(message);
+    Bytes::from_owner(frame)
+}
+
+/// The answer of a call that has one.
+pub(super) fn unary(answer: Result<Bytes, Status>) -> Response<Body> {
+    match answer {
+        Ok(message) => streaming(stream::iter([Ok(message)])),
+        Err(status) => status.into_http(),
+    }
+}
+
+/// Messages until the end or an error; it is asked for the next when there is room for it.
+pub(super) fn streaming(
+    messages: impl Stream<Item = Result<Bytes, Status>> + Send + 'static,
+) -> Response<Body> {
+    let end = stream::iter([Err(Status::ok(""))]);
+    // Whatever ends it is told in the trailers, and nothing comes after them.
+    let frames = messages.chain(end).scan(false, |ended, message| {
+        let frame = (!*ended).then(|| match message {
+            Ok(message) => Ok::<_, Status>(Frame::data(message)),
+            Err(status) => {
+                *ended = true;
+                Ok(Frame::trailers(trailers(&status)))
+            }
+        });
+        std::future::ready(frame)
+    });
+    let mut response = Response::new(Body::new(StreamBody::new(Box::pin(frames))));
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/grpc"),
+    );
+    response
+}
+
+fn trailers(status: &Status) -> HeaderMap {
+    let mut trailers = HeaderMap::new();
+    if status.add_header(&mut trailers).is_err() {
+        trailers.insert("grpc-status", HeaderValue::from_static("13"));
+    }
+    trailers
+}
+
+/// Why `request` is no gRPC call.
+pub(super) fn not_grpc(request: &Request<Incoming>) -> Option<Response<Body>> {
+    let kind = request.headers().get(header::CONTENT_TYPE);
+    let grpc = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+    let code = match (request.method() == http::Method::POST, grpc) {
+        (true, true) => return None,
+        (false, _) => StatusCode::METHOD_NOT_ALLOWED,
+        (true, false) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+    };
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = code;
+    Some(response)
+}

@@ -1,0 +1,12 @@
+//! The Workload API over a real socket: what it serves, to whom, and what happens when things go wrong.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
+
+mod commands;
+mod rig;
+mod rules;

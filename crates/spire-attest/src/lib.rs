@@ -1,0 +1,40 @@
+//! Who a node is, and who a workload is: the attestors of the SPIRE server and agent.
+//!
+//! A **node attestor** has two halves that talk through the `AttestAgent` stream of the server's Agent API.
+//! [`node::AgentHalf`] opens with a payload and answers challenges; [`node::ServerHalf`] judges the payload, may
+//! send challenges, and ends with an [`node::AttestedAgent`]: SPIFFE ID, selectors, and whether the agent may
+//! attest again. Both halves of one attestor stand side by side in `node/<name>/{agent,server}.rs`:
+//!
+//! | name | payload | challenge | SPIFFE ID | attests again |
+//! |---|---|---|---|---|
+//! | `join_token` | the token | none | `/spire/agent/join_token/<token>` | no |
+//! | `x509pop` | a certificate chain | sign a nonce | `/spire/agent/x509pop/<SHA-1 of the certificate>`, or by `agent_path_template` | yes |
+//!
+//! A **workload attestor** ([`workload::WorkloadAttestor`]) turns the process at the other end of a unix socket into
+//! selectors. That process is a [`peer::PeerInfo`]: it holds a descriptor of the process itself, so that a process id
+//! which was given to somebody else is never taken for the caller.
+//!
+//! | name | selectors |
+//! |---|---|
+//! | `unix` | `uid`, `user`, `gid`, `group`, `supplementary_gid`, `supplementary_group`; with `discover_workload_path` also `path` and `sha256` |
+//!
+//! The traits are shaped like the streams of SPIRE's plugin interface (`AidAttestation`, `Attest`), so that a plugin
+//! in a process of its own can stand behind them. [`Builtin`] is the one list of what is built in.
+//!
+//! An [`AttestError`] is named by what its receiver does next. Its text is upstream's where clients know one, and
+//! its hint says what an operator does.
+//!
+//! What needs a Linux kernel (process descriptors, procfs) is there on Linux alone.
+
+mod builtin;
+mod error;
+pub mod node;
+#[cfg(target_os = "linux")]
+pub mod peer;
+mod remember;
+#[cfg(target_os = "linux")]
+pub mod workload;
+
+pub use ah_spire_wire::model::Selector;
+pub use builtin::{Builtin, PluginKind};
+pub use error::AttestError;

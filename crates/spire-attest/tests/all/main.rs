@@ -1,0 +1,21 @@
+//! Attestors against real processes, sockets and certificates.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
+mod join_token;
+#[cfg(target_os = "linux")]
+mod peer;
+#[cfg(target_os = "linux")]
+mod processes;
+#[cfg(target_os = "linux")]
+mod reused;
+#[cfg(target_os = "linux")]
+mod unix;
+#[cfg(target_os = "linux")]
+mod workload;
+mod x509pop;

@@ -1,0 +1,276 @@
+//! The store in SQL: one implementation, two dialects.
+//!
+//! The schema, the texts in its columns and the blobs are upstream's. Statements are written for PostgreSQL;
+//! [`connection`] knows how little SQLite differs.
+
+mod agents;
+mod bundles;
+mod connection;
+mod entries;
+mod federation;
+mod filter;
+mod journals;
+mod schema;
+mod tokens;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use sqlx::postgres::{PgPool, PgPoolOptions};
+use sqlx::sqlite::{SqlitePool, SqlitePoolOptions};
+use time::OffsetDateTime;
+use time::macros::format_description;
+
+use self::connection::{Arg, Connection, fault};
+use super::config::{BadConfig, StoreConfig, Target};
+use super::{Page, Paged, StoreError};
+
+/// How long a caller waits for a connection, a new one included.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Upstream's default for `max_open_conns`.
+const MAX_CONNECTIONS: u32 = 100;
+
+/// Connections that read an SQLite file beside the one that writes.
+const SQLITE_READERS: u32 = 4;
+
+/// Connections that nobody used for this long are closed.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A datastore in SQLite or PostgreSQL. Clones share its connections.
+#[derive(Clone, Debug)]
+pub struct SqlStore {
+    pools: Pools,
+}
+
+#[derive(Clone, Debug)]
+enum Pools {
+    Sqlite {
+        path: PathBuf,
+        writer: SqlitePool,
+        readers: SqlitePool,
+    },
+    Postgres {
+        primary: PgPool,
+        /// Where there is one, it answers lists and counts of the APIs.
+        replica: Option<PgPool>,
+    },
+}
+
+/// A datastore that could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The configuration has to change.
+    #[error("datastore: {0}")]
+    Config(#[from] BadConfig),
+    /// The database said no, or has a schema that is not ours to use. Names the database and the remedy.
+    #[error("{0}")]
+    Database(String),
+}
+
+impl SqlStore {
+    /// Connects, makes what is missing and brings an older schema up to date.
+    ///
+    /// # Errors
+    /// Names the key or the database and what to do.
+    pub async fn open(config: &StoreConfig) -> Result<Self, OpenError> {
+        let most = config.max_open_conns.filter(|n| *n > 0);
+        let most = most.unwrap_or(MAX_CONNECTIONS);
+        let most = most.min(config.max_idle_conns.filter(|n| *n > 0).unwrap_or(most));
+        let lifetime = config.max_lifetime()?;
+        let (place, pools) = match config.target()? {
+            Target::Sqlite(options, path) => {
+                let place = path.display().to_string();
+                private_file(&path).map_err(|e| cannot_open(&place, e))?;
+                let pool = || {
+                    SqlitePoolOptions::new()
+                        .acquire_timeout(ACQUIRE_TIMEOUT)
+                        .idle_timeout(None)
+                        .max_lifetime(lifetime)
+                };
+                let writer = pool()
+                    .max_connections(1)
+                    .connect_with((*options).clone())
+                    .await
+                    .map_err(|e| cannot_open(&place, fault(e)))?;
+                let readers = pool()
+                    .max_connections(most.min(SQLITE_READERS))
+                    .connect_lazy_with(options.pragma("query_only", "ON"));
+                let pools = Pools::Sqlite {
+                    path,
+                    writer,
+                    readers,
+                };
+                (place, pools)
+            }
+            Target::Postgres(options) => {
+                let place = place(&options);
+                let pool = || {
+                    PgPoolOptions::new()
+                        .max_connections(most)
+                        .acquire_timeout(ACQUIRE_TIMEOUT)
+                        .idle_timeout(IDLE_TIMEOUT)
+                        .max_lifetime(lifetime)
+                };
+                let primary = pool()
+                    .connect_with(options.application_name("spire-server"))
+                    .await
+                    .map_err(|e| cannot_open(&place, fault(e)))?;
+                let replica = match config.replica()? {
+                    Some(Target::Postgres(options)) => {
+                        Some(pool().connect_lazy_with(options.application_name("spire-server")))
+                    }
+                    _ => None,
+                };
+                (place, Pools::Postgres { primary, replica })
+            }
+        };
+        let store = Self { pools };
+        schema::bring_up_to_date(&store, &place, config.disable_migration).await?;
+        Ok(store)
+    }
+
+    /// Closes all connections; SQLite then folds its write-ahead log into the file.
+    pub async fn close(&self) {
+        match &self.pools {
+            Pools::Sqlite {
+                writer, readers, ..
+            } => {
+                readers.close().await;
+                writer.close().await;
+            }
+            Pools::Postgres { primary, replica } => {
+                if let Some(replica) = replica {
+                    replica.close().await;
+                }
+                primary.close().await;
+            }
+        }
+    }
+
+    /// A transaction that writes. SQLite has one at a time.
+    async fn begin(&self) -> Result<Connection, StoreError> {
+        match &self.pools {
+            Pools::Sqlite { path, writer, .. } => {
+                // A file that was removed underneath would take writes that nobody ever reads.
+                std::fs::metadata(path).map_err(|e| {
+                    StoreError::Unavailable(format!("datastore {}: {e}", path.display()))
+                })?;
+                let connection = writer.acquire().await.map_err(fault)?;
+                Connection::sqlite(connection, "BEGIN IMMEDIATE").await
+            }
+            Pools::Postgres { primary, .. } => {
+                let connection = primary.acquire().await.map_err(fault)?;
+                Connection::postgres(connection, "BEGIN").await
+            }
+        }
+    }
+
+    /// A transaction that reads one state, the newest.
+    async fn read(&self) -> Result<Connection, StoreError> {
+        match &self.pools {
+            Pools::Sqlite { readers, .. } => {
+                let connection = readers.acquire().await.map_err(fault)?;
+                Connection::sqlite(connection, "BEGIN").await
+            }
+            Pools::Postgres { primary, .. } => Connection::snapshot(primary).await,
+        }
+    }
+
+    /// As [`SqlStore::read`], from the replica where there is one: the state may be some seconds old.
+    async fn read_stale(&self) -> Result<Connection, StoreError> {
+        match &self.pools {
+            Pools::Postgres {
+                replica: Some(replica),
+                ..
+            } => Connection::snapshot(replica).await,
+            _ => self.read().await,
+        }
+    }
+}
+
+/// SQLite would make the file readable by all; there are join tokens in it. Its side files get the same mode.
+fn private_file(path: &std::path::Path) -> std::io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let opened = std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path);
+    match opened {
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        other => other.map(drop),
+    }
+}
+
+/// The database as people name it, without the password.
+fn place(options: &sqlx::postgres::PgConnectOptions) -> String {
+    let user = options.get_username();
+    let database = options.get_database().unwrap_or(user);
+    format!(
+        "postgres://{user}@{}:{}/{database}",
+        options.get_host(),
+        options.get_port()
+    )
+}
+
+fn cannot_open(place: &str, why: impl std::fmt::Display) -> OpenError {
+    OpenError::Database(format!(
+        "cannot open datastore {place}: {why}; check connection_string, and that this user may read and write there"
+    ))
+}
+
+/// Now, as upstream's columns of times hold it. Whole seconds: every reader rounds alike.
+fn now() -> Arg {
+    time_text(OffsetDateTime::now_utc().unix_timestamp())
+}
+
+/// The same of a moment in Unix seconds. Years that cannot be written are cut to the last that can.
+fn time_text(seconds: i64) -> Arg {
+    let format = format_description!("[year]-[month]-[day] [hour]:[minute]:[second]+00:00");
+    let last = time::macros::datetime!(9999-12-31 23:59:59 UTC);
+    let moment = OffsetDateTime::from_unix_timestamp(seconds).map_or(last, |t| t.min(last));
+    Arg::from(moment.format(&format).unwrap_or_default())
+}
+
+/// 0 is no moment.
+fn optional_time(seconds: i64) -> Arg {
+    if seconds == 0 {
+        Arg::Null
+    } else {
+        time_text(seconds)
+    }
+}
+
+/// The row after which a page begins.
+fn after(page: &Page) -> Result<i64, StoreError> {
+    if page.token.is_empty() {
+        return Ok(0);
+    }
+    let bad = || StoreError::Invalid(format!("could not parse token '{}'", page.token));
+    let digits = page.token.bytes().all(|byte| byte.is_ascii_digit());
+    let id: u64 = page.token.parse().ok().filter(|_| digits).ok_or_else(bad)?;
+    Ok(i64::try_from(id).unwrap_or(i64::MAX))
+}
+
+/// One row more than asked for shows whether there is another page.
+fn limit(page: &Page) -> i64 {
+    match page.size {
+        0 => i64::MAX,
+        size => i64::from(size) + 1,
+    }
+}
+
+/// Cuts what [`limit`] asked for too much. `id` is the row number that the next page begins after.
+fn cut<R>(mut rows: Vec<R>, page: &Page, id: impl Fn(&R) -> i64) -> Paged<R> {
+    let size = usize::try_from(page.size).unwrap_or(usize::MAX);
+    let mut next = String::new();
+    if size > 0 && rows.len() > size {
+        rows.truncate(size);
+        next = rows
+            .last()
+            .map(|row| id(row).to_string())
+            .unwrap_or_default();
+    }
+    Paged { rows, next }
+}

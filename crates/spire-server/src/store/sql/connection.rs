@@ -1,0 +1,320 @@
+//! One connection in one transaction, of either database.
+//!
+//! Statements are PostgreSQL's. For SQLite the casts of times and row locks are taken out: it keeps times as
+//! text and has one writer. Both count rows with `$n`.
+
+use std::borrow::Cow;
+
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::{PgPool, PgRow, Postgres};
+use sqlx::sqlite::{Sqlite, SqliteRow};
+use sqlx::{AssertSqlSafe, FromRow};
+
+use crate::store::StoreError;
+
+/// Most values in one statement: SQLite counts them in 15 bits.
+const MOST_VALUES: usize = 30_000;
+
+/// A bound value.
+#[derive(Clone)]
+pub(super) enum Arg {
+    Null,
+    Int(i64),
+    Bool(bool),
+    Text(String),
+    Bytes(Vec<u8>),
+}
+
+impl From<i64> for Arg {
+    fn from(value: i64) -> Self {
+        Self::Int(value)
+    }
+}
+
+impl From<i32> for Arg {
+    fn from(value: i32) -> Self {
+        Self::Int(value.into())
+    }
+}
+
+impl From<bool> for Arg {
+    fn from(value: bool) -> Self {
+        Self::Bool(value)
+    }
+}
+
+impl From<&str> for Arg {
+    fn from(value: &str) -> Self {
+        Self::Text(value.to_owned())
+    }
+}
+
+impl From<String> for Arg {
+    fn from(value: String) -> Self {
+        Self::Text(value)
+    }
+}
+
+impl From<Vec<u8>> for Arg {
+    fn from(value: Vec<u8>) -> Self {
+        Self::Bytes(value)
+    }
+}
+
+/// What a row can be read into: a tuple of what both databases have.
+pub(super) trait Row:
+    for<'r> FromRow<'r, SqliteRow> + for<'r> FromRow<'r, PgRow> + Send + Unpin
+{
+}
+
+impl<T> Row for T where T: for<'r> FromRow<'r, SqliteRow> + for<'r> FromRow<'r, PgRow> + Send + Unpin
+{}
+
+enum Live {
+    Sqlite(PoolConnection<Sqlite>),
+    Postgres(PoolConnection<Postgres>),
+}
+
+/// A transaction. One that is dropped before its [`Connection::end`] takes its connection with it: nobody knows
+/// what state that is in.
+pub(super) struct Connection {
+    live: Option<Live>,
+}
+
+macro_rules! bind {
+    ($query:expr, $args:expr) => {{
+        let mut query = $query;
+        for arg in $args {
+            query = match arg.clone() {
+                Arg::Null => query.bind(None::<String>),
+                Arg::Int(value) => query.bind(value),
+                Arg::Bool(value) => query.bind(value),
+                Arg::Text(value) => query.bind(value),
+                Arg::Bytes(value) => query.bind(value),
+            };
+        }
+        query
+    }};
+}
+
+impl Connection {
+    pub(super) async fn sqlite(
+        connection: PoolConnection<Sqlite>,
+        begin: &'static str,
+    ) -> Result<Self, StoreError> {
+        Self::begin(Live::Sqlite(connection), begin).await
+    }
+
+    pub(super) async fn postgres(
+        connection: PoolConnection<Postgres>,
+        begin: &'static str,
+    ) -> Result<Self, StoreError> {
+        Self::begin(Live::Postgres(connection), begin).await
+    }
+
+    async fn begin(live: Live, begin: &'static str) -> Result<Self, StoreError> {
+        let mut connection = Self { live: Some(live) };
+        connection.script(begin).await?;
+        Ok(connection)
+    }
+
+    pub(super) async fn snapshot(pool: &PgPool) -> Result<Self, StoreError> {
+        let connection = pool.acquire().await.map_err(fault)?;
+        let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY";
+        Self::postgres(connection, begin).await
+    }
+
+    pub(super) fn is_sqlite(&self) -> bool {
+        matches!(self.live, Some(Live::Sqlite(_)))
+    }
+
+    /// Unix seconds of a column of times; NULL stays NULL.
+    pub(super) fn seconds(&self, column: &str) -> String {
+        if self.is_sqlite() {
+            format!("CAST(round(unixepoch({column}, 'subsec')) AS BIGINT)")
+        } else {
+            format!("CAST(extract(epoch FROM {column}) AS BIGINT)")
+        }
+    }
+
+    /// All rows. A statement without values names its rows itself, so that it is not worth keeping prepared.
+    pub(super) async fn rows<T: Row>(
+        &mut self,
+        sql: &str,
+        args: &[Arg],
+    ) -> Result<Vec<T>, StoreError> {
+        let rows = match self.live.as_mut().ok_or_else(ended)? {
+            Live::Sqlite(connection) => {
+                let query = sqlx::query_as::<Sqlite, T>(AssertSqlSafe(plain(sql)));
+                bind!(query.persistent(!args.is_empty()), args)
+                    .fetch_all(&mut **connection)
+                    .await
+            }
+            Live::Postgres(connection) => {
+                let query = sqlx::query_as::<Postgres, T>(AssertSqlSafe(sql.to_owned()));
+                bind!(query.persistent(!args.is_empty()), args)
+                    .fetch_all(&mut **connection)
+                    .await
+            }
+        };
+        rows.map_err(fault)
+    }
+
+    /// The first row.
+    pub(super) async fn row<T: Row>(
+        &mut self,
+        sql: &str,
+        args: &[Arg],
+    ) -> Result<Option<T>, StoreError> {
+        Ok(self.rows(sql, args).await?.into_iter().next())
+    }
+
+    /// How many rows it changed.
+    pub(super) async fn execute(&mut self, sql: &str, args: &[Arg]) -> Result<u64, StoreError> {
+        let done = match self.live.as_mut().ok_or_else(ended)? {
+            Live::Sqlite(connection) => {
+                let query = sqlx::query::<Sqlite>(AssertSqlSafe(plain(sql)));
+                let done = bind!(query.persistent(!args.is_empty()), args)
+                    .execute(&mut **connection)
+                    .await;
+                done.map(|done| done.rows_affected())
+            }
+            Live::Postgres(connection) => {
+                let query = sqlx::query::<Postgres>(AssertSqlSafe(sql.to_owned()));
+                let done = bind!(query.persistent(!args.is_empty()), args)
+                    .execute(&mut **connection)
+                    .await;
+                done.map(|done| done.rows_affected())
+            }
+        };
+        done.map_err(fault)
+    }
+
+    /// Several statements of ours, without values.
+    pub(super) async fn script(&mut self, sql: &'static str) -> Result<(), StoreError> {
+        let done = match self.live.as_mut().ok_or_else(ended)? {
+            Live::Sqlite(connection) => sqlx::raw_sql(sql)
+                .execute(&mut **connection)
+                .await
+                .map(drop),
+            Live::Postgres(connection) => sqlx::raw_sql(sql)
+                .execute(&mut **connection)
+                .await
+                .map(drop),
+        };
+        done.map_err(fault)
+    }
+
+    /// `insert` ends before `VALUES`; every row has the same number of values, and the last is the time of two
+    /// columns, `created_at` and `updated_at`.
+    pub(super) async fn insert(
+        &mut self,
+        insert: &str,
+        rows: Vec<Vec<Arg>>,
+    ) -> Result<(), StoreError> {
+        let width = rows.first().map_or(1, Vec::len).max(1);
+        for chunk in rows.chunks(MOST_VALUES / width) {
+            let values: Vec<_> = (0..chunk.len())
+                .map(|row| {
+                    let values: Vec<_> = (1..width)
+                        .map(|n| format!("${}", row * width + n))
+                        .collect();
+                    let time = format!("${}::timestamptz", (row + 1) * width);
+                    format!("({}, {time}, {time})", values.join(", "))
+                })
+                .collect();
+            let sql = format!(
+                "{insert} VALUES {} ON CONFLICT DO NOTHING",
+                values.join(", ")
+            );
+            self.execute(&sql, &chunk.concat()).await?;
+        }
+        Ok(())
+    }
+
+    /// Commits what went well and takes back what did not.
+    pub(super) async fn end<T>(mut self, result: Result<T, StoreError>) -> Result<T, StoreError> {
+        let last = if result.is_ok() { "COMMIT" } else { "ROLLBACK" };
+        let ended = self.script(last).await;
+        // SQLite ends a transaction by itself when the disk fails or is full, and a PostgreSQL that restarts
+        // takes the connection along: such a connection is not used again.
+        let sound = ended.is_ok() && !matches!(result, Err(StoreError::Unavailable(_)));
+        if sound {
+            drop(self.live.take());
+        }
+        match result {
+            Ok(value) => ended.map(|()| value),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        match &mut self.live {
+            Some(Live::Sqlite(connection)) => connection.close_on_drop(),
+            Some(Live::Postgres(connection)) => connection.close_on_drop(),
+            None => {}
+        }
+    }
+}
+
+fn ended() -> StoreError {
+    StoreError::Unavailable("the transaction has ended".into())
+}
+
+fn plain(sql: &str) -> String {
+    let plain = if sql.contains("::timestamptz") {
+        Cow::Owned(sql.replace("::timestamptz", ""))
+    } else {
+        Cow::Borrowed(sql)
+    };
+    plain.replace(" FOR UPDATE", "")
+}
+
+/// Names the database's own words; what the caller does next goes by its code.
+pub(super) fn fault(error: sqlx::Error) -> StoreError {
+    let code = error.as_database_error().and_then(|e| e.code());
+    let text = error.to_string();
+    let Some(code) = code else {
+        return match error {
+            sqlx::Error::Configuration(_)
+            | sqlx::Error::ColumnDecode { .. }
+            | sqlx::Error::Decode(_)
+            | sqlx::Error::ColumnNotFound(_)
+            | sqlx::Error::ColumnIndexOutOfBounds { .. }
+            | sqlx::Error::TypeNotFound { .. } => StoreError::Broken(text),
+            _ => StoreError::Unavailable(text),
+        };
+    };
+    if error.as_database_error().is_some_and(|e| {
+        e.try_downcast_ref::<sqlx::postgres::PgDatabaseError>()
+            .is_some()
+    }) {
+        return postgres_fault(&code, text);
+    }
+    // https://sqlite.org/rescode.html, primary codes.
+    match code.parse::<i64>().map(|code| code & 0xff) {
+        // CONSTRAINT
+        Ok(19) => StoreError::AlreadyExists(text),
+        // TOOBIG, MISMATCH, RANGE
+        Ok(18 | 20 | 25) => StoreError::Invalid(text),
+        // ERROR (a table or column that is not there), CORRUPT, NOTADB
+        Ok(1 | 11 | 26) => StoreError::Broken(text),
+        // BUSY, LOCKED, NOMEM, READONLY, IOERR, FULL, CANTOPEN and whatever else may pass.
+        _ => StoreError::Unavailable(text),
+    }
+}
+
+/// By the class of the SQLSTATE (PostgreSQL manual, appendix A).
+fn postgres_fault(code: &str, text: String) -> StoreError {
+    match code.get(..2) {
+        // Integrity constraint violation.
+        Some("23") => StoreError::AlreadyExists(text),
+        // Data exception, program limit exceeded.
+        Some("22" | "54") => StoreError::Invalid(text),
+        // Authorization, catalog or schema name, syntax error or access rule violation (a missing table).
+        Some("28" | "3D" | "3F" | "42") => StoreError::Broken(text),
+        _ => StoreError::Unavailable(text),
+    }
+}

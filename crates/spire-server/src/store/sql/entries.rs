@@ -1,0 +1,661 @@
+//! Registration entries.
+
+use std::collections::HashMap;
+
+use ah_spire_wire::model::{Entry, Selector};
+use ah_spire_wire::types;
+use prost::Message;
+use spiffe::{SpiffeId, TrustDomain};
+
+use super::bundles::{stored_name, trust_domain};
+use super::connection::{Arg, Connection};
+use super::filter::{Where, id_list};
+use super::{SqlStore, after, cut, limit, now, time_text};
+use crate::store::{Changed, Created, Entries, EntryFilter, EntryMask, Page, Paged, StoreError};
+
+/// Entries deleted in one transaction.
+const BATCH: usize = 500;
+
+/// Up to so many rows are named one by one when what belongs to them is read; more are read as a range.
+const NAMED: usize = 500;
+
+/// Longest ID of an entry, as upstream's.
+const ID_LENGTH: usize = 255;
+
+/// A row and what it stands for.
+struct Stored {
+    row: i64,
+    entry: Entry,
+}
+
+type Columns = (
+    i64,
+    String,
+    String,
+    String,
+    i64,
+    bool,
+    bool,
+    i64,
+    i64,
+    bool,
+    String,
+    Option<i64>,
+    i64,
+    Option<Vec<u8>>,
+);
+
+impl Entries for SqlStore {
+    async fn create_entry(&self, mut entry: Entry) -> Result<Created, StoreError> {
+        valid(&entry, &EntryMask::ALL)?;
+        valid_id(&entry.id)?;
+        normalize(&mut entry);
+        let mut db = self.begin().await?;
+        let created = create(&mut db, entry).await;
+        db.end(created).await
+    }
+
+    async fn entry(&self, id: &str) -> Result<Option<Entry>, StoreError> {
+        let mut found = self.entries_by_id(&[id.to_owned()]).await?;
+        Ok(found.pop())
+    }
+
+    async fn entries_by_id(&self, ids: &[String]) -> Result<Vec<Entry>, StoreError> {
+        let mut db = self.read().await?;
+        let found = by_id(&mut db, ids).await;
+        db.end(found).await
+    }
+
+    async fn entries(&self, filter: &EntryFilter, page: &Page) -> Result<Paged<Entry>, StoreError> {
+        let mut db = self.read().await?;
+        let listed = list(&mut db, filter, page).await;
+        db.end(listed).await
+    }
+
+    async fn all_entries(&self) -> Result<Vec<Entry>, StoreError> {
+        let mut db = self.read_stale().await?;
+        let listed = list(&mut db, &EntryFilter::default(), &Page::default()).await;
+        Ok(db.end(listed).await?.rows)
+    }
+
+    async fn count_entries(&self, filter: &EntryFilter) -> Result<u64, StoreError> {
+        let clause = Where::entries(filter)?;
+        let sql = format!("SELECT count(*) FROM registered_entries e {clause}");
+        let mut db = self.read().await?;
+        let count = db.row::<(i64,)>(&sql, clause.args()).await;
+        let count = db.end(count).await?.map_or(0, |(n,)| n);
+        Ok(count.unsigned_abs())
+    }
+
+    async fn update_entry(&self, mut entry: Entry, mask: &EntryMask) -> Result<Entry, StoreError> {
+        valid(&entry, mask)?;
+        normalize(&mut entry);
+        let mut db = self.begin().await?;
+        let updated = update(&mut db, entry, mask).await;
+        db.end(updated).await
+    }
+
+    async fn delete_entry(&self, id: &str) -> Result<Entry, StoreError> {
+        let mut db = self.begin().await?;
+        let deleted = delete(&mut db, id).await;
+        db.end(deleted).await
+    }
+
+    async fn prune_entries(&self, now: i64) -> Result<Vec<Entry>, StoreError> {
+        let mut pruned = Vec::new();
+        loop {
+            let mut db = self.begin().await?;
+            let batch = prune(&mut db, now).await;
+            let batch = db.end(batch).await?;
+            let last = batch.len() < BATCH;
+            pruned.extend(batch);
+            if last {
+                return Ok(pruned);
+            }
+        }
+    }
+
+    async fn entry_events(&self, after: Option<u64>) -> Result<Vec<Changed>, StoreError> {
+        let mut db = self.read_stale().await?;
+        let found = events(&mut db, "registered_entries_events", "entry_id", after).await;
+        db.end(found).await
+    }
+
+    async fn entry_events_among(&self, events: &[u64]) -> Result<Vec<Changed>, StoreError> {
+        let mut db = self.read_stale().await?;
+        let found = events_among(&mut db, "registered_entries_events", "entry_id", events).await;
+        db.end(found).await
+    }
+
+    async fn prune_entry_events(&self, before: i64) -> Result<u64, StoreError> {
+        let mut db = self.begin().await?;
+        let pruned = prune_events(&mut db, "registered_entries_events", before).await;
+        db.end(pruned).await
+    }
+}
+
+async fn create(db: &mut Connection, mut entry: Entry) -> Result<Created, StoreError> {
+    if !db.is_sqlite() {
+        // Without it two servers that are asked at once would both find nothing similar.
+        let key = format!("{} {}", entry.spiffe_id, entry.parent_id);
+        let lock = "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))";
+        db.execute(lock, &[key.into()]).await?;
+    }
+    if let Some(similar) = similar(db, &entry).await? {
+        return Ok(Created::Similar(similar));
+    }
+    if entry.id.is_empty() {
+        entry.id = uuid::Uuid::new_v4().to_string();
+    }
+    let created_at = time::OffsetDateTime::now_utc().unix_timestamp();
+    entry.revision = 0;
+    entry.created_at = created_at;
+    let insert = "INSERT INTO registered_entries (entry_id, spiffe_id, parent_id, ttl, admin, downstream, expiry, revision_number, store_svid, hint, jwt_svid_ttl, additional_attributes, created_at, updated_at)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13::timestamptz, $13::timestamptz)
+        ON CONFLICT DO NOTHING RETURNING CAST(id AS BIGINT)";
+    let mut args = columns(&entry);
+    args.push(time_text(created_at));
+    let Some((row,)) = db.row::<(i64,)>(insert, &args).await? else {
+        return Err(StoreError::AlreadyExists(format!("entry {:?}", entry.id)));
+    };
+    federate(db, row, &entry.federates_with).await?;
+    add_selectors(db, row, &entry.selectors).await?;
+    add_dns_names(db, row, &entry.dns_names).await?;
+    add_event(db, &entry.id).await?;
+    Ok(Created::New(entry))
+}
+
+/// The values of the columns of an entry, `entry_id` to `additional_attributes`.
+fn columns(entry: &Entry) -> Vec<Arg> {
+    let more = types::entry::AdditionalAttributes {
+        disable_x509_svid_prefetch: entry.disable_x509_svid_prefetch,
+        jwt_svid_include_jti: entry.jwt_svid_include_jti,
+    };
+    let more = more.encode_to_vec();
+    vec![
+        entry.id.as_str().into(),
+        entry.spiffe_id.to_string().into(),
+        entry.parent_id.to_string().into(),
+        entry.x509_svid_ttl.into(),
+        entry.admin.into(),
+        entry.downstream.into(),
+        entry.expires_at.into(),
+        entry.revision.into(),
+        entry.store_svid.into(),
+        entry.hint.as_str().into(),
+        entry.jwt_svid_ttl.into(),
+        // Upstream reads an empty message as none given.
+        Arg::Bytes(more),
+    ]
+}
+
+/// The oldest with the same parent, SPIFFE ID and selectors.
+async fn similar(db: &mut Connection, entry: &Entry) -> Result<Option<Entry>, StoreError> {
+    let mut clause = Where::default();
+    let spiffe_id = clause.arg(entry.spiffe_id.to_string());
+    let parent_id = clause.arg(entry.parent_id.to_string());
+    let count = i64::try_from(entry.selectors.len()).unwrap_or(i64::MAX);
+    let count = clause.arg(count);
+    let any = clause.selectors(entry.selectors.iter());
+    // Joined to an empty text, the parent takes no index: an alias may be the parent of everything there is.
+    clause.and(format!(
+        "e.spiffe_id = {spiffe_id} AND e.parent_id || '' = {parent_id}"
+    ));
+    clause.and(format!(
+        "(SELECT count(*) FROM selectors s WHERE s.registered_entry_id = e.id) = {count}"
+    ));
+    clause.and(format!(
+        "(SELECT count(*) FROM selectors s WHERE s.registered_entry_id = e.id AND ({any})) = {count}"
+    ));
+    let found = load(
+        db,
+        &format!("{clause} ORDER BY e.id LIMIT 1"),
+        clause.args(),
+    )
+    .await?;
+    Ok(found.into_iter().next().map(|stored| stored.entry))
+}
+
+async fn by_id(db: &mut Connection, ids: &[String]) -> Result<Vec<Entry>, StoreError> {
+    let mut found = Vec::new();
+    for ids in ids.chunks(NAMED) {
+        let mut clause = Where::default();
+        let names: Vec<_> = ids.iter().map(|id| clause.arg(id.as_str())).collect();
+        clause.and(format!("e.entry_id IN ({})", names.join(", ")));
+        let stored = load(db, &format!("{clause} ORDER BY e.id"), clause.args()).await?;
+        found.extend(stored.into_iter().map(|stored| stored.entry));
+    }
+    Ok(found)
+}
+
+async fn list(
+    db: &mut Connection,
+    filter: &EntryFilter,
+    page: &Page,
+) -> Result<Paged<Entry>, StoreError> {
+    let mut clause = Where::entries(filter)?;
+    let after = clause.arg(after(page)?);
+    clause.and(format!("e.id > {after}"));
+    let limit = clause.arg(limit(page));
+    let rest = format!("{clause} ORDER BY e.id LIMIT {limit}");
+    let paged = cut(load(db, &rest, clause.args()).await?, page, |stored| {
+        stored.row
+    });
+    Ok(Paged {
+        rows: paged.rows.into_iter().map(|stored| stored.entry).collect(),
+        next: paged.next,
+    })
+}
+
+async fn update(db: &mut Connection, new: Entry, mask: &EntryMask) -> Result<Entry, StoreError> {
+    let Stored { row, mut entry } = lock(db, &new.id).await?;
+    entry.revision += 1;
+    macro_rules! take {
+        ($($field:ident),*) => {$(if mask.$field { entry.$field = new.$field; })*};
+    }
+    take!(
+        spiffe_id,
+        parent_id,
+        selectors,
+        x509_svid_ttl,
+        jwt_svid_ttl,
+        federates_with,
+        admin,
+        downstream,
+        expires_at,
+        dns_names,
+        store_svid,
+        hint
+    );
+    if mask.additional_attributes {
+        entry.disable_x509_svid_prefetch = new.disable_x509_svid_prefetch;
+        entry.jwt_svid_include_jti = new.jwt_svid_include_jti;
+    }
+    one_kind(&entry)?;
+    let sql = "UPDATE registered_entries SET entry_id = $1, spiffe_id = $2, parent_id = $3, ttl = $4, admin = $5, downstream = $6,
+        expiry = $7, revision_number = $8, store_svid = $9, hint = $10, jwt_svid_ttl = $11, additional_attributes = $12,
+        updated_at = $13::timestamptz WHERE id = $14";
+    let mut args = columns(&entry);
+    args.extend([now(), row.into()]);
+    db.execute(sql, &args).await?;
+    if mask.selectors {
+        clear(db, "selectors", &[row]).await?;
+        add_selectors(db, row, &entry.selectors).await?;
+    }
+    if mask.dns_names {
+        clear(db, "dns_names", &[row]).await?;
+        add_dns_names(db, row, &entry.dns_names).await?;
+    }
+    if mask.federates_with {
+        clear(db, "federated_registration_entries", &[row]).await?;
+        federate(db, row, &entry.federates_with).await?;
+    }
+    add_event(db, &entry.id).await?;
+    Ok(entry)
+}
+
+/// The entry, to be changed: no other transaction changes it before this one ends.
+async fn lock(db: &mut Connection, id: &str) -> Result<Stored, StoreError> {
+    let found = load(db, "WHERE e.entry_id = $1 FOR UPDATE", &[id.into()]).await?;
+    let found = found.into_iter().next();
+    found.ok_or_else(|| StoreError::NotFound(format!("entry {id:?}")))
+}
+
+async fn delete(db: &mut Connection, id: &str) -> Result<Entry, StoreError> {
+    let found = lock(db, id).await?;
+    remove(db, std::slice::from_ref(&found)).await?;
+    Ok(found.entry)
+}
+
+async fn prune(db: &mut Connection, before: i64) -> Result<Vec<Entry>, StoreError> {
+    let batch = i64::try_from(BATCH).unwrap_or(i64::MAX);
+    let rest = "WHERE e.expiry <> 0 AND e.expiry < $1 ORDER BY e.id LIMIT $2 FOR UPDATE";
+    let expired = load(db, rest, &[before.into(), batch.into()]).await?;
+    remove(db, &expired).await?;
+    Ok(expired.into_iter().map(|stored| stored.entry).collect())
+}
+
+/// Deletes entries that federate with a bundle.
+pub(super) async fn delete_federated(db: &mut Connection, bundle: i64) -> Result<(), StoreError> {
+    let rest = "WHERE e.id IN (SELECT registered_entry_id FROM federated_registration_entries WHERE bundle_id = $1) ORDER BY e.id FOR UPDATE";
+    let found = load(db, rest, &[bundle.into()]).await?;
+    for batch in found.chunks(BATCH) {
+        remove(db, batch).await?;
+    }
+    Ok(())
+}
+
+/// Entries that federate with a bundle have changed.
+pub(super) async fn touch_federated(db: &mut Connection, bundle: i64) -> Result<(), StoreError> {
+    let sql = "INSERT INTO registered_entries_events (entry_id, created_at, updated_at)
+        SELECT e.entry_id, $2::timestamptz, $2::timestamptz FROM registered_entries e
+        JOIN federated_registration_entries f ON f.registered_entry_id = e.id WHERE f.bundle_id = $1 ORDER BY e.id";
+    db.execute(sql, &[bundle.into(), now()]).await.map(drop)
+}
+
+/// Deletes the entry that a join token made for its agent: the agent's own ID is its only selector.
+pub(super) async fn delete_join_token_alias(
+    db: &mut Connection,
+    agent: &SpiffeId,
+) -> Result<(), StoreError> {
+    let agent = agent.to_string();
+    let children = load(
+        db,
+        "WHERE e.parent_id = $1 FOR UPDATE",
+        &[agent.as_str().into()],
+    )
+    .await?;
+    let own = [Selector::new("spiffe_id", agent)];
+    let aliases: Vec<_> = children
+        .into_iter()
+        .filter(|child| child.entry.selectors == own)
+        .collect();
+    remove(db, &aliases).await
+}
+
+async fn remove(db: &mut Connection, found: &[Stored]) -> Result<(), StoreError> {
+    if found.is_empty() {
+        return Ok(());
+    }
+    let rows: Vec<_> = found.iter().map(|stored| stored.row).collect();
+    for table in ["selectors", "dns_names", "federated_registration_entries"] {
+        clear(db, table, &rows).await?;
+    }
+    let sql = format!(
+        "DELETE FROM registered_entries WHERE id IN ({})",
+        id_list(&rows)
+    );
+    db.execute(&sql, &[]).await?;
+    for stored in found {
+        add_event(db, &stored.entry.id).await?;
+    }
+    Ok(())
+}
+
+async fn clear(db: &mut Connection, table: &str, rows: &[i64]) -> Result<(), StoreError> {
+    let rows = id_list(rows);
+    let sql = format!("DELETE FROM {table} WHERE registered_entry_id IN ({rows})");
+    db.execute(&sql, &[]).await.map(drop)
+}
+
+async fn add_selectors(
+    db: &mut Connection,
+    row: i64,
+    selectors: &[Selector],
+) -> Result<(), StoreError> {
+    let values = |selector: &Selector| {
+        let (kind, value) = (selector.kind.as_str(), selector.value.as_str());
+        vec![row.into(), kind.into(), value.into(), now()]
+    };
+    let insert = "INSERT INTO selectors (registered_entry_id, type, value, created_at, updated_at)";
+    db.insert(insert, selectors.iter().map(values).collect())
+        .await
+}
+
+async fn add_dns_names(db: &mut Connection, row: i64, names: &[String]) -> Result<(), StoreError> {
+    let values = |name: &String| vec![row.into(), name.as_str().into(), now()];
+    let insert = "INSERT INTO dns_names (registered_entry_id, value, created_at, updated_at)";
+    db.insert(insert, names.iter().map(values).collect()).await
+}
+
+/// Every trust domain has to have a bundle.
+async fn federate(
+    db: &mut Connection,
+    row: i64,
+    domains: &[TrustDomain],
+) -> Result<(), StoreError> {
+    for domain in domains {
+        let sql = "INSERT INTO federated_registration_entries (bundle_id, registered_entry_id)
+            SELECT id, $1 FROM bundles WHERE trust_domain = $2";
+        let name = stored_name(domain);
+        if db.execute(sql, &[row.into(), name.as_str().into()]).await? == 0 {
+            return Err(StoreError::Invalid(format!(
+                "unable to find federated bundle {name:?}"
+            )));
+        }
+    }
+    Ok(())
+}
+
+async fn add_event(db: &mut Connection, id: &str) -> Result<(), StoreError> {
+    let insert = "INSERT INTO registered_entries_events (entry_id, created_at, updated_at)";
+    db.insert(insert, vec![vec![id.into(), now()]]).await
+}
+
+/// After an event, in order; only the newest one for `None`.
+pub(super) async fn events(
+    db: &mut Connection,
+    table: &str,
+    column: &str,
+    after: Option<u64>,
+) -> Result<Vec<Changed>, StoreError> {
+    let rest = match after {
+        Some(after) => format!("WHERE id > {after} ORDER BY id"),
+        None => "ORDER BY id DESC LIMIT 1".to_owned(),
+    };
+    select_events(db, table, column, &rest).await
+}
+
+/// Those of `events` that are there, in order.
+pub(super) async fn events_among(
+    db: &mut Connection,
+    table: &str,
+    column: &str,
+    events: &[u64],
+) -> Result<Vec<Changed>, StoreError> {
+    let mut found = Vec::new();
+    for events in events.chunks(NAMED) {
+        let rest = format!("WHERE id IN ({}) ORDER BY id", id_list(events));
+        found.extend(select_events(db, table, column, &rest).await?);
+    }
+    Ok(found)
+}
+
+async fn select_events(
+    db: &mut Connection,
+    table: &str,
+    column: &str,
+    rest: &str,
+) -> Result<Vec<Changed>, StoreError> {
+    let sql = format!("SELECT CAST(id AS BIGINT), coalesce({column}, '') FROM {table} {rest}");
+    let rows: Vec<(i64, String)> = db.rows(&sql, &[]).await?;
+    let changed = |(event, id): (i64, String)| Changed {
+        event: event.unsigned_abs(),
+        id,
+    };
+    Ok(rows.into_iter().map(changed).collect())
+}
+
+pub(super) async fn prune_events(
+    db: &mut Connection,
+    table: &str,
+    before: i64,
+) -> Result<u64, StoreError> {
+    let created = db.seconds("created_at");
+    let sql = format!("DELETE FROM {table} WHERE {created} < $1");
+    db.execute(&sql, &[before.into()]).await
+}
+
+/// Reads entries with all that belongs to them, in four statements however many there are. `rest` begins with
+/// `WHERE` and calls the table `e`.
+async fn load(db: &mut Connection, rest: &str, args: &[Arg]) -> Result<Vec<Stored>, StoreError> {
+    let created = db.seconds("e.created_at");
+    let sql = format!(
+        "SELECT CAST(e.id AS BIGINT), coalesce(e.entry_id, ''), coalesce(e.spiffe_id, ''), coalesce(e.parent_id, ''),
+            CAST(coalesce(e.ttl, 0) AS BIGINT), coalesce(e.admin, false), coalesce(e.downstream, false),
+            coalesce(e.expiry, 0), coalesce(e.revision_number, 0), coalesce(e.store_svid, false),
+            coalesce(e.hint, ''), {created}, CAST(coalesce(e.jwt_svid_ttl, 0) AS BIGINT), e.additional_attributes
+         FROM registered_entries e {rest}"
+    );
+    let rows: Vec<Columns> = db.rows(&sql, args).await?;
+    let mut found: Vec<_> = rows.into_iter().filter_map(stored).collect();
+    let ids: Vec<_> = found.iter().map(|stored| stored.row).collect();
+    let (Some(first), Some(last)) = (ids.iter().min(), ids.iter().max()) else {
+        return Ok(found);
+    };
+    let (which, args): (_, Vec<Arg>) = if ids.len() <= NAMED {
+        (format!("IN ({})", id_list(&ids)), Vec::new())
+    } else {
+        (
+            "BETWEEN $1 AND $2".to_owned(),
+            vec![(*first).into(), (*last).into()],
+        )
+    };
+    let places: HashMap<_, _> = ids
+        .iter()
+        .enumerate()
+        .map(|(place, row)| (*row, place))
+        .collect();
+
+    let sql = format!(
+        "SELECT CAST(registered_entry_id AS BIGINT), coalesce(type, ''), coalesce(value, '') FROM selectors WHERE registered_entry_id {which}"
+    );
+    let rows: Vec<(i64, String, String)> = db.rows(&sql, &args).await?;
+    for (row, kind, value) in rows {
+        if let Some(stored) = places.get(&row).and_then(|place| found.get_mut(*place)) {
+            stored.entry.selectors.push(Selector { kind, value });
+        }
+    }
+    let sql = format!(
+        "SELECT CAST(registered_entry_id AS BIGINT), coalesce(value, '') FROM dns_names WHERE registered_entry_id {which} ORDER BY id"
+    );
+    let rows: Vec<(i64, String)> = db.rows(&sql, &args).await?;
+    for (row, name) in rows {
+        if let Some(stored) = places.get(&row).and_then(|place| found.get_mut(*place)) {
+            stored.entry.dns_names.push(name);
+        }
+    }
+    let sql = format!(
+        "SELECT CAST(f.registered_entry_id AS BIGINT), b.trust_domain FROM federated_registration_entries f
+         JOIN bundles b ON b.id = f.bundle_id WHERE f.registered_entry_id {which}"
+    );
+    let rows: Vec<(i64, String)> = db.rows(&sql, &args).await?;
+    for (row, domain) in rows {
+        if let Some(stored) = places.get(&row).and_then(|place| found.get_mut(*place)) {
+            stored.entry.federates_with.push(trust_domain(&domain)?);
+        }
+    }
+    for stored in &mut found {
+        normalize(&mut stored.entry);
+    }
+    Ok(found)
+}
+
+/// `None` for a row that names no SPIFFE IDs: one such row must not hide all others.
+fn stored(columns: Columns) -> Option<Stored> {
+    let (
+        row,
+        id,
+        spiffe_id,
+        parent_id,
+        ttl,
+        admin,
+        downstream,
+        expiry,
+        revision,
+        store,
+        hint,
+        created,
+        jwt_ttl,
+        more,
+    ) = columns;
+    let ids = (SpiffeId::new(&spiffe_id), SpiffeId::new(&parent_id));
+    let (Ok(spiffe_id), Ok(parent_id)) = ids else {
+        tracing::warn!(entry.id = %id, spiffe_id, parent_id, "an entry of the datastore is left out: its SPIFFE IDs are malformed");
+        return None;
+    };
+    let more = types::entry::AdditionalAttributes::decode(more.unwrap_or_default().as_slice());
+    let more = more.unwrap_or_else(|error| {
+        tracing::warn!(entry.id = %id, %error, "additional attributes of an entry cannot be read and count as not given");
+        Default::default()
+    });
+    let entry = Entry {
+        id,
+        spiffe_id,
+        parent_id,
+        selectors: Vec::new(),
+        x509_svid_ttl: i32::try_from(ttl).unwrap_or_default(),
+        jwt_svid_ttl: i32::try_from(jwt_ttl).unwrap_or_default(),
+        federates_with: Vec::new(),
+        admin,
+        downstream,
+        expires_at: expiry,
+        dns_names: Vec::new(),
+        revision,
+        store_svid: store,
+        hint,
+        created_at: created.unwrap_or_default(),
+        disable_x509_svid_prefetch: more.disable_x509_svid_prefetch,
+        jwt_svid_include_jti: more.jwt_svid_include_jti,
+    };
+    Some(Stored { row, entry })
+}
+
+/// As the store holds it: sets without duplicates, in one order.
+fn normalize(entry: &mut Entry) {
+    entry.selectors.sort_unstable();
+    entry.selectors.dedup();
+    entry.selectors.shrink_to_fit();
+    entry.federates_with.sort_unstable();
+    entry.federates_with.dedup();
+    let mut seen = std::collections::HashSet::new();
+    entry.dns_names.retain(|name| seen.insert(name.clone()));
+    entry.dns_names.shrink_to_fit();
+}
+
+fn valid(entry: &Entry, mask: &EntryMask) -> Result<(), StoreError> {
+    let refuse = |why: &str| {
+        Err(StoreError::Invalid(format!(
+            "invalid registration entry: {why}"
+        )))
+    };
+    if mask.selectors && entry.selectors.is_empty() {
+        return refuse("missing selector list");
+    }
+    if mask.x509_svid_ttl && entry.x509_svid_ttl < 0 {
+        return refuse("X509SvidTtl is not set");
+    }
+    if mask.jwt_svid_ttl && entry.jwt_svid_ttl < 0 {
+        return refuse("JwtSvidTtl is not set");
+    }
+    if *mask == EntryMask::ALL {
+        one_kind(entry)?;
+    }
+    Ok(())
+}
+
+/// An entry for an SVIDStore plugin is for one kind of plugin.
+fn one_kind(entry: &Entry) -> Result<(), StoreError> {
+    if !entry.store_svid {
+        return Ok(());
+    }
+    if entry.disable_x509_svid_prefetch {
+        return Err(StoreError::Invalid(
+            "specifying cache behaviour is incompatible with storable SVIDs".into(),
+        ));
+    }
+    let kinds: std::collections::BTreeSet<_> = entry.selectors.iter().map(|s| &s.kind).collect();
+    if kinds.len() > 1 {
+        return Err(StoreError::Invalid(
+            "invalid registration entry: selector types must be the same when store SVID is enabled".into(),
+        ));
+    }
+    Ok(())
+}
+
+fn valid_id(id: &str) -> Result<(), StoreError> {
+    if id.len() > ID_LENGTH {
+        return Err(StoreError::Invalid(
+            "invalid registration entry: entry ID too long".into(),
+        ));
+    }
+    if !id
+        .bytes()
+        .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'))
+    {
+        return Err(StoreError::Invalid(
+            "invalid registration entry: entry ID contains invalid characters".into(),
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,134 @@
+//! Databases and values for the tests of the store.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use ah_spire_wire::model::{Bundle, Entry, JwtKey, Selector, X509Authority};
+use ah_testkit::postgres::Postgres;
+use spiffe::{SpiffeId, TrustDomain};
+use spire_server::store::{Agent, Created, Entries, SqlStore, StoreConfig};
+use tempfile::TempDir;
+
+/// A database that lasts as long as the test.
+pub(crate) struct Database {
+    pub(crate) config: StoreConfig,
+    _folder: Option<TempDir>,
+    _server: Option<Arc<Postgres>>,
+}
+
+impl Database {
+    pub(crate) fn sqlite() -> Self {
+        let folder = TempDir::new().unwrap();
+        Self {
+            config: sqlite_config(&folder.path().join("datastore.sqlite3")),
+            _folder: Some(folder),
+            _server: None,
+        }
+    }
+
+    /// `None` when PostgreSQL is not installed.
+    pub(crate) fn postgres(test: &str) -> Option<Self> {
+        let server = Postgres::shared(test)?;
+        Some(Self {
+            config: postgres_config(&server.fresh_database()),
+            _folder: None,
+            _server: Some(server),
+        })
+    }
+
+    pub(crate) async fn open(&self) -> SqlStore {
+        SqlStore::open(&self.config).await.unwrap()
+    }
+}
+
+pub(crate) fn sqlite_config(path: &Path) -> StoreConfig {
+    StoreConfig {
+        database_type: "sqlite3".into(),
+        connection_string: path.display().to_string(),
+        ..StoreConfig::default()
+    }
+}
+
+pub(crate) fn postgres_config(url: &str) -> StoreConfig {
+    StoreConfig {
+        database_type: "postgres".into(),
+        connection_string: format!("{url}?sslmode=disable"),
+        max_open_conns: Some(8),
+        ..StoreConfig::default()
+    }
+}
+
+pub(crate) fn id(path: &str) -> SpiffeId {
+    SpiffeId::new(format!("spiffe://example.org/{path}")).unwrap()
+}
+
+pub(crate) fn domain(name: &str) -> TrustDomain {
+    TrustDomain::new(name).unwrap()
+}
+
+pub(crate) fn selectors(texts: &[&str]) -> Vec<Selector> {
+    texts.iter().map(|text| text.parse().unwrap()).collect()
+}
+
+/// One that differs from others by its path and selectors alone.
+pub(crate) fn entry(path: &str, chosen: &[&str]) -> Entry {
+    Entry {
+        id: String::new(),
+        spiffe_id: id(path),
+        parent_id: id("spire/agent/a"),
+        selectors: selectors(chosen),
+        x509_svid_ttl: 0,
+        jwt_svid_ttl: 0,
+        federates_with: Vec::new(),
+        admin: false,
+        downstream: false,
+        expires_at: 0,
+        dns_names: Vec::new(),
+        revision: 0,
+        store_svid: false,
+        hint: String::new(),
+        created_at: 0,
+        disable_x509_svid_prefetch: false,
+        jwt_svid_include_jti: false,
+    }
+}
+
+pub(crate) fn agent(name: &str, chosen: &[&str]) -> Agent {
+    Agent {
+        id: id(&format!("spire/agent/{name}")),
+        attestation_type: "x509pop".into(),
+        serial_number: "1234".into(),
+        expires_at: 2_000_000_000,
+        new_serial_number: String::new(),
+        new_expires_at: 0,
+        selectors: selectors(chosen),
+        can_reattest: true,
+        version: "1.16.0".into(),
+    }
+}
+
+pub(crate) fn bundle(name: &str, key: u8) -> Bundle {
+    Bundle {
+        trust_domain: domain(name),
+        x509: vec![X509Authority {
+            der: vec![key; 8],
+            tainted: false,
+        }],
+        jwt: vec![JwtKey {
+            spki: vec![key],
+            id: format!("key-{key}"),
+            expires_at: 2_000_000_000,
+            tainted: true,
+        }],
+        refresh_hint: 60,
+        sequence: 3,
+    }
+}
+
+/// The entry as the store has it; there was none like it.
+pub(crate) async fn add(store: &impl Entries, entry: Entry) -> Entry {
+    match store.create_entry(entry).await.unwrap() {
+        Created::New(entry) => entry,
+        Created::Similar(entry) => unreachable!("there was {entry:?}"),
+    }
+}
