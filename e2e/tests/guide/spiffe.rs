@@ -99,6 +99,24 @@ const EXECUTOR: &str = r#"ah agent enroll \
     --spiffe-socket /run/spire/agent.sock \
     --expected-server-id "spiffe://example.org/ah/serve""#;
 
+/// The page that gives these lines to our users.
+const PAGE: &str = include_str!("../../../docs/spire.md");
+
+#[test]
+fn the_page_about_spire_prints_what_is_run_here() {
+    let runs = [
+        SERVER_CONFIGURATION,
+        AGENT_CONFIGURATION,
+        TOKEN,
+        ENTRIES,
+        "spire-server run -config /etc/spire/server.conf",
+        "spire-agent run -config /etc/spire/agent.conf",
+    ];
+    for lines in runs {
+        assert!(PAGE.contains(lines), "docs/spire.md lacks\n{lines}");
+    }
+}
+
 /// Server and agent as the guide sets them up.
 struct Spire {
     _server: Process,
