@@ -472,3 +472,16 @@ async fn the_journal_forgets_the_oldest() {
     assert_eq!((entries.x509_c_as.len(), entries.jwt_keys.len()), (10, 10));
     assert!(clock.now() > at(0));
 }
+
+// As by another server's pruning, while this one was away.
+#[tokio::test]
+async fn a_journal_that_is_gone_is_written_anew() {
+    let (store, clock) = (MemoryStore::default(), HeldClock::new());
+    let manager = start(&store, MemoryKeys::default(), clock.clone())
+        .await
+        .unwrap();
+    store.forget_journals();
+    clock.advance(hours(21));
+    manager.rotate().await.unwrap();
+    assert_eq!(store.active().0, [active_id(&manager)]);
+}
