@@ -288,7 +288,7 @@ async fn a_journal_that_cannot_be_written_is_written_later() {
     assert_eq!(active_id(&manager), other);
     assert_eq!(store.active().0, [first]);
     // The key that the stored journal is found by is not overwritten meanwhile.
-    clock.advance(hours(12));
+    clock.advance(hours(13));
     assert!(manager.rotate().await.is_err());
     assert!(manager.prepare_x509().await.is_err());
     store.fail(false, false);
@@ -484,4 +484,27 @@ async fn a_journal_that_is_gone_is_written_anew() {
     clock.advance(hours(21));
     manager.rotate().await.unwrap();
     assert_eq!(store.active().0, [active_id(&manager)]);
+}
+
+#[tokio::test]
+async fn what_was_found_again_serves_while_nothing_new_can_be_made() {
+    let (dir, store, clock) = (
+        tempfile::tempdir().unwrap(),
+        MemoryStore::default(),
+        HeldClock::new(),
+    );
+    let path = dir.path().join("keys.json");
+    let first = start(&store, DiskKeys::open(&path).unwrap(), clock.clone())
+        .await
+        .unwrap();
+    clock.advance(hours(21));
+    store.fail(true, false);
+    let again = start(&store, DiskKeys::open(&path).unwrap(), clock.clone())
+        .await
+        .unwrap();
+    assert_eq!(active_id(&again), active_id(&first));
+    signs_for_the_bundle(again.authorities(), &store);
+    clock.advance(hours(4));
+    let keys = DiskKeys::open(&path).unwrap();
+    assert!(start(&store, keys, clock).await.is_err());
 }
