@@ -7,6 +7,7 @@
 
 mod load;
 mod operate;
+mod serve;
 
 use std::fmt::Display;
 use std::sync::Arc;
@@ -333,7 +334,7 @@ impl<S: Bundles + Journals + 'static, K: KeyManager> Manager<S, K> {
             .await?;
         slot.set_status(Status::Old);
         let authority = Arc::new(prepare::jwt(self.authorities.profile(), key, now)?);
-        self.publish_jwt_key(JwtKey {
+        self.publish_jwt(JwtKey {
             spki: authority.key.spki().to_vec(),
             id: authority.id.clone(),
             expires_at: to_unix(authority.not_after),
@@ -372,7 +373,7 @@ impl<S: Bundles + Journals + 'static, K: KeyManager> Manager<S, K> {
 
     /// Publishes a JWT key, this server's or a downstream server's: upstream where the upstream authority takes JWT
     /// keys, and in the bundle. Answers all JWT keys.
-    pub async fn publish_jwt_key(&self, key: JwtKey) -> Result<Vec<JwtKey>, CaError> {
+    pub async fn publish_jwt(&self, key: JwtKey) -> Result<Vec<JwtKey>, CaError> {
         let published = match &self.settings.upstream {
             Some(upstream) => upstream.publish_jwt_key(&key).await?,
             None => None,
