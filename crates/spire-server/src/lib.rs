@@ -2,8 +2,15 @@
 //!
 //! - [`store`]: what outlives a process, behind five small traits.
 //! - [`ca`]: the X.509 and JWT authorities, their rotation, and what they sign.
+//! - [`api`]: the gRPC services, and who may call them.
+//! - [`endpoints`]: the sockets that they are served on.
 //! - [`keys`]: where the private keys of the authorities are.
 
+pub mod api;
 pub mod ca;
+pub mod cli;
+pub mod endpoints;
+pub mod ids;
 pub mod keys;
+pub mod moment;
 pub mod store;
