@@ -87,7 +87,8 @@ async fn counted<T>(
     operation: impl Future<Output = Result<T, StoreError>>,
 ) -> Result<T, StoreError> {
     let call = calls.start();
-    let outcome = operation.await;
+    // Boxed, for the futures of the store are large and would be here twice.
+    let outcome = Box::pin(operation).await;
     call.done(outcome.as_ref().map_or_else(code, |_| Code::Ok));
     outcome
 }
@@ -142,6 +143,11 @@ impl<S: Entries> Entries for Metered<S> {
 
     async fn entry_events(&self, after: Option<u64>) -> Result<Vec<Changed>, StoreError> {
         counted(&self.entry_event.list, self.store.entry_events(after)).await
+    }
+
+    async fn entry_events_among(&self, events: &[u64]) -> Result<Vec<Changed>, StoreError> {
+        let fetch = self.store.entry_events_among(events);
+        counted(&self.entry_event.fetch, fetch).await
     }
 
     async fn prune_entry_events(&self, before: i64) -> Result<u64, StoreError> {
@@ -199,6 +205,11 @@ impl<S: Agents> Agents for Metered<S> {
 
     async fn agent_events(&self, after: Option<u64>) -> Result<Vec<Changed>, StoreError> {
         counted(&self.node_event.list, self.store.agent_events(after)).await
+    }
+
+    async fn agent_events_among(&self, events: &[u64]) -> Result<Vec<Changed>, StoreError> {
+        let fetch = self.store.agent_events_among(events);
+        counted(&self.node_event.fetch, fetch).await
     }
 
     async fn prune_agent_events(&self, before: i64) -> Result<u64, StoreError> {

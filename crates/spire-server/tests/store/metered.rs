@@ -1,18 +1,15 @@
 //! Operations of the store are counted under upstream's names (inventory §10.1), and do what they do without it.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-#[expect(dead_code, reason = "what other tests share")]
-mod common;
 
 use std::collections::BTreeSet;
 
 use ah_spire_plugin::telemetry::{Prometheus, TelemetryConfig};
 use ah_spire_telemetry::{Metrics, Program};
-use common::{Database, add, agent, bundle, domain, entry, id};
 use spire_server::store::{
     Agents, BundleDeletion, Bundles, Entries, EntryFilter, EntryMask, JoinToken, JoinTokens,
     Journals, Metered, Page, SqlStore, StoreError,
 };
+
+use crate::common::{Database, add, agent, bundle, domain, entry, id};
 
 fn metrics() -> Metrics {
     let config = TelemetryConfig {
@@ -50,9 +47,7 @@ async fn operations_are_counted_with_what_came_of_them() {
         .entries(&EntryFilter::default(), &Page::default())
         .await;
     assert_eq!(page.unwrap().rows.len(), 1);
-    let updated = store
-        .update_entry(stored.clone(), &EntryMask::ALL)
-        .await;
+    let updated = store.update_entry(stored.clone(), &EntryMask::ALL).await;
     assert_eq!(updated.unwrap().id, stored.id);
     store.delete_entry(&stored.id).await.unwrap();
     let gone = store.delete_entry(&stored.id).await.unwrap_err();
