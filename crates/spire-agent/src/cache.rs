@@ -13,6 +13,7 @@ use ah_spire_wire::model::{Bundle, Entry, Selector};
 use spiffe::{SpiffeId, TrustDomain};
 use tokio::sync::{Notify, watch};
 
+use crate::health::Health;
 use crate::identities::{Identities, JwtError, JwtIdentity, WorkloadUpdate, X509Identity};
 use crate::server_client::{ServerClient, SyncedEntries};
 
@@ -35,6 +36,7 @@ pub(crate) struct Cache {
     settings: CacheSettings,
     clock: Arc<dyn Clock>,
     client: Arc<ServerClient>,
+    health: Health,
     state: Mutex<State>,
     jwt: JwtCache,
     /// Somebody waits for an X509-SVID that is not there.
@@ -48,12 +50,14 @@ impl Cache {
         settings: CacheSettings,
         client: Arc<ServerClient>,
         clock: Arc<dyn Clock>,
+        health: Health,
     ) -> Self {
         Self {
             jwt: JwtCache::new(settings.jwt),
             settings,
             clock,
             client,
+            health,
             state: Mutex::new(State::default()),
             wanted: Notify::new(),
             rounds: watch::Sender::new(0),
@@ -215,6 +219,10 @@ impl Identities for Cache {
             tokens.push(token.await?);
         }
         Ok(tokens)
+    }
+
+    fn not_ready(&self) -> Option<String> {
+        self.health.state().not_ready()
     }
 
     fn entries(&self) -> Vec<Arc<Entry>> {
