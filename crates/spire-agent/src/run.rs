@@ -50,7 +50,7 @@ pub fn run(flags: &Flags) -> ExitCode {
             .worker_threads(WORKERS)
             .enable_all()
             .build()
-            .map_err(|error| Explained::new(Code::Other, "cannot start").cause(error))?;
+            .map_err(cannot_start)?;
         runtime.block_on(Box::pin(serve(config, log_file)))
     }))
 }
@@ -62,12 +62,20 @@ pub fn validate(flags: &Flags) -> ExitCode {
         for warning in &config.warnings {
             eprintln!("warning: {warning}");
         }
-        Plugins::check(&config)
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(cannot_start)?;
+        runtime.block_on(Box::pin(Plugins::check(&config)))
     });
     if checked.is_ok() {
         println!("SPIRE agent configuration file is valid.");
     }
     ended(checked)
+}
+
+fn cannot_start(error: std::io::Error) -> Explained {
+    Explained::new(Code::Other, "cannot start").cause(error)
 }
 
 fn ended(outcome: Result<(), Explained>) -> ExitCode {
@@ -120,11 +128,10 @@ fn start_log(config: &LogConfig) -> Result<Option<LogFile>, Explained> {
 
 async fn serve(config: AgentConfig, log_file: Option<LogFile>) -> Result<(), Explained> {
     let shutdown = Shutdown::default();
-    let os = |error: std::io::Error| Explained::new(Code::Other, "cannot start").cause(error);
     // First of all: an agent that is told to end while it starts ends well.
-    let (signals, _reloads) = Signals::install().map_err(os)?;
+    let (signals, _reloads) = Signals::install().map_err(cannot_start)?;
     tokio::spawn(signals.act_on(shutdown.clone()));
-    reopen_on_signal(log_file).map_err(os)?;
+    reopen_on_signal(log_file).map_err(cannot_start)?;
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
@@ -133,7 +140,7 @@ async fn serve(config: AgentConfig, log_file: Option<LogFile>) -> Result<(), Exp
         tracing::warn!(%error, "the limit of open files cannot be raised");
     }
 
-    let plugins = Plugins::open(&config)?;
+    let plugins = Plugins::open(&config).await?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         trust_domain = %config.trust_domain,

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use ah_identity_provider::{Code, Explained};
 use ah_spire_attest::AttestError;
 use ah_spire_attest::node::join_token::{JoinTokenAgent, Token};
-use ah_spire_attest::node::{AgentHalf, Conversation, Payload};
+use ah_spire_attest::node::x509pop::{X509PopAgent, X509PopAgentConfig};
+use ah_spire_attest::node::{AgentHalf, BuiltinAgent, BuiltinConversation, Payload};
 use ah_spire_attest::workload::ProcRoot;
 use ah_spire_attest::workload::unix::{Unix, UnixConfig};
 use ah_spire_plugin::agent::AgentConfig;
@@ -39,20 +40,37 @@ config_block! {
     }
 }
 
+config_block! {
+    /// `NodeAttestor "x509pop"`
+    struct X509PopData {
+        private_key_path: String = "private_key_path",
+        certificate_path: String = "certificate_path",
+        intermediates_path: String = "intermediates_path",
+        spiffe_endpoint_socket: String = "spiffe_endpoint_socket",
+    }
+}
+
 /// What a configuration asks for, before anything is opened.
 struct Wanted {
     /// The directory of `disk`; `None` for `memory`.
     keys: Option<PathBuf>,
-    node: NodeHalf,
+    node: NodeWanted,
     workload: Vec<UnixConfig>,
 }
 
+enum NodeWanted {
+    JoinToken,
+    X509Pop(X509PopAgentConfig),
+}
+
 impl Plugins {
-    pub(super) fn check(config: &AgentConfig) -> Result<(), Explained> {
-        Wanted::read(config).map(|_| ())
+    /// Reads what [`Plugins::open`] does, and makes nothing.
+    pub(super) async fn check(config: &AgentConfig) -> Result<(), Explained> {
+        let wanted = Wanted::read(config)?;
+        NodeHalf::open(wanted.node, config).await.map(|_| ())
     }
 
-    pub(super) fn open(config: &AgentConfig) -> Result<Self, Explained> {
+    pub(super) async fn open(config: &AgentConfig) -> Result<Self, Explained> {
         let wanted = Wanted::read(config)?;
         let keys: Arc<dyn KeyManager> = match &wanted.keys {
             Some(directory) => {
@@ -64,7 +82,7 @@ impl Plugins {
         let unix = unix.map(|config| Unix::new(config, ProcRoot::from_env()));
         Ok(Self {
             keys,
-            node: wanted.node,
+            node: NodeHalf::open(wanted.node, config).await?,
             workload: Attestors(unix.collect()),
         })
     }
@@ -86,7 +104,10 @@ impl Wanted {
                 (PluginType::KeyManager, "disk") => keys = Some(Some(disk(plugin)?)),
                 (PluginType::KeyManager, "memory") => keys = Some(None),
                 (PluginType::NodeAttestor, "join_token") => {
-                    node = Some(NodeHalf::JoinToken(JoinTokenHalf::new(config)?));
+                    node = Some(NodeWanted::JoinToken);
+                }
+                (PluginType::NodeAttestor, "x509pop") => {
+                    node = Some(NodeWanted::X509Pop(x509pop(plugin)?));
                 }
                 (PluginType::WorkloadAttestor, "unix") => workload.push(unix(plugin)?),
                 (kind, _) => return Err(unsupported(plugin, built_in(kind))),
@@ -94,7 +115,7 @@ impl Wanted {
         }
         // A token takes the place of whatever node attestor is configured, as with upstream.
         if config.join_token.is_some() {
-            node = Some(NodeHalf::JoinToken(JoinTokenHalf::new(config)?));
+            node = Some(NodeWanted::JoinToken);
         }
         let missing = |what: &str| {
             Explained::new(Code::Usage, format!("plugins: there is no {what}"))
@@ -130,6 +151,16 @@ fn unix(plugin: &PluginConfig) -> Result<UnixConfig, Explained> {
     })
 }
 
+fn x509pop(plugin: &PluginConfig) -> Result<X509PopAgentConfig, Explained> {
+    let data: X509PopData = data(plugin)?;
+    Ok(X509PopAgentConfig {
+        private_key_path: data.private_key_path.into(),
+        certificate_path: data.certificate_path.into(),
+        intermediates_path: data.intermediates_path.into(),
+        spiffe_endpoint_socket: data.spiffe_endpoint_socket,
+    })
+}
+
 fn data<T: decode::Decode>(plugin: &PluginConfig) -> Result<T, Explained> {
     let failed = |cause: String| {
         Explained::new(
@@ -152,7 +183,7 @@ fn data<T: decode::Decode>(plugin: &PluginConfig) -> Result<T, Explained> {
 fn built_in(kind: PluginType) -> &'static str {
     match kind {
         PluginType::KeyManager => "built in are: disk, memory",
-        PluginType::NodeAttestor => "built in is: join_token",
+        PluginType::NodeAttestor => "built in are: join_token, x509pop",
         PluginType::WorkloadAttestor => "built in is: unix",
         _ => "this agent has no plugins of this type",
     }
@@ -195,66 +226,54 @@ pub(super) fn tell_what_is_missing(config: &AgentConfig) {
     }
 }
 
-/// The node attestors of this agent.
-pub(super) enum NodeHalf {
-    JoinToken(JoinTokenHalf),
+/// The agent's half of a node attestor.
+///
+/// The file of a join token is read again for each attempt: an operator gets an evicted node back with a new token in
+/// it.
+pub(super) struct NodeHalf {
+    agent: BuiltinAgent,
+    token_file: Option<PathBuf>,
 }
 
-/// A join token from the configuration, or from a file that is read again for each attempt: an operator gets an
-/// evicted node back with a new token in it.
-pub(super) struct JoinTokenHalf {
-    configured: JoinTokenAgent,
-    file: Option<PathBuf>,
-}
-
-impl JoinTokenHalf {
-    fn new(config: &AgentConfig) -> Result<Self, Explained> {
-        let token = match &config.join_token {
-            Some(token) => Some(
-                Token::new(&Zeroizing::new(token.reveal().to_owned()))
-                    .map_err(|error| error.explained().clone())?,
-            ),
-            None => None,
+impl NodeHalf {
+    async fn open(wanted: NodeWanted, config: &AgentConfig) -> Result<Self, Explained> {
+        let told = |error: AttestError| error.explained().clone();
+        let agent = match wanted {
+            NodeWanted::X509Pop(wanted) => {
+                BuiltinAgent::X509Pop(X509PopAgent::configure(wanted).await.map_err(told)?)
+            }
+            NodeWanted::JoinToken => {
+                let token = config.join_token.as_ref().map(|token| {
+                    Token::new(&Zeroizing::new(token.reveal().to_owned())).map_err(told)
+                });
+                BuiltinAgent::JoinToken(JoinTokenAgent::new(token.transpose()?))
+            }
         };
         Ok(Self {
-            configured: JoinTokenAgent::new(token),
-            file: config.join_token_file.clone(),
+            agent,
+            token_file: config.join_token_file.clone(),
         })
     }
 }
 
 impl AgentHalf for NodeHalf {
-    type Conversation = NodeConversation;
+    type Conversation = BuiltinConversation;
 
     fn name(&self) -> &str {
-        match self {
-            Self::JoinToken(half) => half.configured.name(),
-        }
+        self.agent.name()
     }
 
-    async fn begin(&self) -> Result<(Payload, NodeConversation), AttestError> {
-        match self {
-            Self::JoinToken(half) => {
-                let fresh = half.file.as_deref().and_then(token_of);
-                let (payload, conversation) = match fresh {
-                    Some(token) => JoinTokenAgent::new(Some(token)).begin().await?,
-                    None => half.configured.begin().await?,
-                };
-                Ok((payload, NodeConversation::JoinToken(conversation)))
+    async fn begin(&self) -> Result<(Payload, BuiltinConversation), AttestError> {
+        let fresh = match (&self.agent, &self.token_file) {
+            (BuiltinAgent::JoinToken(_), Some(file)) => token_of(file),
+            _ => None,
+        };
+        match fresh {
+            Some(token) => {
+                let agent = BuiltinAgent::JoinToken(JoinTokenAgent::new(Some(token)));
+                agent.begin().await
             }
-        }
-    }
-}
-
-/// Answers the challenges of one attestation.
-pub(super) enum NodeConversation {
-    JoinToken(<JoinTokenAgent as AgentHalf>::Conversation),
-}
-
-impl Conversation for NodeConversation {
-    async fn answer(&mut self, challenge: &[u8]) -> Result<Vec<u8>, AttestError> {
-        match self {
-            Self::JoinToken(conversation) => conversation.answer(challenge).await,
+            None => self.agent.begin().await,
         }
     }
 }
