@@ -3,6 +3,19 @@
 //! One half keeps the node's own identity and the cache of its workloads in step with the server; the other half
 //! attests whoever calls the Workload API and serves what [`identities::Identities`] has for them.
 
+pub mod agent;
+pub mod attest;
+mod backoff;
+pub mod bootstrap;
+mod cache;
 pub mod cli;
+pub mod data;
+mod files;
+pub mod health;
 pub mod identities;
+pub mod keys;
+mod own;
+mod rotation;
+pub mod server_client;
+mod warm;
 pub mod workload;

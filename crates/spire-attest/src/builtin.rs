@@ -32,13 +32,15 @@ impl fmt::Display for PluginKind {
 pub enum Builtin {
     /// [`crate::node::join_token`]
     JoinToken,
+    /// [`crate::node::x509pop`]
+    X509Pop,
     /// `crate::workload::unix`
     Unix,
 }
 
 impl Builtin {
     /// All there are.
-    pub const ALL: [Self; 2] = [Self::JoinToken, Self::Unix];
+    pub const ALL: [Self; 3] = [Self::JoinToken, Self::X509Pop, Self::Unix];
 
     /// The attestor of `kind` that a configuration file calls `name`; old names count (SR-2).
     pub fn named(kind: PluginKind, name: &str) -> Option<Self> {
@@ -52,7 +54,7 @@ impl Builtin {
     /// Whether it attests nodes or workloads.
     pub fn kind(self) -> PluginKind {
         match self {
-            Self::JoinToken => PluginKind::NodeAttestor,
+            Self::JoinToken | Self::X509Pop => PluginKind::NodeAttestor,
             Self::Unix => PluginKind::WorkloadAttestor,
         }
     }
@@ -61,6 +63,7 @@ impl Builtin {
     pub fn name(self) -> &'static str {
         match self {
             Self::JoinToken => "join_token",
+            Self::X509Pop => "x509pop",
             Self::Unix => "unix",
         }
     }
@@ -68,6 +71,7 @@ impl Builtin {
     /// Names that old documents use for it (SR-2). Never sent.
     pub fn old_names(self) -> &'static [&'static str] {
         match self {
+            Self::X509Pop => &["x509_pop"],
             Self::JoinToken | Self::Unix => &[],
         }
     }
@@ -96,5 +100,8 @@ mod tests {
             }
         }
         assert_eq!(Builtin::named(PluginKind::NodeAttestor, ""), None);
+        // SR-2
+        let old = Builtin::named(PluginKind::NodeAttestor, "x509_pop");
+        assert_eq!(old.map(Builtin::name), Some("x509pop"));
     }
 }

@@ -29,6 +29,10 @@ impl AttestError {
         Self::Invalid(Explained::new(Code::Other, text.to_string()).hint(hint))
     }
 
+    pub(crate) fn refused(text: impl fmt::Display, hint: impl Into<String>) -> Self {
+        Self::Refused(Explained::new(Code::PermissionDenied, text.to_string()).hint(hint))
+    }
+
     pub(crate) fn internal(text: impl fmt::Display, hint: impl Into<String>) -> Self {
         Self::Internal(Explained::new(Code::Other, text.to_string()).hint(hint))
     }

@@ -8,6 +8,7 @@
 //! | name | payload | challenge | SPIFFE ID | attests again |
 //! |---|---|---|---|---|
 //! | `join_token` | the token | none | `/spire/agent/join_token/<token>` | no |
+//! | `x509pop` | a certificate chain | sign a nonce | `/spire/agent/x509pop/<SHA-1 of the certificate>`, or by `agent_path_template` | yes |
 //!
 //! A **workload attestor** ([`workload::WorkloadAttestor`]) turns the process at the other end of a unix socket into
 //! selectors. That process is a [`peer::PeerInfo`]: it holds a descriptor of the process itself, so that a process id

@@ -10,7 +10,11 @@ use zeroize::Zeroizing;
 
 use crate::{AttestError, Selector};
 
+mod builtin;
 pub mod join_token;
+pub mod x509pop;
+
+pub use builtin::{BuiltinAgent, BuiltinConversation, BuiltinServer};
 
 /// What an agent opens an attestation with. Some are secrets, so it is wiped when dropped and cannot be printed.
 #[derive(Clone, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use spiffe::TrustDomain;
 
 use crate::duration;
 use crate::error::ConfigError;
-use crate::settings::{LogConfig, Profiling};
+use crate::settings::{FeatureFlag, LogConfig, Profiling};
 
 /// A duration, `None` when not set.
 pub(crate) fn duration(key: &str, text: &str) -> Result<Option<Duration>, ConfigError> {
@@ -79,6 +79,28 @@ pub(crate) fn profiling(
         frequency: number("profiling_freq", frequency)?,
         names,
     })
+}
+
+/// The block of experimental features, of which the operator is told when it is there.
+pub(crate) fn experimental<T: Default>(block: Option<T>, warnings: &mut Vec<String>) -> T {
+    if block.is_some() {
+        warnings.push(
+            "experimental features are configured; they may change with any release".to_owned(),
+        );
+    }
+    block.unwrap_or_default()
+}
+
+/// The features that are switched on, told as warnings too.
+pub(crate) fn feature_flags(
+    names: &[String],
+    warnings: &mut Vec<String>,
+) -> Result<Vec<FeatureFlag>, ConfigError> {
+    let flags = FeatureFlag::parse_all(names).map_err(ConfigError::Rule)?;
+    for flag in &flags {
+        warnings.push(format!("developer feature flag {:?} is on", flag.as_str()));
+    }
+    Ok(flags)
 }
 
 /// An empty text is one that is not set.

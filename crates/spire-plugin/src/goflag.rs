@@ -34,6 +34,7 @@ mod usage;
 mod value;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
 pub use self::cli::{Cli, Exit, Invocation};
@@ -244,8 +245,8 @@ pub enum FlagError {
 }
 
 /// What a command line said. A name that the [`FlagSet`] does not define is a fault of the program: debug builds
-/// stop, others answer with the empty value.
-#[derive(Clone, Debug, PartialEq)]
+/// stop, others answer with the empty value. `Debug` shows no values, as a join token is one.
+#[derive(Clone, PartialEq)]
 pub struct Flags {
     values: BTreeMap<String, Value>,
     given: Vec<String>,
@@ -323,6 +324,14 @@ impl Flags {
     #[must_use]
     pub fn arguments(&self) -> &[String] {
         &self.positional
+    }
+}
+
+impl fmt::Debug for Flags {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Flags")
+            .field("given", &self.given)
+            .finish_non_exhaustive()
     }
 }
 
@@ -469,6 +478,15 @@ mod tests {
         );
         assert!(message(&["-timeout", "5"]).starts_with("invalid value \"5\" for flag -timeout: "));
         assert!(message(&["-output", "xml"]).contains("pretty, json"));
+    }
+
+    #[test]
+    fn values_are_not_shown_by_debug() {
+        let shown = format!("{:?}", parse(&["-config", "secret"]).unwrap());
+        assert!(
+            shown.contains("config") && !shown.contains("secret"),
+            "{shown}"
+        );
     }
 
     #[test]

@@ -7,6 +7,7 @@ use zeroize::Zeroizing;
 
 use crate::decode::{Decode, from_object};
 use crate::error::ConfigError;
+use crate::goflag::Flags;
 use crate::{expand, hcl};
 
 /// A variable of the environment, by its name.
@@ -15,15 +16,17 @@ pub type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
 /// A text with the name that errors give it.
 pub(crate) struct Source<'a> {
     pub(crate) path: &'a Path,
-    pub(crate) text: Zeroizing<String>,
+    text: Zeroizing<String>,
 }
 
 impl<'a> Source<'a> {
-    /// Reads the file, and replaces variables if `environment` is there.
+    /// Reads the file that `-config` names, and replaces variables with `-expandEnv`.
     pub(crate) fn read(
-        path: &'a Path,
-        environment: Option<Environment<'_>>,
+        flags: &'a Flags,
+        default_path: &'a str,
+        environment: Environment<'_>,
     ) -> Result<Self, ConfigError> {
+        let path = Path::new(flags.nonempty("config").unwrap_or(default_path));
         let text = std::fs::read_to_string(path).map_err(|source| {
             if source.kind() == io::ErrorKind::NotFound {
                 return ConfigError::NotFound(absolute(path).unwrap_or_else(|_| path.to_owned()));
@@ -35,9 +38,10 @@ impl<'a> Source<'a> {
             }
         })?;
         let text = Zeroizing::new(text);
-        let text = match environment {
-            Some(variable) => expand::expand(&text, variable),
-            None => text,
+        let text = if flags.bool("expandEnv") {
+            expand::expand(&text, environment)
+        } else {
+            text
         };
         Ok(Self { path, text })
     }

@@ -214,6 +214,10 @@ fn unknown_keys_are_found_where_upstream_finds_them() {
         read("inner {\n oops = 1 }").inner.unknown.to_string(),
         "\"oops\" (line 2, column 2)"
     );
+    assert_eq!(
+        unknown("txet = 1"),
+        "\"txet\" (line 1, column 1; did you mean \"text\"?)"
+    );
     // Not quoted ones, and labelled blocks only as the first item.
     assert_eq!(unknown(r#""oops" = 1"#), "");
     assert_eq!(

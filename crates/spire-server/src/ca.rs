@@ -1,8 +1,30 @@
 //! The authorities of a trust domain: what they sign, and their rotation.
 
+mod authority;
+mod certificate;
+mod journal;
+mod manager;
+mod name;
+mod prepare;
+mod server_svid;
+mod sign;
+mod slots;
+mod upstream;
+
 use std::time::{Duration, SystemTime};
 
 use spiffe::SpiffeId;
+
+pub use authority::{JwtAuthority, X509Authority};
+pub use manager::{
+    AuthorityStates, CaError, Manager, PRUNE_BUNDLE_INTERVAL, PRUNE_JOURNALS_INTERVAL,
+    ROTATE_INTERVAL, Settings,
+};
+pub use name::Subject;
+pub use server_svid::{SVID_INTERVAL, ServerSvid, ServerSvids};
+pub use sign::{Authorities, BACKDATE, Profile};
+pub use slots::{AuthorityState, Status};
+pub use upstream::{Answer, DiskAuthority, Files, MintedCa, UpstreamAuthority, UpstreamError};
 
 /// An X509-SVID to be signed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,3 +97,6 @@ pub trait Signer: Send + Sync + 'static {
     /// For a workload or an operator.
     fn sign_jwt_svid(&self, request: JwtSvidRequest) -> Result<JwtSvid, SignError>;
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,6 @@
 //! rustls configurations, built once per generation of the identity and published.
 //!
-//! This is the only place that calls rustls's builders. TLS 1.3 alone; no tickets and no resumption, for a
+//! This and [`crate::SpiffeClient`] are the only places that call rustls's builders. TLS 1.3 alone; no tickets and no resumption, for a
 //! resumed session would skip the look at the certificate.
 
 use std::fmt;
@@ -300,14 +300,14 @@ fn key_mismatch(identity: &Identity) -> Explained {
         .hint("generate certificate and key together, or point --key at the key that the certificate was made for")
 }
 
-fn unusable(error: &rustls::Error) -> Explained {
+pub(crate) fn unusable(error: &rustls::Error) -> Explained {
     Explained::new(Code::Other, "identity cannot be used for TLS")
         .cause(error)
         .hint("use an RSA (2048 to 4096 bits), ECDSA P-256, ECDSA P-384 or Ed25519 key in PKCS#8, PKCS#1 or SEC1 form")
 }
 
 #[derive(Debug)]
-struct Time(Arc<dyn Clock>);
+pub(crate) struct Time(pub(crate) Arc<dyn Clock>);
 
 impl TimeProvider for Time {
     fn current_time(&self) -> Option<UnixTime> {

@@ -43,6 +43,7 @@ impl VerifyError {
             explained: match judged {
                 Judged::Executor { rules } => fault.of_executor(leaf, rules),
                 Judged::AccessPoint => fault.of_access_point(),
+                Judged::Server => fault.of_server(),
             },
             certificate: leaf.cloned().map(Box::new),
             alert: fault.alert(),
@@ -94,6 +95,8 @@ pub(crate) enum Judged<'a> {
     Executor { rules: &'a [String] },
     /// By an executor.
     AccessPoint,
+    /// By a client of a SPIFFE server, which adds what to do.
+    Server,
 }
 
 /// What is wrong with a certificate, whoever's it is.
@@ -249,6 +252,21 @@ impl Fault {
             }
             Self::Revoked => failed().cause("certificate revoked"),
         }
+    }
+}
+
+impl Fault {
+    fn of_server(&self) -> Explained {
+        let told = match self {
+            Self::Dates(dates) => {
+                let [whose, when] = dates.causes("the server's certificate");
+                Explained::new(Code::ExpiredOrNotYetValid, EXPIRED)
+                    .cause(whose)
+                    .cause(when)
+            }
+            _ => self.of_access_point(),
+        };
+        Explained { hint: None, ..told }
     }
 }
 

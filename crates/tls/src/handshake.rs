@@ -42,7 +42,7 @@ pub(crate) async fn with_verdict<F: Future>(
         .await
 }
 
-fn record(verdict: Result<PeerIdentity, VerifyError>) -> Result<(), Error> {
+pub(crate) fn record(verdict: Result<PeerIdentity, VerifyError>) -> Result<(), Error> {
     let answer = match &verdict {
         Ok(_) => Ok(()),
         Err(error) => Err(error.to_rustls()),
@@ -248,7 +248,7 @@ impl LaxLog {
     }
 }
 
-fn chain<'a>(
+pub(crate) fn chain<'a>(
     end_entity: &'a CertificateDer<'_>,
     intermediates: &'a [CertificateDer<'_>],
 ) -> Vec<CertificateDer<'a>> {

@@ -9,6 +9,7 @@ mod handshake;
 mod peer;
 mod policy;
 mod slots;
+mod spiffe_client;
 mod svid;
 mod trust;
 mod uri_constraints;
@@ -22,6 +23,9 @@ pub use connect::{Connected, ExecutorStream, Fate, Trace, connect, connect_trace
 pub use fault::Concern;
 pub use peer::{PeerIdentity, PeerName, Refusal};
 pub use policy::{NearestRule, Policy, PolicyCell, Revocations, SanRules};
+pub use spiffe_client::{HandshakeFault, ServerTrust, SpiffeClient};
 pub use svid::{Severity, SvidFault, parse_spiffe_id, svid_faults};
-pub use verify::{ExpectedServer, Trust, VerifyError, verify_access_point, verify_executor};
+pub use verify::{
+    ExpectedServer, Trust, VerifyError, verify_access_point, verify_executor, verify_spiffe_server,
+};
 pub use vet::{Examined, IdentityVet, Role};

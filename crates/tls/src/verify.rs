@@ -73,6 +73,48 @@ pub fn verify_access_point(
     Ok(leaf.into_peer(name, verified))
 }
 
+/// Judges the `chain` (leaf first) of the SPIFFE server `expected` at the time `now`. Also right for an SVID that
+/// somebody else will present: both directions of TLS are allowed to an X509-SVID.
+pub fn verify_spiffe_server(
+    chain: &[CertificateDer<'_>],
+    trust: &Trust,
+    expected: &SpiffeId,
+    now: SystemTime,
+) -> Result<PeerIdentity, VerifyError> {
+    let refuse = |fault: &Fault, leaf| VerifyError::new(fault, Judged::Server, leaf);
+    let leaf = Leaf::read(chain).map_err(|fault| refuse(&fault, None))?;
+    let expected = ExpectedServer::SpiffeId(expected.clone());
+    // The name first: somebody else's certificate is better told by its name than by its issuer.
+    let judged = leaf.svid().and_then(|(id, _)| {
+        let name = leaf.is_expected(&expected, id.as_ref())?;
+        let verified = leaf.verify(trust, KeyUsage::server_auth(), false, now)?;
+        Ok((name, verified))
+    });
+    let (name, verified) = judged.map_err(|fault| refuse(&fault, Some(&leaf.facts)))?;
+    Ok(leaf.into_peer(name, verified))
+}
+
+/// As [`verify_spiffe_server`], without a path: who issued it is not known yet.
+pub(crate) fn verify_first_use(
+    chain: &[CertificateDer<'_>],
+    expected: &SpiffeId,
+) -> Result<PeerIdentity, VerifyError> {
+    let refuse = |fault: &Fault, leaf| VerifyError::new(fault, Judged::Server, leaf);
+    let leaf = Leaf::read(chain).map_err(|fault| refuse(&fault, None))?;
+    let expected = ExpectedServer::SpiffeId(expected.clone());
+    let judged = leaf
+        .svid()
+        .and_then(|(id, faults)| Ok((leaf.is_expected(&expected, id.as_ref())?, id, faults)));
+    let (name, id, issuer_faults) = judged.map_err(|fault| refuse(&fault, Some(&leaf.facts)))?;
+    let not_after = leaf.facts.not_after;
+    let verified = Verified {
+        id,
+        issuer_faults,
+        not_after,
+    };
+    Ok(leaf.into_peer(name, verified))
+}
+
 /// The path alone, for an access point whose name was verified before.
 pub(crate) fn retrust_access_point(
     chain: &[CertificateDer<'_>],

@@ -4,12 +4,14 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use ah_spire_attest::AttestError;
-use ah_spire_attest::node::ServerHalf;
 use ah_spire_attest::node::join_token::{
     JoinTokenAgent, JoinTokenServer, JoinTokens, Token, TokenUse,
 };
+use ah_spire_attest::node::x509pop::Authorities;
+use ah_spire_attest::node::{BuiltinAgent, BuiltinServer, ServerHalf};
 use ah_testkit::node_suite::{self, NodeFixture, Says, attest, claim};
 use futures_util::future::join_all;
+use rustls_pki_types::CertificateDer;
 use spiffe::TrustDomain;
 use zeroize::Zeroizing;
 
@@ -72,30 +74,41 @@ fn later(seconds: u64) -> SystemTime {
     SystemTime::now() + Duration::from_secs(seconds)
 }
 
+/// Join tokens need no authorities.
+struct NoAuthorities;
+
+impl Authorities for NoAuthorities {
+    type Error = Broken;
+
+    async fn x509_authorities(&self) -> Result<Vec<CertificateDer<'static>>, Broken> {
+        Err(Broken)
+    }
+}
+
 struct Fixture(Store);
 
 impl NodeFixture for Fixture {
-    type Agent = JoinTokenAgent;
-    type Server = JoinTokenServer<Store>;
+    type Agent = BuiltinAgent;
+    type Server = BuiltinServer<Store, NoAuthorities>;
 
     const NAME: &'static str = "join_token";
     const CHALLENGES: usize = 0;
     const CAN_REATTEST: bool = false;
 
     fn server(&self) -> Self::Server {
-        server(&self.0)
+        BuiltinServer::JoinToken(server(&self.0))
     }
 
     fn trust_domain(&self) -> TrustDomain {
         trust_domain()
     }
 
-    fn honest(&self) -> JoinTokenAgent {
-        agent(TOKEN)
+    fn honest(&self) -> BuiltinAgent {
+        BuiltinAgent::JoinToken(agent(TOKEN))
     }
 
-    fn impostor(&self) -> JoinTokenAgent {
-        agent("another-token")
+    fn impostor(&self) -> BuiltinAgent {
+        BuiltinAgent::JoinToken(agent("another-token"))
     }
 
     fn secrets(&self) -> Vec<String> {

@@ -18,3 +18,4 @@ mod reused;
 mod unix;
 #[cfg(target_os = "linux")]
 mod workload;
+mod x509pop;

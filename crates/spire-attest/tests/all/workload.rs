@@ -1,10 +1,12 @@
-use std::sync::Arc;
+use std::io;
+use std::sync::{Arc, Mutex};
 
 use ah_identity_provider::{Code, Explained};
 use ah_spire_attest::peer::PeerInfo;
 use ah_spire_attest::workload::{WorkloadAttestor, attest};
 use ah_spire_attest::{AttestError, Selector};
 use tokio::sync::Barrier;
+use tracing::subscriber::DefaultGuard;
 
 /// What a [`Fake`] answers: values of selectors, or why there are none.
 #[derive(Clone)]
@@ -57,6 +59,28 @@ fn fakes<const N: usize>(answers: [(&'static str, u32, Answer); N]) -> Vec<Fake>
     answers.into_iter().map(fake).collect()
 }
 
+/// What this thread logs from now on, until the guard goes.
+fn logged() -> (Arc<Mutex<Vec<u8>>>, DefaultGuard) {
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+    impl io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let lines = Arc::default();
+    let writer = Arc::clone(&lines);
+    let subscriber = tracing_subscriber::fmt()
+        .with_ansi(false)
+        .with_writer(move || Lines(Arc::clone(&writer)))
+        .finish();
+    (lines, tracing::subscriber::set_default(subscriber))
+}
+
 fn this_process() -> PeerInfo {
     PeerInfo::of_process(std::process::id().cast_signed()).unwrap()
 }
@@ -77,12 +101,23 @@ async fn all_run_at_once_and_answer_in_the_order_of_the_configuration() {
 
 #[tokio::test]
 async fn one_that_fails_is_skipped_and_the_others_count() {
+    let (log, _guard) = logged();
     let attestors = fakes([
         ("docker", 3, Fails("no socket")),
         ("unix", 0, Says(&["uid:0"])),
     ]);
     let selectors = attest(&attestors, &this_process()).await.unwrap();
     assert_eq!(selectors, ["unix:uid:0".parse().unwrap()]);
+    let log = String::from_utf8(log.lock().unwrap().clone()).unwrap();
+    for word in [
+        "ERROR",
+        "workloadattestor(docker): no socket",
+        "mend docker",
+        "pid=",
+    ] {
+        assert!(log.contains(word), "{log}");
+    }
+    assert_eq!(log.lines().count(), 1, "{log}");
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ use crate::catalog::{self, Role};
 use crate::check::{self, number, or};
 use crate::error::ConfigError;
 use crate::goflag::Flags;
-use crate::settings::{FeatureFlag, JoinToken, KeyType};
+use crate::settings::{JoinToken, KeyType};
 use crate::source::{Environment, Source, socket};
 
 const DEFAULT_REBOOTSTRAP_DELAY: Duration = Duration::from_secs(10 * 60);
@@ -27,8 +27,7 @@ impl AgentConfig {
     /// What `spire-agent run` with these flags (of [`run_flags`](super::run_flags)) is told: reads the file that
     /// `-config` names, and that of `join_token_file`. `environment` is asked only with `-expandEnv`.
     pub fn load(flags: &Flags, environment: Environment<'_>) -> Result<Self, ConfigError> {
-        let path = Path::new(flags.nonempty("config").unwrap_or(DEFAULT_CONFIG_PATH));
-        let source = Source::read(path, flags.bool("expandEnv").then_some(environment))?;
+        let source = Source::read(flags, DEFAULT_CONFIG_PATH, environment)?;
         Self::resolve(&source, flags)
     }
 
@@ -36,13 +35,8 @@ impl AgentConfig {
         let mut file: AgentFile = source.decode()?;
         file.unknown().into_result(source.path)?;
         flags::overlay(flags, &mut file.agent);
-        let Some(section) = file.plugins.0 else {
-            return ConfigError::rule("plugins section must be configured");
-        };
         let mut warnings = Vec::new();
-        let plugins = catalog::plugins(Role::Agent, &section, &mut warnings)
-            .map_err(ConfigError::decode(source.path))?;
-        catalog::check(Role::Agent, &plugins)?;
+        let plugins = catalog::plugins(Role::Agent, file.plugins, source.path, &mut warnings)?;
 
         let agent = file.agent;
         let bootstrap = bootstrap::from(&agent)?;
@@ -73,13 +67,8 @@ impl AgentConfig {
         let join_token = join_token(agent.join_token, &agent.join_token_file)?;
         let sds = sds(agent.sds, &mut warnings);
         let authorized_delegates = delegates(&agent.authorized_delegates, &trust_domain)?;
-        if agent.experimental.is_some() {
-            warnings.push(
-                "experimental features are configured; they may change with any release".to_owned(),
-            );
-        }
         let experimental = experimental(
-            agent.experimental.unwrap_or_default(),
+            agent.experimental,
             workload_socket.as_deref(),
             &mut warnings,
         )?;
@@ -261,10 +250,11 @@ fn cache_size(key: &str, size: i64) -> Result<usize, ConfigError> {
 }
 
 fn experimental(
-    block: ExperimentalBlock,
+    block: Option<ExperimentalBlock>,
     workload_socket: Option<&Path>,
     warnings: &mut Vec<String>,
 ) -> Result<AgentExperimental, ConfigError> {
+    let block = check::experimental(block, warnings);
     for (key, value, instead) in [
         ("named_pipe_name", &block.named_pipe_name, "socket_path"),
         (
@@ -279,10 +269,7 @@ fn experimental(
             ));
         }
     }
-    let feature_flags = FeatureFlag::parse_all(&block.feature_flags).map_err(ConfigError::Rule)?;
-    for flag in &feature_flags {
-        warnings.push(format!("developer feature flag {:?} is on", flag.as_str()));
-    }
+    let feature_flags = check::feature_flags(&block.feature_flags, warnings)?;
     if block.use_sync_authorized_entries.is_some() {
         warnings.push("use_sync_authorized_entries is deprecated and may go away".to_owned());
     }

@@ -1,11 +1,13 @@
 //! How plugins are written: labels in any shape that HCL 1 and JSON have for them.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
-use super::{PluginConfig, PluginData, PluginType, Role};
+use super::{PluginConfig, PluginData, PluginType, Role, check};
 use crate::check::nonempty;
 use crate::config_block;
 use crate::decode::{Decode, Deferred, Entry, Node};
+use crate::error::ConfigError;
 use crate::hcl::{HclError, Item, Key, Object, Position, Value};
 
 config_block! {
@@ -19,9 +21,23 @@ config_block! {
     }
 }
 
-/// The plugins in the order written. Keys that a plugin block does not have are told in `warnings`: upstream passes
-/// over them in silence.
+/// The plugins in the order written, in the numbers that the role needs. Keys that a plugin block does not have are
+/// told in `warnings`: upstream passes over them in silence.
 pub(crate) fn plugins(
+    role: Role,
+    section: Deferred,
+    path: &Path,
+    warnings: &mut Vec<String>,
+) -> Result<Vec<PluginConfig>, ConfigError> {
+    let Some(section) = section.0 else {
+        return ConfigError::rule("plugins section must be configured");
+    };
+    let plugins = read(role, &section, warnings).map_err(ConfigError::decode(path))?;
+    check(role, &plugins)?;
+    Ok(plugins)
+}
+
+fn read(
     role: Role,
     section: &Object,
     warnings: &mut Vec<String>,

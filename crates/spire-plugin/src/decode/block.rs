@@ -5,7 +5,7 @@ use std::fmt;
 
 use super::node::join;
 use super::{Decode, Entry, Node, prefix};
-use crate::hcl::{HclError, Item, KeyStyle, Object, Position, Value};
+use crate::hcl::{HclError, Item, Key, KeyStyle, Object, Position, Value};
 
 /// The items of a block, to be taken field by field. [`config_block!`](crate::config_block) writes the calls.
 pub struct Block<'a> {
@@ -76,11 +76,7 @@ impl<'a> Block<'a> {
                         .iter()
                         .any(|known| known.eq_ignore_ascii_case(&key.name))
                 {
-                    unknown
-                        .0
-                        .entry(key.name.clone())
-                        .or_default()
-                        .push(key.position);
+                    unknown.add(key, known);
                 }
             }
         }
@@ -89,7 +85,14 @@ impl<'a> Block<'a> {
 
 /// Keys that a block does not have, with their places.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct UnknownKeys(BTreeMap<String, Vec<Position>>);
+pub struct UnknownKeys(BTreeMap<String, Unknown>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Unknown {
+    positions: Vec<Position>,
+    /// A key that the block does have and that may have been meant.
+    nearest: Option<String>,
+}
 
 impl UnknownKeys {
     /// Whether all keys are known.
@@ -102,16 +105,40 @@ impl UnknownKeys {
     pub fn iter(&self) -> impl Iterator<Item = (&str, &[Position])> {
         self.0
             .iter()
-            .map(|(key, positions)| (key.as_str(), positions.as_slice()))
+            .map(|(key, unknown)| (key.as_str(), unknown.positions.as_slice()))
     }
+
+    fn add(&mut self, key: &Key, known: &[&str]) {
+        let unknown = self.0.entry(key.name.clone()).or_insert_with(|| Unknown {
+            positions: Vec::new(),
+            nearest: nearest(&key.name, known),
+        });
+        unknown.positions.push(key.position);
+    }
+}
+
+/// The known key with the fewest letters to change, at most a third of them.
+fn nearest(key: &str, known: &[&str]) -> Option<String> {
+    // No known key is nearly as long, and the search takes space by length.
+    if key.len() > 80 {
+        return None;
+    }
+    let key = key.to_ascii_lowercase();
+    let distance = |known: &str| strsim::damerau_levenshtein(&key, &known.to_ascii_lowercase());
+    let (distance, nearest) = known.iter().map(|known| (distance(known), *known)).min()?;
+    (distance * 3 <= nearest.len()).then(|| nearest.to_owned())
 }
 
 impl fmt::Display for UnknownKeys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, (key, positions)) in self.iter().enumerate() {
-            let places: Vec<String> = positions.iter().map(Position::to_string).collect();
+        for (index, (key, unknown)) in self.0.iter().enumerate() {
+            let places: Vec<String> = unknown.positions.iter().map(Position::to_string).collect();
             let separator = if index == 0 { "" } else { ", " };
-            write!(f, "{separator}{key:?} ({})", places.join("; "))?;
+            write!(f, "{separator}{key:?} ({}", places.join("; "))?;
+            if let Some(nearest) = &unknown.nearest {
+                write!(f, "; did you mean {nearest:?}?")?;
+            }
+            f.write_str(")")?;
         }
         Ok(())
     }

@@ -77,23 +77,25 @@ impl<C: Clone> Cli<C> {
             let code = if line.help { 0 } else { 127 };
             return exit(self.overview(""), code);
         };
-        let Some(command) = self.commands.get(path) else {
-            if !self.is_group(path) {
-                return exit(self.overview(parent(path)), 127);
-            }
-            return exit(self.group_help(path), u8::from(!line.help));
+        let command = self.commands.get(path);
+        let help = match command {
+            Some(command) => self.help(path, command),
+            None if self.is_group(path) => self.group_help(path),
+            None => return exit(self.overview(parent(path)), 127),
         };
         if line.help {
-            return exit(self.help(path, command), 0);
+            return exit(help, 0);
         }
         if line.flag_first {
             let text = format!(
                 "Invalid flags before the subcommand. If these flags are for\n\
-                 the subcommand, please put them after the subcommand.\n\n{}",
-                self.help(path, command)
+                 the subcommand, please put them after the subcommand.\n\n{help}"
             );
             return exit(text, 1);
         }
+        let Some(command) = command else {
+            return exit(help, 1);
+        };
         match command.flags.parse(line.arguments) {
             Ok(flags) => Invocation::Run {
                 command: command.id.clone(),
@@ -116,6 +118,7 @@ impl<C: Clone> Cli<C> {
                 "-h" | "-help" | "--help" => split.help = true,
                 "-v" | "-version" | "--version" if split.path.is_none() => split.version = true,
                 word if split.path.is_none() && word.starts_with('-') => split.flag_first = true,
+                word if split.path.is_none() && word.contains(' ') => break,
                 word if split.path.is_none() && !word.is_empty() => {
                     let tail = line.get(at..).unwrap_or_default();
                     let (path, words) = self.longest(tail);
@@ -308,6 +311,7 @@ mod tests {
     fn without_a_known_command_the_commands_are_listed() {
         assert_eq!(exits(&[]), (OVERVIEW.into(), 127));
         assert_eq!(exits(&["nonsense"]), (OVERVIEW.into(), 127));
+        assert_eq!(exits(&["api fetch"]), (OVERVIEW.into(), 127));
         assert_eq!(exits(&["-socketPath", "/x"]).1, 127);
     }
 
@@ -318,6 +322,11 @@ mod tests {
         assert_eq!(exits(&["api"]), (text.into(), 1));
         assert_eq!(exits(&["api", "nonsense"]), (text.into(), 1));
         assert_eq!(exits(&["api", "-h"]), (text.into(), 0));
+        assert!(
+            exits(&["-x", "api"])
+                .0
+                .starts_with("Invalid flags before the subcommand.")
+        );
         let (text, code) = exits(&["api", "fetch", "-h"]);
         assert_eq!(code, 0);
         assert!(

@@ -14,7 +14,7 @@ use crate::catalog::{self, Role};
 use crate::check::{self, nonempty, or};
 use crate::error::ConfigError;
 use crate::goflag::Flags;
-use crate::settings::{FeatureFlag, KeyType};
+use crate::settings::KeyType;
 use crate::source::{Environment, Source, socket};
 
 const DEFAULT_BIND_PORT: i64 = 8081;
@@ -33,8 +33,7 @@ impl ServerConfig {
     /// What `spire-server run` with these flags (of [`run_flags`](super::run_flags)) is told: reads the file that
     /// `-config` names. `environment` is asked only with `-expandEnv`.
     pub fn load(flags: &Flags, environment: Environment<'_>) -> Result<Self, ConfigError> {
-        let path = Path::new(flags.nonempty("config").unwrap_or(DEFAULT_CONFIG_PATH));
-        let source = Source::read(path, flags.bool("expandEnv").then_some(environment))?;
+        let source = Source::read(flags, DEFAULT_CONFIG_PATH, environment)?;
         Self::resolve(&source, flags)
     }
 
@@ -51,13 +50,8 @@ impl ServerConfig {
                 return ConfigError::rule(format!("{key} must be configured"));
             }
         }
-        let Some(section) = file.plugins.0 else {
-            return ConfigError::rule("plugins section must be configured");
-        };
         let mut warnings = Vec::new();
-        let plugins = catalog::plugins(Role::Server, &section, &mut warnings)
-            .map_err(ConfigError::decode(source.path))?;
-        catalog::check(Role::Server, &plugins)?;
+        let plugins = catalog::plugins(Role::Server, file.plugins, source.path, &mut warnings)?;
 
         let trust_domain = check::trust_domain(&server.trust_domain)?;
         let port = if server.bind_port == 0 {
@@ -97,17 +91,8 @@ impl ServerConfig {
                 federation::from(block.clone(), &mut context)?
             }
         };
-        if server.experimental.is_some() {
-            warnings.push(
-                "experimental features are configured; they may change with any release".to_owned(),
-            );
-        }
         let prune_attested_nodes = prune_attested_nodes(&server)?;
-        let experimental = experimental(
-            server.experimental.unwrap_or_default(),
-            ca_key_type,
-            &mut warnings,
-        )?;
+        let experimental = experimental(server.experimental, ca_key_type, &mut warnings)?;
         Ok(Self {
             trust_domain,
             bind_address: or(
@@ -225,10 +210,11 @@ fn prune_attested_nodes(server: &ServerBlock) -> Result<Option<PruneAttestedNode
 }
 
 fn experimental(
-    block: ExperimentalBlock,
+    block: Option<ExperimentalBlock>,
     ca_key_type: KeyType,
     warnings: &mut Vec<String>,
 ) -> Result<ServerExperimental, ConfigError> {
+    let block = check::experimental(block, warnings);
     if !block.named_pipe_name.is_empty() {
         return ConfigError::rule(
             "named_pipe_name is not supported on this platform; use socket_path instead",
@@ -239,10 +225,7 @@ fn experimental(
             "both experimental sql_transaction_timeout and event_timeout are set; keep event_timeout",
         );
     }
-    let feature_flags = FeatureFlag::parse_all(&block.feature_flags).map_err(ConfigError::Rule)?;
-    for flag in &feature_flags {
-        warnings.push(format!("developer feature flag {:?} is on", flag.as_str()));
-    }
+    let feature_flags = check::feature_flags(&block.feature_flags, warnings)?;
     let old_event_timeout = check::ttl("sql_transaction_timeout", &block.sql_transaction_timeout)?;
     if old_event_timeout.is_some() {
         warnings.push(

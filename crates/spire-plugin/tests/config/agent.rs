@@ -841,6 +841,53 @@ fn unknown_keys_are_refused_where_upstream_refuses_them() {
     }
 }
 
+#[test]
+fn plugins_are_of_known_types_in_the_right_number() {
+    let with = |plugins: &str| {
+        told(agent(&format!(
+            "agent {{ {MINIMUM} }} plugins {{ {plugins} }}"
+        )))
+    };
+    let [keys, node, workload] = [
+        r#"KeyManager "a" {}"#,
+        r#"NodeAttestor "a" {}"#,
+        r#"WorkloadAttestor "a" {}"#,
+    ];
+    let constraint = |kind: &str, what: &str| {
+        format!("plugin type {kind:?} constraint not satisfied: expected {what}")
+    };
+    assert_eq!(with(&format!("{keys} {node} {workload}")), "nothing");
+    assert_eq!(
+        with(&format!("{node} {workload}")),
+        constraint("KeyManager", "exactly 1 but got 0")
+    );
+    assert_eq!(
+        with(&format!("{keys} {workload}")),
+        constraint("NodeAttestor", "exactly 1 but got 0")
+    );
+    let two = r#"NodeAttestor "b" {}"#;
+    assert_eq!(
+        with(&format!("{keys} {node} {two} {workload}")),
+        constraint("NodeAttestor", "exactly 1 but got 2")
+    );
+    assert_eq!(
+        with(&format!("{keys} {node}")),
+        constraint("WorkloadAttestor", "at least 1 but got 0")
+    );
+    let more = r#"WorkloadAttestor "b" {} SVIDStore "a" {} SVIDStore "b" {}"#;
+    assert_eq!(with(&format!("{keys} {node} {workload} {more}")), "nothing");
+    assert!(
+        with("DataStore \"sql\" {}")
+            .contains("unsupported plugin type \"DataStore\"; expected one of KeyManager, ")
+    );
+    assert_eq!(
+        with(&format!(
+            r#"{keys} NodeAttestor "join_token" {{ plugin_cmd = "/x" }} {workload}"#
+        )),
+        "NodeAttestor \"join_token\" is built in; remove its plugin_cmd"
+    );
+}
+
 // SR-6
 #[test]
 fn errors_name_file_line_and_column() {

@@ -1,0 +1,260 @@
+//! One task that keeps the node attested and the cache in step with the server, and comes back from every fault that
+//! the node can get over by itself.
+
+mod attesting;
+mod settings;
+mod syncing;
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use ah_identity_provider::{Clock, Explained};
+use ah_spire_attest::node::AgentHalf;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+pub use settings::AgentSettings;
+
+use crate::cache::{Cache, CacheSettings, JwtSettings};
+use crate::data::DataDirectory;
+use crate::health::Health;
+use crate::identities::Identities;
+use crate::keys::KeyManager;
+use crate::own::OwnIdentity;
+use crate::server_client::{
+    Credentials, Denied, ServerClient, ServerFault, ServerSettings, SyncedEntries,
+};
+use crate::warm::WarmStart;
+
+/// Everything that the task works on.
+pub struct Agent<A> {
+    settings: AgentSettings,
+    half: A,
+    keys: Arc<dyn KeyManager>,
+    data: DataDirectory,
+    clock: Arc<dyn Clock>,
+    client: Arc<ServerClient>,
+    cache: Arc<Cache>,
+    health: Health,
+    warm: Option<WarmStart>,
+    known: SyncedEntries,
+    /// Since when the server has been untrusted; forgotten when it is trusted again.
+    untrusted_since: Option<SystemTime>,
+}
+
+/// Why the agent stopped being served by its server.
+enum Lost {
+    /// Its SVID has expired.
+    Expired,
+    /// The server denies it.
+    Denied(Denied),
+    /// The server's CA is another one, for longer than `rebootstrap_delay`.
+    Rebootstrap,
+}
+
+impl<A: AgentHalf> Agent<A> {
+    /// Opens the data directory. What was kept by a process before is served from now on, whether there is a server
+    /// or not.
+    ///
+    /// # Errors
+    /// The directory cannot be used.
+    pub fn open(
+        settings: AgentSettings,
+        half: A,
+        keys: Arc<dyn KeyManager>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, Explained> {
+        let data = DataDirectory::open(&settings.data_dir)?;
+        let server = ServerSettings {
+            address: settings.server.clone(),
+            trust_domain: settings.trust_domain.clone(),
+            post_quantum_only: settings.post_quantum_only,
+            clock: clock.clone(),
+        };
+        let nobody = Credentials {
+            roots: Some(data.data().bundle.clone()),
+            identity: None,
+        };
+        let client = Arc::new(ServerClient::new(server, &nobody)?);
+        let limits = CacheSettings {
+            x509: settings.x509_cache,
+            jwt: JwtSettings {
+                limit: settings.jwt_cache,
+                patience_with_valid: settings.jwt_patience_with_valid,
+            },
+        };
+        let cache = Arc::new(Cache::new(limits, client.clone(), clock.clone()));
+        let warm = WarmStart::open(&settings, &data, keys.as_ref());
+        let mut agent = Self {
+            settings,
+            half,
+            keys,
+            data,
+            clock,
+            client,
+            cache,
+            health: Health::default(),
+            warm,
+            known: SyncedEntries::new(),
+            untrusted_since: None,
+        };
+        agent.start_warm();
+        Ok(agent)
+    }
+
+    /// What the Workload API serves.
+    pub fn identities(&self) -> Arc<impl Identities + use<A>> {
+        self.cache.clone()
+    }
+
+    /// What the agent says of itself.
+    pub fn health(&self) -> Health {
+        self.health.clone()
+    }
+
+    /// Runs until `stop`.
+    ///
+    /// # Errors
+    /// Only what nobody but a person can mend: everything else is told on the health check and tried again.
+    pub async fn run(mut self, stop: CancellationToken) -> Result<(), Explained> {
+        let ended = stop.clone();
+        tokio::select! {
+            biased;
+            () = ended.cancelled() => Ok(()),
+            fault = Box::pin(self.keep_up()) => Err(fault),
+        }
+    }
+
+    async fn keep_up(&mut self) -> Explained {
+        let target = self.settings.availability_target;
+        let mut own = OwnIdentity::remembered(self.data.data(), self.keys.as_ref(), target)
+            .filter(|_| !self.data.data().bundle.is_empty());
+        let mut denied = None;
+        loop {
+            let now = self.clock.now();
+            let usable = own.take().filter(|own| own.is_valid(now));
+            let attested = match (usable, denied.take()) {
+                (Some(own), None) => own,
+                (usable, why) => match Box::pin(self.attest(usable, why)).await {
+                    Ok(attested) => attested,
+                    Err(fatal) => return fatal,
+                },
+            };
+            self.health.change(|state| {
+                state.id = Some(attested.id.clone());
+                state.svid_not_after = Some(attested.not_after);
+            });
+            let (last, lost) = Box::pin(self.serve(attested)).await;
+            own = Some(last);
+            match lost {
+                Lost::Expired => {
+                    tracing::warn!("the agent's SVID has expired; the node has to attest again");
+                    own = None;
+                }
+                Lost::Denied(why) => {
+                    tracing::warn!(reason = why.as_str(), "the server denies this agent");
+                    if why == Denied::Banned {
+                        self.forget_workloads();
+                    }
+                    denied = Some(why);
+                }
+                Lost::Rebootstrap => {
+                    tracing::warn!(
+                        "the server's CA is not the one that the agent knows; bootstrapping again"
+                    );
+                    own = None;
+                    self.forget_server();
+                }
+            }
+        }
+    }
+
+    /// A banned agent serves nobody.
+    fn forget_workloads(&mut self) {
+        self.known.clear();
+        self.cache.clear();
+        if let Some(warm) = &self.warm {
+            warm.forget();
+        }
+    }
+
+    fn forget_server(&mut self) {
+        let forgotten = self.data.update(|data| {
+            data.svid.clear();
+            data.bundle.clear();
+            data.bootstrap.use_ = crate::data::REBOOTSTRAP;
+        });
+        if let Err(error) = forgotten {
+            tracing::error!(error = %error.report(), "the data directory cannot be written");
+        }
+    }
+
+    /// Says that `fault` is in the way, in the log and on the health check.
+    fn tell(&self, fault: &Explained, retry_in: Duration) {
+        tracing::warn!(
+            error = %fault.report(),
+            retry_in = ?retry_in,
+            "the agent is not in touch with its server"
+        );
+        self.health
+            .change(|state| state.fault = Some(fault.clone()));
+    }
+
+    /// Whether a server that nobody we trust vouches for is to be bootstrapped again, now.
+    fn may_rebootstrap(&mut self, fault: &ServerFault, reattestable: bool) -> bool {
+        use ah_spire_plugin::agent::RebootstrapMode;
+        if !matches!(fault, ServerFault::UnknownAuthority(_)) {
+            return false;
+        }
+        let now = self.clock.now();
+        let since = *self.untrusted_since.get_or_insert(now);
+        if self.settings.rebootstrap_mode == RebootstrapMode::Never || !reattestable {
+            return false;
+        }
+        now.duration_since(since)
+            .is_ok_and(|waited| waited >= self.settings.rebootstrap_delay)
+    }
+
+    fn start_warm(&mut self) {
+        let Some(kept) = self.warm.as_ref().and_then(WarmStart::load) else {
+            return;
+        };
+        let now = self.clock.now();
+        let svids = kept
+            .svids
+            .into_iter()
+            .filter(|held| now < held.identity.not_after)
+            .collect::<Vec<_>>();
+        tracing::info!(
+            entries = kept.entries.len(),
+            svids = svids.len(),
+            "serving what was kept by the process before"
+        );
+        self.cache
+            .update(&kept.entries, kept.bundle, kept.federated);
+        self.cache.put(svids);
+        self.known = kept.entries;
+        self.health.change(|state| state.serving = true);
+    }
+}
+
+/// Waits for `wait`, in steps short enough to see that the machine slept or its clock was set: then it returns early.
+async fn wait_or_jump(clock: &dyn Clock, wait: Duration) {
+    const STEP: Duration = Duration::from_secs(5);
+    const JUMP: Duration = Duration::from_secs(60);
+    let deadline = Instant::now() + wait;
+    loop {
+        let (began, wall) = (Instant::now(), clock.now());
+        let step = deadline.saturating_duration_since(began).min(STEP);
+        if step.is_zero() {
+            return;
+        }
+        tokio::time::sleep(step).await;
+        let passed = began.elapsed();
+        let shown = clock.now().duration_since(wall);
+        if shown.is_ok_and(|shown| shown > passed + JUMP) {
+            tracing::info!("the clock jumped, or the machine slept: looking at everything again");
+            return;
+        }
+    }
+}

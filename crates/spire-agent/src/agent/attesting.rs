@@ -1,0 +1,214 @@
+use std::time::Duration;
+
+use ah_identity_provider::{Code, Explained};
+use ah_spire_attest::node::AgentHalf;
+use ah_spire_plugin::agent::RebootstrapMode;
+
+use super::{Agent, wait_or_jump};
+use crate::attest::{AttestFault, Attested, attest};
+use crate::backoff::Backoff;
+use crate::bootstrap::first_roots;
+use crate::data::REBOOTSTRAP;
+use crate::keys::next_svid_key;
+use crate::own::OwnIdentity;
+use crate::server_client::{Credentials, Denied, ServerClient, ServerFault};
+
+/// Between two attempts.
+const FIRST_WAIT: Duration = Duration::from_secs(5);
+const LAST_WAIT: Duration = Duration::from_secs(2 * 60);
+
+impl<A: AgentHalf> Agent<A> {
+    /// Gets the node an SVID, however long it takes.
+    ///
+    /// `before` is an SVID that is still valid and that the server denied for `why`. It is tried again beside: a
+    /// server may get its data back.
+    ///
+    /// # Errors
+    /// `rebootstrap_mode` wants what the node cannot do.
+    pub(super) async fn attest(
+        &mut self,
+        before: Option<OwnIdentity>,
+        why: Option<Denied>,
+    ) -> Result<OwnIdentity, Explained> {
+        let mut backoff = Backoff::new(FIRST_WAIT, LAST_WAIT);
+        self.health.change(|state| state.denied = why.is_some());
+        loop {
+            let fault = match Box::pin(self.attest_once()).await {
+                Ok(attested) => {
+                    self.check_rebootstrap(&attested)?;
+                    self.health.change(|state| state.denied = false);
+                    return Ok(attested);
+                }
+                Err(fault) => fault,
+            };
+            let now = self.clock.now();
+            if let Some(before) = before.as_ref().filter(|before| before.is_valid(now))
+                && self.still_known(before).await
+            {
+                tracing::info!(agent.id = %before.id, "the server knows this agent again");
+                self.health.change(|state| state.denied = false);
+                return Ok(before.clone());
+            }
+            let mut told = fault.explained().clone();
+            if let Some(why) = why {
+                told = told.cause(why.as_str());
+            }
+            let wait = backoff.next();
+            self.tell(&told, wait);
+            let reattestable = self.data.data().reattestable || self.data.data().svid.is_empty();
+            if let AttestFault::Server(server) = &fault
+                && !self.data.data().bundle.is_empty()
+                && self.may_rebootstrap(server, reattestable)
+            {
+                self.forget_server();
+            }
+            wait_or_jump(self.clock.as_ref(), wait).await;
+        }
+    }
+
+    /// One attestation from the first byte to the disk.
+    async fn attest_once(&mut self) -> Result<OwnIdentity, AttestFault> {
+        let on_disk = |error: Explained| AttestFault::Server(ServerFault::Refused(error));
+        let known = self.data.data().bundle.clone();
+        let roots = if known.is_empty() {
+            self.count_attempt().map_err(on_disk)?;
+            first_roots(&self.settings.bootstrap, &self.settings.trust_domain)
+                .await
+                .map_err(on_disk)?
+        } else {
+            Some(known)
+        };
+        let nobody = Credentials {
+            roots,
+            identity: None,
+        };
+        let client = ServerClient::new(self.client.settings().clone(), &nobody).map_err(on_disk)?;
+        // The key that is in use, if there is one, stays until its SVID is replaced.
+        let in_use = self.remembered().map(|own| own.slot);
+        let key = next_svid_key(self.keys.as_ref(), in_use.as_deref())
+            .map_err(|error| on_disk(error.explained().clone()))?;
+        let attested = Box::pin(attest(&client, &self.half, &key)).await?;
+        self.remember(attested).map_err(on_disk)
+    }
+
+    /// Puts what the server gave on the disk, and takes it into use.
+    fn remember(&mut self, attested: Attested) -> Result<OwnIdentity, Explained> {
+        self.data.update(|data| {
+            data.svid = attested.svid;
+            data.reattestable = attested.reattestable;
+            data.bundle = crate::server_client::roots_of(&attested.bundle);
+            data.bootstrap = crate::data::BootstrapState {
+                use_: REBOOTSTRAP,
+                since: None,
+                attempts: 0,
+            };
+        })?;
+        self.untrusted_since = None;
+        let own = self.remembered().ok_or_else(|| {
+            Explained::new(
+                Code::Other,
+                "the agent's new SVID is not found with its key",
+            )
+        })?;
+        tracing::info!(
+            agent.id = %own.id,
+            reattestable = own.reattestable,
+            not_after = %humantime::format_rfc3339_seconds(own.not_after),
+            "the node is attested"
+        );
+        if !own.reattestable && !self.keys.persists() {
+            tracing::warn!(
+                "keys are kept in memory and this node cannot attest again: after a restart an operator has to evict the agent and give it a new join token"
+            );
+        }
+        Ok(own)
+    }
+
+    fn remembered(&self) -> Option<OwnIdentity> {
+        let target = self.settings.availability_target;
+        OwnIdentity::remembered(self.data.data(), self.keys.as_ref(), target)
+    }
+
+    fn count_attempt(&mut self) -> Result<(), Explained> {
+        let now = time::OffsetDateTime::from(self.clock.now());
+        self.data.update(|data| {
+            let state = &mut data.bootstrap;
+            if state.use_ == 0 {
+                state.use_ = crate::data::BOOTSTRAP;
+            }
+            state.since.get_or_insert(now);
+            state.attempts += 1;
+        })
+    }
+
+    /// As upstream: who asks for `always` must be able to; with `auto` it is said once and left.
+    fn check_rebootstrap(&mut self, own: &OwnIdentity) -> Result<(), Explained> {
+        if own.reattestable {
+            return Ok(());
+        }
+        match self.settings.rebootstrap_mode {
+            RebootstrapMode::Never => Ok(()),
+            RebootstrapMode::Auto => {
+                tracing::warn!(
+                    "rebootstrap_mode = \"auto\" has no effect: this node cannot attest again with its attestor"
+                );
+                self.settings.rebootstrap_mode = RebootstrapMode::Never;
+                Ok(())
+            }
+            RebootstrapMode::Always => Err(Explained::new(
+                Code::Usage,
+                "rebootstrap_mode = \"always\" is not possible on this node",
+            )
+            .cause("the node attestor, or the server's configuration of it, does not let the node attest again")
+            .hint("use an attestor that can attest again, such as x509pop, or `rebootstrap_mode = \"never\"`")),
+        }
+    }
+
+    /// Whether the server answers to an SVID that it denied before.
+    async fn still_known(&self, own: &OwnIdentity) -> bool {
+        let credentials = own.credentials(self.data.data().bundle.clone());
+        let Ok(client) = ServerClient::new(self.client.settings().clone(), &credentials) else {
+            return false;
+        };
+        client.authorized_entries().await.is_ok()
+    }
+
+    /// A new SVID before the old one ends. A node that can attests again, so that the server sees what it is now;
+    /// where that fails the old SVID vouches for the next.
+    pub(super) async fn rotate(&mut self, own: &OwnIdentity) -> Result<OwnIdentity, ServerFault> {
+        if own.reattestable {
+            match Box::pin(self.attest_once()).await {
+                Ok(own) => return Ok(own),
+                Err(AttestFault::Server(denied @ ServerFault::Denied(..))) => return Err(denied),
+                Err(fault) => tracing::warn!(
+                    error = %fault.explained().report(),
+                    "the node cannot attest again now; its SVID is renewed instead"
+                ),
+            }
+        }
+        let on_disk = ServerFault::Refused;
+        let key = next_svid_key(self.keys.as_ref(), Some(&own.slot))
+            .map_err(|error| on_disk(error.explained().clone()))?;
+        let csr = key
+            .request(None)
+            .map_err(|error| on_disk(error.explained().clone()))?;
+        let issued = self.client.renew(csr).await?;
+        let svid: Vec<_> = issued.chain.into_iter().map(Into::into).collect();
+        let roots = self.data.data().bundle.clone();
+        let domain = &self.settings.trust_domain;
+        crate::attest::vet(&svid, &key, domain, roots, self.clock.now())?;
+        self.data.update(|data| data.svid = svid).map_err(on_disk)?;
+        let renewed = self.remembered().ok_or_else(|| {
+            on_disk(Explained::new(
+                Code::Other,
+                "the agent's new SVID is not found with its key",
+            ))
+        })?;
+        tracing::info!(
+            agent.id = %renewed.id,
+            not_after = %humantime::format_rfc3339_seconds(renewed.not_after),
+            "the agent's certificate was rotated"
+        );
+        Ok(renewed)
+    }
+}

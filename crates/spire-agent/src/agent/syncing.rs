@@ -1,0 +1,424 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::pending;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ah_identity_provider::{CertificateFacts, Explained};
+use ah_spire_attest::node::AgentHalf;
+use ah_spire_wire::model::{Bundle, Entry};
+use ah_tls::{Trust, parse_spiffe_id, verify_spiffe_server};
+use rustls_pki_types::CertificateDer;
+use spiffe::TrustDomain;
+use tokio::time::Instant;
+
+use super::{Agent, Lost, wait_or_jump};
+use crate::backoff::Backoff;
+use crate::cache::Held;
+use crate::identities::X509Identity;
+use crate::keys::{KeyKind, PrivateKey, spki_of_certificate};
+use crate::own::OwnIdentity;
+use crate::rotation::rotate_at;
+use crate::server_client::{IssuedSvid, ServerFault, roots_of, trust_of};
+
+/// Requests that a server signs at once for one address.
+const SIGN_AT_ONCE: usize = 500;
+
+/// The longest time between two attempts while the server fails, whatever the interval.
+const LAST_WAIT: Duration = Duration::from_secs(8 * 60);
+
+/// The longest time, in intervals.
+const LAST_WAIT_INTERVALS: u32 = 48;
+
+/// How one stay with the server goes.
+struct Stay {
+    own: OwnIdentity,
+    /// Sequence of the bundle that the server was told of.
+    told: Option<u64>,
+    tainted: BTreeSet<Vec<u8>>,
+    rotate_now: bool,
+    rotate_after: Instant,
+    rotate_backoff: Backoff,
+    /// Signing is not tried before.
+    sign_after: Instant,
+    sign_backoff: Backoff,
+    sign_at_once: usize,
+}
+
+impl<A: AgentHalf> Agent<A> {
+    /// Keeps the cache in step until the server is lost. Returns the newest own identity besides.
+    pub(super) async fn serve(&mut self, own: OwnIdentity) -> (OwnIdentity, Lost) {
+        let interval = self.settings.sync_interval;
+        let mut backoff = Backoff::new(interval, LAST_WAIT.min(interval * LAST_WAIT_INTERVALS));
+        let mut stay = Stay {
+            own,
+            told: None,
+            tainted: BTreeSet::new(),
+            rotate_now: false,
+            rotate_after: Instant::now(),
+            rotate_backoff: Backoff::new(Duration::from_secs(5), Duration::from_secs(120)),
+            sign_after: Instant::now(),
+            sign_backoff: Backoff::new(Duration::from_millis(500), Duration::from_secs(60)),
+            sign_at_once: SIGN_AT_ONCE,
+        };
+        if let Err(lost) = self.take_credentials(&stay.own).await {
+            return (stay.own, lost);
+        }
+        loop {
+            let wait = match Box::pin(self.round(&mut stay)).await {
+                Ok(()) => {
+                    backoff.reset();
+                    self.untrusted_since = None;
+                    // A tenth of it is random, so that the agents of a fleet do not ask in step.
+                    interval.mul_f64(0.95 + rand::random::<f64>() / 10.0)
+                }
+                Err(fault) => {
+                    let wait = backoff.next();
+                    self.tell(fault.explained(), wait);
+                    if let ServerFault::Denied(why, _) = fault {
+                        return (stay.own, Lost::Denied(why));
+                    }
+                    if self.may_rebootstrap(&fault, stay.own.reattestable) {
+                        return (stay.own, Lost::Rebootstrap);
+                    }
+                    wait
+                }
+            };
+            if !stay.own.is_valid(self.clock.now()) {
+                return (stay.own, Lost::Expired);
+            }
+            self.wait_and_sign(&mut stay, wait).await;
+        }
+    }
+
+    /// Until the next round; meanwhile whoever comes and has no SVID yet gets one.
+    async fn wait_and_sign(&mut self, stay: &mut Stay, wait: Duration) {
+        let clock = self.clock.clone();
+        let waited = wait_or_jump(clock.as_ref(), wait);
+        tokio::pin!(waited);
+        loop {
+            let cache = self.cache.clone();
+            let sign_after = stay.sign_after;
+            let wanted = async {
+                if self.data.data().bundle.is_empty() {
+                    pending::<()>().await;
+                }
+                tokio::time::sleep_until(sign_after).await;
+                cache.wanted().await;
+            };
+            tokio::select! {
+                () = &mut waited => return,
+                () = wanted => {}
+            }
+            if let Err(fault) = Box::pin(self.sign(stay)).await {
+                tracing::warn!(error = %fault.explained().report(), "X509-SVIDs cannot be made now");
+            }
+        }
+    }
+
+    /// Asks the server for everything that may have changed.
+    async fn round(&mut self, stay: &mut Stay) -> Result<(), ServerFault> {
+        self.rotate_if_due(stay).await?;
+        let entries = if self.settings.use_sync_authorized_entries {
+            self.client.sync_entries(&self.known).await?
+        } else {
+            self.client.authorized_entries().await?
+        };
+        let bundle = self.client.bundle().await?;
+        let own = &self.settings.trust_domain;
+        let domains = entries.values().flat_map(|entry| &entry.federates_with);
+        let domains: BTreeSet<TrustDomain> =
+            domains.filter(|domain| *domain != own).cloned().collect();
+        let federated = self.client.federated_bundles(domains).await?;
+
+        self.take_roots(&bundle, stay).await?;
+        self.taint(&bundle, stay);
+        if stay.told != Some(bundle.sequence) {
+            match self
+                .client
+                .post_status(env!("CARGO_PKG_VERSION"), bundle.sequence)
+                .await
+            {
+                Ok(()) => stay.told = Some(bundle.sequence),
+                Err(fault) => {
+                    tracing::debug!(error = %fault, "the server was not told the agent's status");
+                }
+            }
+        }
+        self.cache.update(&entries, bundle, federated);
+        self.known = entries;
+        let now = self.clock.now();
+        self.health.change(|state| {
+            state.last_sync = Some(now);
+            state.serving = true;
+            state.denied = false;
+            state.fault = None;
+        });
+        let signed = if Instant::now() >= stay.sign_after {
+            Box::pin(self.sign(stay)).await
+        } else {
+            Ok(())
+        };
+        // An authority that was tainted a moment ago may be the agent's own.
+        if stay.rotate_now {
+            self.rotate_if_due(stay).await?;
+        }
+        if let Some(warm) = &self.warm {
+            warm.keep(&self.cache).await;
+        }
+        signed
+    }
+
+    async fn rotate_if_due(&mut self, stay: &mut Stay) -> Result<(), ServerFault> {
+        let due = stay.rotate_now || self.clock.now() >= stay.own.rotate_at;
+        if !due || Instant::now() < stay.rotate_after {
+            return Ok(());
+        }
+        match Box::pin(self.rotate(&stay.own)).await {
+            Ok(own) => {
+                self.health
+                    .change(|state| state.svid_not_after = Some(own.not_after));
+                stay.own = own;
+                stay.rotate_now = false;
+                stay.rotate_backoff.reset();
+                let roots = self.data.data().bundle.clone();
+                self.client
+                    .replace(&stay.own.credentials(roots))
+                    .await
+                    .map_err(ServerFault::Refused)
+            }
+            // The old SVID is still good: only what the server says about the agent itself ends the stay.
+            Err(fault @ ServerFault::Denied(..)) => Err(fault),
+            Err(fault) => {
+                let wait = stay.rotate_backoff.next();
+                stay.rotate_after = Instant::now() + wait;
+                tracing::warn!(
+                    error = %fault.explained().report(),
+                    retry_in = ?wait,
+                    not_after = %humantime::format_rfc3339_seconds(stay.own.not_after),
+                    "the agent's certificate renewal failed"
+                );
+                Ok(())
+            }
+        }
+    }
+
+    async fn take_credentials(&mut self, own: &OwnIdentity) -> Result<(), Lost> {
+        let roots = self.data.data().bundle.clone();
+        match self.client.replace(&own.credentials(roots)).await {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                // Key and certificate were compared when they were loaded, so this cannot be got over with them.
+                tracing::error!(error = %error.report(), "the agent's SVID cannot be used");
+                Err(Lost::Expired)
+            }
+        }
+    }
+
+    /// Remembers the roots when they changed, and trusts them from now on.
+    async fn take_roots(&mut self, bundle: &Bundle, stay: &Stay) -> Result<(), ServerFault> {
+        let roots = roots_of(bundle);
+        if self.data.data().bundle == roots {
+            return Ok(());
+        }
+        tracing::info!(
+            authorities = roots.len(),
+            sequence = bundle.sequence,
+            "the trust bundle changed"
+        );
+        self.data
+            .update(|data| data.bundle = roots.clone())
+            .map_err(ServerFault::Refused)?;
+        self.client
+            .replace(&stay.own.credentials(roots))
+            .await
+            .map_err(ServerFault::Refused)
+    }
+
+    /// What an authority signed that is tainted since the last round is replaced, the agent's own SVID too.
+    fn taint(&mut self, bundle: &Bundle, stay: &mut Stay) {
+        let tainted = bundle.x509.iter().filter(|authority| authority.tainted);
+        let fresh: Vec<CertificateDer<'static>> = tainted
+            .filter(|authority| stay.tainted.insert(authority.der.clone()))
+            .map(|authority| authority.der.clone().into())
+            .collect();
+        if fresh.is_empty() {
+            return;
+        }
+        tracing::info!(
+            authorities = fresh.len(),
+            "authorities are tainted: what they signed is replaced"
+        );
+        let trust = trust_of(&self.settings.trust_domain, fresh);
+        let now = self.clock.now();
+        if verify_spiffe_server(&stay.own.svid, &trust, &stay.own.id, now).is_ok() {
+            stay.rotate_now = true;
+        }
+        self.cache.taint(|identity| {
+            let chain: Vec<CertificateDer<'_>> = identity
+                .chain
+                .iter()
+                .map(|der| der.as_slice().into())
+                .collect();
+            verify_spiffe_server(&chain, &trust, &identity.entry.spiffe_id, now).is_ok()
+        });
+    }
+
+    /// Makes the X509-SVIDs that are missing or due.
+    async fn sign(&mut self, stay: &mut Stay) -> Result<(), ServerFault> {
+        let unsigned = self.cache.unsigned();
+        let outcome = Box::pin(self.sign_all(unsigned, stay)).await;
+        self.cache.end_round();
+        match &outcome {
+            Ok(all) if *all => {
+                stay.sign_backoff.reset();
+                stay.sign_after = Instant::now();
+            }
+            _ => stay.sign_after = Instant::now() + stay.sign_backoff.next(),
+        }
+        outcome.map(|_| ())
+    }
+
+    /// Whether all were signed. A batch that is too much for the server is halved for the next time.
+    async fn sign_all(
+        &mut self,
+        unsigned: Vec<Arc<Entry>>,
+        stay: &mut Stay,
+    ) -> Result<bool, ServerFault> {
+        let domain = &self.settings.trust_domain;
+        let trust = Arc::new(trust_of(domain, self.data.data().bundle.clone()));
+        let mut all = true;
+        let mut left = unsigned.as_slice();
+        while !left.is_empty() {
+            let (batch, rest) = left.split_at(stay.sign_at_once.min(left.len()));
+            let made = make_keys(batch.to_vec(), self.settings.workload_key)
+                .await
+                .map_err(ServerFault::Refused)?;
+            let requests = made
+                .iter()
+                .map(|made| (made.entry.id.clone(), made.csr.clone()));
+            let mut issued = match self.client.sign_x509(requests.collect()).await {
+                Ok(issued) => issued,
+                Err(fault) => {
+                    stay.sign_at_once = (stay.sign_at_once / 2).max(1);
+                    return Err(fault);
+                }
+            };
+            let held = self.held(made, &mut issued, &trust);
+            tracing::info!(
+                asked = batch.len(),
+                got = held.len(),
+                "X509-SVIDs were signed"
+            );
+            all &= held.len() == batch.len();
+            self.cache.put(held);
+            stay.sign_at_once = SIGN_AT_ONCE.min(stay.sign_at_once * 2);
+            left = rest;
+        }
+        Ok(all)
+    }
+
+    fn held(
+        &self,
+        made: Vec<Made>,
+        issued: &mut BTreeMap<String, IssuedSvid>,
+        trust: &Trust,
+    ) -> Vec<Held> {
+        let now = self.clock.now();
+        let mut all = Vec::with_capacity(made.len());
+        for made in made {
+            let Some(svid) = issued.remove(&made.entry.id) else {
+                continue;
+            };
+            let (id, spiffe_id) = (made.entry.id.clone(), made.entry.spiffe_id.clone());
+            match vet(svid, made, trust, self.settings.availability_target, now) {
+                Ok(held) => all.push(held),
+                Err(why) => tracing::error!(
+                    entry.id = %id,
+                    spiffe_id = %spiffe_id,
+                    error = why,
+                    "the server sent an X509-SVID that is not served"
+                ),
+            }
+        }
+        all
+    }
+}
+
+/// A key and a request for an entry.
+struct Made {
+    entry: Arc<Entry>,
+    key: Arc<PrivateKey>,
+    csr: Vec<u8>,
+}
+
+/// Off the runtime: RSA keys take their time.
+async fn make_keys(entries: Vec<Arc<Entry>>, kind: KeyKind) -> Result<Vec<Made>, Explained> {
+    let making = tokio::task::spawn_blocking(move || {
+        entries
+            .into_iter()
+            .map(|entry| {
+                let key = PrivateKey::generate(kind)?;
+                let csr = key.request(Some(&entry.spiffe_id))?;
+                Ok(Made { entry, key, csr })
+            })
+            .collect::<Result<Vec<_>, crate::keys::KeyError>>()
+    });
+    let failed = |cause: &dyn std::fmt::Display| {
+        Explained::new(
+            ah_identity_provider::Code::Other,
+            "cannot make keys for X509-SVIDs",
+        )
+        .cause(cause)
+    };
+    match making.await {
+        Ok(Ok(made)) => Ok(made),
+        Ok(Err(error)) => Err(error.explained().clone()),
+        Err(error) => Err(failed(&error)),
+    }
+}
+
+/// Serves only what the entry says, for our own key, by an authority of the bundle.
+fn vet(
+    issued: IssuedSvid,
+    made: Made,
+    trust: &Trust,
+    availability_target: Option<Duration>,
+    now: std::time::SystemTime,
+) -> Result<Held, String> {
+    let leaf = issued.chain.first().ok_or("it has no certificate")?;
+    if spki_of_certificate(leaf).is_none_or(|spki| spki != made.key.spki()) {
+        return Err("it was issued for another key".into());
+    }
+    let facts = CertificateFacts::from_der(&CertificateDer::from(leaf.as_slice()))
+        .map_err(|e| e.to_string())?;
+    let id = facts.uris.first().and_then(|uri| parse_spiffe_id(uri).ok());
+    if id.as_ref() != Some(&made.entry.spiffe_id) {
+        let got = id.map_or_else(|| "no SPIFFE ID".to_owned(), |id| id.to_string());
+        return Err(format!("it is for {got}"));
+    }
+    let chain: Vec<CertificateDer<'_>> = issued
+        .chain
+        .iter()
+        .map(|der| der.as_slice().into())
+        .collect();
+    verify_spiffe_server(&chain, trust, &made.entry.spiffe_id, now).map_err(|refused| {
+        let told = refused.explained();
+        format!("{}: {}", told.text, told.causes.join("; "))
+    })?;
+    let rotate_at = rotate_at(
+        facts.not_before,
+        facts.not_after,
+        availability_target,
+        rand::random(),
+    );
+    let identity = X509Identity {
+        entry: made.entry,
+        chain: issued.chain,
+        key: made.key.pkcs8().clone(),
+        not_after: facts.not_after,
+    };
+    Ok(Held {
+        identity: Arc::new(identity),
+        rotate_at,
+    })
+}

@@ -1,0 +1,73 @@
+//! The agent's own identity: found on the disk, got by attestation, renewed.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use ah_identity_provider::{CertificateFacts, PrivateKey as TlsKey};
+use rustls_pki_types::CertificateDer;
+use spiffe::SpiffeId;
+
+use crate::attest::id_of;
+use crate::data::AgentData;
+use crate::keys::{KeyManager, PrivateKey, key_of_svid};
+use crate::rotation::rotate_at;
+use crate::server_client::Credentials;
+
+/// An SVID of the agent, with its key.
+#[derive(Clone, Debug)]
+pub(crate) struct OwnIdentity {
+    pub(crate) id: SpiffeId,
+    /// DER, leaf first.
+    pub(crate) svid: Vec<CertificateDer<'static>>,
+    pub(crate) key: Arc<PrivateKey>,
+    /// The key's slot in the key manager.
+    pub(crate) slot: String,
+    pub(crate) reattestable: bool,
+    pub(crate) not_after: SystemTime,
+    /// From when on it is to be replaced.
+    pub(crate) rotate_at: SystemTime,
+}
+
+impl OwnIdentity {
+    /// The one that `data` remembers, if its key is still there. It may have expired.
+    pub(crate) fn remembered(
+        data: &AgentData,
+        keys: &dyn KeyManager,
+        availability_target: Option<std::time::Duration>,
+    ) -> Option<Self> {
+        let leaf = data.svid.first()?;
+        let Some((slot, key)) = key_of_svid(keys, leaf) else {
+            tracing::warn!(
+                "the agent's SVID was found without its key; the node has to attest again"
+            );
+            return None;
+        };
+        let facts = CertificateFacts::from_der(leaf).ok()?;
+        Some(Self {
+            id: id_of(&data.svid)?,
+            svid: data.svid.clone(),
+            key,
+            slot,
+            reattestable: data.reattestable,
+            not_after: facts.not_after,
+            rotate_at: rotate_at(
+                facts.not_before,
+                facts.not_after,
+                availability_target,
+                rand::random(),
+            ),
+        })
+    }
+
+    pub(crate) fn is_valid(&self, now: SystemTime) -> bool {
+        now < self.not_after
+    }
+
+    /// What a connection is made with.
+    pub(crate) fn credentials(&self, roots: Vec<CertificateDer<'static>>) -> Credentials {
+        Credentials {
+            roots: Some(roots),
+            identity: Some((self.svid.clone(), TlsKey::pkcs8(self.key.pkcs8().to_vec()))),
+        }
+    }
+}

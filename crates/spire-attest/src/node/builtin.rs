@@ -1,0 +1,85 @@
+//! The attestors that are built in, each as one type for callers that hold any of them.
+
+use crate::AttestError;
+use crate::node::join_token::{JoinTokenAgent, JoinTokenServer, JoinTokens, NoChallenge};
+use crate::node::x509pop::{Authorities, X509PopAgent, X509PopConversation, X509PopServer};
+use crate::node::{AgentHalf, AttestedAgent, Challenge, Claim, Conversation, Payload, ServerHalf};
+
+/// The agent's half of any built-in attestor.
+#[derive(Debug)]
+pub enum BuiltinAgent {
+    /// `join_token`
+    JoinToken(JoinTokenAgent),
+    /// `x509pop`
+    X509Pop(X509PopAgent),
+}
+
+/// The conversation of a [`BuiltinAgent`].
+#[derive(Debug)]
+pub enum BuiltinConversation {
+    /// `join_token`
+    JoinToken(NoChallenge),
+    /// `x509pop`
+    X509Pop(X509PopConversation),
+}
+
+impl AgentHalf for BuiltinAgent {
+    type Conversation = BuiltinConversation;
+
+    fn name(&self) -> &str {
+        match self {
+            Self::JoinToken(agent) => agent.name(),
+            Self::X509Pop(agent) => agent.name(),
+        }
+    }
+
+    async fn begin(&self) -> Result<(Payload, BuiltinConversation), AttestError> {
+        Ok(match self {
+            Self::JoinToken(agent) => {
+                let (payload, conversation) = agent.begin().await?;
+                (payload, BuiltinConversation::JoinToken(conversation))
+            }
+            Self::X509Pop(agent) => {
+                let (payload, conversation) = agent.begin().await?;
+                (payload, BuiltinConversation::X509Pop(conversation))
+            }
+        })
+    }
+}
+
+impl Conversation for BuiltinConversation {
+    async fn answer(&mut self, challenge: &[u8]) -> Result<Vec<u8>, AttestError> {
+        match self {
+            Self::JoinToken(conversation) => conversation.answer(challenge).await,
+            Self::X509Pop(conversation) => conversation.answer(challenge).await,
+        }
+    }
+}
+
+/// The server's half of any built-in attestor. `T` holds join tokens, `A` the server's own authorities.
+pub enum BuiltinServer<T, A> {
+    /// `join_token`
+    JoinToken(JoinTokenServer<T>),
+    /// `x509pop`
+    X509Pop(X509PopServer<A>),
+}
+
+impl<T: JoinTokens, A: Authorities> ServerHalf for BuiltinServer<T, A> {
+    fn name(&self) -> &str {
+        match self {
+            Self::JoinToken(server) => server.name(),
+            Self::X509Pop(server) => server.name(),
+        }
+    }
+
+    async fn attest(
+        &self,
+        claim: Claim<'_>,
+        agent: &mut impl Challenge,
+    ) -> Result<AttestedAgent, AttestError> {
+        match self {
+            Self::JoinToken(server) => server.attest(claim, agent).await,
+            Self::X509Pop(server) => server.attest(claim, agent).await,
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! `spire.api.server.svid.v1.SVID`
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ah_spire_wire::server::svid::svid_server::Svid as Service;
+use ah_spire_wire::server::svid::{
+    BatchNewWitsvidRequest, BatchNewWitsvidResponse, BatchNewX509svidRequest,
+    BatchNewX509svidResponse, MintJwtsvidRequest, MintJwtsvidResponse, MintWitsvidRequest,
+    MintWitsvidResponse, MintX509svidRequest, MintX509svidResponse, NewDownstreamX509caRequest,
+    NewDownstreamX509caResponse, NewJwtsvidRequest, NewJwtsvidResponse, NewX509svidParams,
+    batch_new_x509svid_response,
+};
+use ah_spire_wire::types::{Jwtsvid, X509svid};
+use ah_spire_wire::{model::Entry, spiffe_id_to_wire};
+use spiffe::SpiffeId;
+use tonic::{Request, Response, Status};
+
+use super::attest::x509svid;
+use super::csr::{BadCsr, Csr};
+use super::{Caller, Core, Right, caller, caller_id, dns, internal, invalid, item, unix};
+use crate::ca::{JwtSvidRequest, X509SvidRequest};
+use crate::ids::{self, Kind};
+use crate::store::Store;
+
+pub(super) struct Svids<S>(pub(super) Arc<Core<S>>);
+
+#[tonic::async_trait]
+impl<S: Store> Service for Svids<S> {
+    async fn mint_x509svid(
+        &self,
+        request: Request<MintX509svidRequest>,
+    ) -> Result<Response<MintX509svidResponse>, Status> {
+        let request = request.into_inner();
+        let csr = read(&request.csr, "failed to verify CSR signature")?;
+        let uri = match csr.uris.as_slice() {
+            [uri] => uri,
+            [] => return Err(Status::invalid_argument("CSR URI SAN is required")),
+            _ => return Err(Status::invalid_argument("only one URI SAN is expected")),
+        };
+        let id = ids::parse(uri)
+            .and_then(|id| ids::check(&id, &self.0.trust_domain, Kind::Workload).map(|()| id))
+            .map_err(|why| invalid("CSR URI SAN is invalid", why))?;
+        for name in &csr.dns_names {
+            dns::check(name).map_err(|why| invalid("CSR DNS name is invalid", why))?;
+        }
+        dns::check_overlap(&csr.dns_names).map_err(|why| {
+            invalid(
+                "CSR DNS name contains a wildcard that covers another non-wildcard name",
+                why,
+            )
+        })?;
+        let signed = self.0.authority.sign_x509_svid(X509SvidRequest {
+            spiffe_id: id.clone(),
+            spki: csr.spki,
+            dns_names: csr.dns_names,
+            ttl: ttl(request.ttl),
+        });
+        let signed = signed.map_err(|error| internal("failed to sign X509-SVID", error))?;
+        Ok(Response::new(MintX509svidResponse {
+            svid: Some(x509svid(&id, &signed)),
+        }))
+    }
+
+    async fn mint_jwtsvid(
+        &self,
+        request: Request<MintJwtsvidRequest>,
+    ) -> Result<Response<MintJwtsvidResponse>, Status> {
+        self.jwt_enabled()?;
+        let request = request.into_inner();
+        let id = ids::of_domain(request.id.as_ref(), &self.0.trust_domain, Kind::Workload)
+            .map_err(|why| invalid("invalid SPIFFE ID", why))?;
+        let svid = self.jwt(id, request.audience, request.ttl, false)?;
+        Ok(Response::new(MintJwtsvidResponse { svid: Some(svid) }))
+    }
+
+    async fn mint_witsvid(
+        &self,
+        _request: Request<MintWitsvidRequest>,
+    ) -> Result<Response<MintWitsvidResponse>, Status> {
+        Err(no_wit())
+    }
+
+    async fn batch_new_x509svid(
+        &self,
+        request: Request<BatchNewX509svidRequest>,
+    ) -> Result<Response<BatchNewX509svidResponse>, Status> {
+        let caller = caller(&request)?;
+        let params = request.into_inner().params;
+        if params.is_empty() {
+            return Err(Status::invalid_argument("missing parameters"));
+        }
+        let address = caller.address().map(|address| address.ip());
+        self.0.limits.x509.wait(address, params.len()).await?;
+        let entries = self.entries(&caller)?;
+        let mut results = Vec::with_capacity(params.len());
+        for one in params {
+            let (status, svid) = match self.new_x509(&one, &entries) {
+                Ok(svid) => (Ok(()), Some(svid)),
+                Err(status) => (Err(status), None),
+            };
+            results.push(batch_new_x509svid_response::Result {
+                status: Some(item(status)),
+                svid,
+            });
+            // Each costs a verification and a signature: others get their turn in between.
+            tokio::task::yield_now().await;
+        }
+        Ok(Response::new(BatchNewX509svidResponse { results }))
+    }
+
+    async fn new_jwtsvid(
+        &self,
+        request: Request<NewJwtsvidRequest>,
+    ) -> Result<Response<NewJwtsvidResponse>, Status> {
+        let caller = caller(&request)?;
+        let address = caller.address().map(|address| address.ip());
+        self.0.limits.jwt.wait(address, 1).await?;
+        self.jwt_enabled()?;
+        let request = request.into_inner();
+        let entries = self.entries(&caller)?;
+        let entry = entries
+            .get(&request.entry_id)
+            .ok_or_else(|| Status::not_found("entry not found or not authorized"))?;
+        ids::check(&entry.spiffe_id, &self.0.trust_domain, Kind::Workload)
+            .map_err(|why| invalid("invalid SPIFFE ID", why))?;
+        let svid = self.jwt(
+            entry.spiffe_id.clone(),
+            request.audience,
+            entry.jwt_svid_ttl,
+            entry.jwt_svid_include_jti,
+        )?;
+        Ok(Response::new(NewJwtsvidResponse { svid: Some(svid) }))
+    }
+
+    async fn batch_new_witsvid(
+        &self,
+        _request: Request<BatchNewWitsvidRequest>,
+    ) -> Result<Response<BatchNewWitsvidResponse>, Status> {
+        Err(no_wit())
+    }
+
+    async fn new_downstream_x509ca(
+        &self,
+        request: Request<NewDownstreamX509caRequest>,
+    ) -> Result<Response<NewDownstreamX509caResponse>, Status> {
+        let caller = caller(&request)?;
+        let address = caller.address().map(|address| address.ip());
+        self.0.limits.x509.wait(address, 1).await?;
+        if !matches!(caller.right(), Right::Downstream(_)) {
+            return Err(Status::internal("caller is not a downstream workload"));
+        }
+        let request = request.into_inner();
+        let csr = read(&request.csr, "invalid CSR signature")?;
+        let signed = self
+            .0
+            .authority
+            .sign_downstream_ca(&csr.spki, ttl(request.preferred_ttl));
+        let signed =
+            signed.map_err(|error| internal("failed to sign downstream X.509 CA", error))?;
+        let bundle = self.0.store.bundle(&self.0.trust_domain).await;
+        let bundle = bundle.map_err(|error| internal("failed to fetch bundle", error))?;
+        let bundle = bundle.ok_or_else(|| Status::not_found("bundle not found"))?;
+        Ok(Response::new(NewDownstreamX509caResponse {
+            ca_cert_chain: signed,
+            x509_authorities: bundle.x509.into_iter().map(|ca| ca.der).collect(),
+        }))
+    }
+}
+
+impl<S: Store> Svids<S> {
+    fn entries(&self, caller: &Caller) -> Result<HashMap<String, Arc<Entry>>, Status> {
+        let entries = self.0.entries.of(caller_id(caller)?);
+        let entries =
+            entries.map_err(|error| internal("failed to fetch registration entries", error))?;
+        Ok(entries
+            .into_iter()
+            .map(|entry| (entry.id.clone(), entry))
+            .collect())
+    }
+
+    fn new_x509(
+        &self,
+        params: &NewX509svidParams,
+        entries: &HashMap<String, Arc<Entry>>,
+    ) -> Result<X509svid, Status> {
+        if params.entry_id.is_empty() {
+            return Err(Status::invalid_argument("missing entry ID"));
+        }
+        if params.csr.is_empty() {
+            return Err(Status::invalid_argument("missing CSR"));
+        }
+        let entry = entries
+            .get(&params.entry_id)
+            .ok_or_else(|| Status::not_found("entry not found or not authorized"))?;
+        let csr = read(&params.csr, "invalid CSR signature")?;
+        ids::check(&entry.spiffe_id, &self.0.trust_domain, Kind::Member)
+            .map_err(|why| internal("entry has malformed SPIFFE ID", why))?;
+        let signed = self.0.authority.sign_x509_svid(X509SvidRequest {
+            spiffe_id: entry.spiffe_id.clone(),
+            spki: csr.spki,
+            dns_names: entry.dns_names.clone(),
+            ttl: ttl(entry.x509_svid_ttl),
+        });
+        let signed = signed.map_err(|error| internal("failed to sign X509-SVID", error))?;
+        Ok(x509svid(&entry.spiffe_id, &signed))
+    }
+
+    fn jwt(
+        &self,
+        id: SpiffeId,
+        audience: Vec<String>,
+        seconds: i32,
+        include_jti: bool,
+    ) -> Result<Jwtsvid, Status> {
+        if audience.is_empty() {
+            return Err(Status::invalid_argument(
+                "at least one audience is required",
+            ));
+        }
+        let signed = self.0.authority.sign_jwt_svid(JwtSvidRequest {
+            spiffe_id: id.clone(),
+            audience,
+            ttl: ttl(seconds),
+            include_jti,
+        });
+        let signed = signed.map_err(|error| internal("failed to sign JWT-SVID", error))?;
+        Ok(Jwtsvid {
+            token: signed.token,
+            id: Some(spiffe_id_to_wire(&id)),
+            expires_at: unix(signed.expires_at),
+            issued_at: unix(signed.issued_at),
+            hint: String::new(),
+        })
+    }
+
+    fn jwt_enabled(&self) -> Result<(), Status> {
+        if self.0.authority.jwt_disabled() {
+            return Err(Status::unimplemented("JWT functionality is disabled"));
+        }
+        Ok(())
+    }
+}
+
+fn read(csr: &[u8], bad_signature: &str) -> Result<Csr, Status> {
+    if csr.is_empty() {
+        return Err(Status::invalid_argument("missing CSR"));
+    }
+    Csr::read(csr).map_err(|why| match why {
+        BadCsr::Malformed => invalid("malformed CSR", why),
+        BadCsr::Signature => invalid(bad_signature, why),
+    })
+}
+
+/// Seconds on the wire; 0 and less is the server's default.
+fn ttl(seconds: i32) -> Option<Duration> {
+    let seconds = u64::try_from(seconds).ok().filter(|seconds| *seconds > 0);
+    seconds.map(Duration::from_secs)
+}
+
+fn no_wit() -> Status {
+    Status::unimplemented("WIT functionality is disabled")
+}

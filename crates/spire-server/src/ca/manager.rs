@@ -1,0 +1,469 @@
+//! The life of the authorities: prepared, in the bundle, active, old.
+//!
+//! Every change goes in an order in which a process may be killed between any two steps. A key is made; its
+//! authority goes into the bundle (SV-53), then into the journal as prepared, and one write of the journal makes it
+//! active and its predecessor old. What was not journalled is made anew at the next start, and a key or a bundle
+//! entry that nobody uses does no harm.
+
+mod load;
+mod operate;
+
+use std::fmt::Display;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use ah_spire_wire::model::{self, Bundle, JwtKey};
+use tokio::sync::{Mutex, watch};
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::SignError;
+use super::authority::{JwtAuthority, X509Authority, from_unix, to_unix};
+use super::journal::Journal;
+use super::prepare;
+use super::sign::Authorities;
+use super::slots::{Authority, Slot, SlotName, Slots, Status, Step};
+use super::upstream::{UpstreamAuthority, UpstreamError};
+use crate::keys::{KeyError, KeyManager, KeyType};
+use crate::store::{Bundles, Journals, StoreError};
+
+pub use operate::AuthorityStates;
+
+/// How often it is looked whether an authority is due.
+pub const ROTATE_INTERVAL: Duration = Duration::from_secs(10);
+/// How often expired keys are taken out of the bundle.
+pub const PRUNE_BUNDLE_INTERVAL: Duration = Duration::from_secs(6 * 3600);
+/// How often journals that are of no use are deleted.
+pub const PRUNE_JOURNALS_INTERVAL: Duration = Duration::from_secs(8 * 3600);
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+/// Activate, prepare, rotate, prepare. An authority that has ended when it is made is not made over and over.
+const MOST_STEPS: usize = 4;
+/// How long a key that has expired stays in the bundle.
+const BUNDLE_SAFETY: Duration = DAY;
+/// How long a journal of expired authorities stays.
+const JOURNAL_SAFETY: Duration = Duration::from_secs(14 * 24 * 3600);
+
+/// Why an authority was not changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CaError {
+    /// The key manager failed.
+    #[error("key manager: {0}")]
+    Keys(#[from] KeyError),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The certificate could not be made.
+    #[error(transparent)]
+    Sign(#[from] SignError),
+    /// The upstream authority failed.
+    #[error("upstream authority: {0}")]
+    Upstream(#[from] UpstreamError),
+    /// The journal is damaged: whoever wrote it, or removing it, mends that.
+    #[error("{0}")]
+    Journal(String),
+    /// The bundle would have no key left, or is missing.
+    #[error("{0}")]
+    Bundle(&'static str),
+    /// No authority is active yet.
+    #[error("server is initializing")]
+    Initializing,
+    /// The request is about an authority that cannot be treated so.
+    #[error("{0}")]
+    Refused(&'static str),
+    /// The configuration stands in the way.
+    #[error("{0}")]
+    Precondition(&'static str),
+}
+
+/// What the server's configuration says of its authorities; [`super::Profile`] says what they sign.
+#[derive(Clone)]
+pub struct Settings {
+    /// `ca_key_type`
+    pub ca_key_type: KeyType,
+    /// `jwt_key_type`
+    pub jwt_key_type: KeyType,
+    /// `disable_jwt_svids`
+    pub disable_jwt: bool,
+    /// The upstream authority; `None` where the server's CA signs itself.
+    pub upstream: Option<Arc<dyn UpstreamAuthority>>,
+}
+
+/// Keeps one X.509 and one JWT authority active.
+pub struct Manager<S, K> {
+    authorities: Arc<Authorities>,
+    store: Arc<S>,
+    keys: K,
+    settings: Settings,
+    state: Mutex<State>,
+    tainted: watch::Sender<u64>,
+}
+
+struct State {
+    x509: Slots<X509Authority>,
+    jwt: Slots<JwtAuthority>,
+    journal: Journal,
+}
+
+impl Authority for X509Authority {
+    fn id(&self) -> String {
+        Self::id(self)
+    }
+
+    fn upstream_id(&self) -> String {
+        Self::upstream_id(self)
+    }
+
+    fn not_after(&self) -> SystemTime {
+        Self::not_after(self)
+    }
+}
+
+impl Authority for JwtAuthority {
+    fn id(&self) -> String {
+        self.id.clone()
+    }
+
+    fn upstream_id(&self) -> String {
+        String::new()
+    }
+
+    fn not_after(&self) -> SystemTime {
+        self.not_after
+    }
+}
+
+impl<S: Bundles + Journals + 'static, K: KeyManager> Manager<S, K> {
+    /// Finds the authorities of an earlier process again, or makes the first ones. When this is done, `authorities`
+    /// can sign.
+    pub async fn start(
+        authorities: Arc<Authorities>,
+        store: Arc<S>,
+        keys: K,
+        settings: Settings,
+    ) -> Result<Self, CaError> {
+        let journal = Journal::load(store.as_ref(), &keys).await?;
+        let mut manager = Self {
+            authorities,
+            store,
+            keys,
+            settings,
+            state: Mutex::new(State {
+                x509: Slots::choose(std::iter::empty()),
+                jwt: Slots::choose(std::iter::empty()),
+                journal,
+            }),
+            tainted: watch::Sender::new(0),
+        };
+        manager.load().await?;
+        manager.rotate().await?;
+        Ok(manager)
+    }
+
+    /// What signs.
+    pub fn authorities(&self) -> &Arc<Authorities> {
+        &self.authorities
+    }
+
+    /// Counts how often an X.509 authority was tainted: whoever has an SVID of it has to have a new one.
+    pub fn tainted(&self) -> watch::Receiver<u64> {
+        self.tainted.subscribe()
+    }
+
+    /// Rotates and prunes until it is dropped. What fails is logged and tried again at its next turn.
+    pub async fn run(&self) {
+        let [mut rotate, mut bundle, mut journals] = [
+            ROTATE_INTERVAL,
+            PRUNE_BUNDLE_INTERVAL,
+            PRUNE_JOURNALS_INTERVAL,
+        ]
+        .map(|period| {
+            let mut ticks = interval(period);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            ticks
+        });
+        // The first tick of an interval is at once, and start has just rotated.
+        rotate.reset();
+        bundle.reset();
+        journals.reset();
+        loop {
+            tokio::select! {
+                // A failure was logged where it came up.
+                _ = rotate.tick() => { let _ = self.rotate().await; }
+                _ = bundle.tick() => log_failure(self.prune_bundle().await, "bundle not pruned"),
+                _ = journals.tick() => log_failure(self.prune_journals().await, "CA journals not pruned"),
+            }
+        }
+    }
+
+    /// Does what is due.
+    pub async fn rotate(&self) -> Result<(), CaError> {
+        let state = &mut *self.state.lock().await;
+        // While the journal lags behind, making a key could overwrite the one that it is found by.
+        let saved = state.journal.save(self.store.as_ref()).await;
+        let x509 = match saved {
+            Ok(()) => self.rotate_x509(state).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = &x509 {
+            tracing::error!(%error, "unable to rotate X.509 CA");
+            // Without a journal, which an active X.509 authority begins, a JWT key would not be found again.
+            if state.x509.current.is_empty() {
+                return x509;
+            }
+        }
+        let jwt = if self.settings.disable_jwt || x509.is_err() {
+            Ok(())
+        } else {
+            self.rotate_jwt(state).await
+        };
+        if let Err(error) = &jwt {
+            tracing::error!(%error, "unable to rotate JWT key");
+        }
+        x509.and(jwt)
+    }
+
+    async fn rotate_x509(&self, state: &mut State) -> Result<(), CaError> {
+        for _ in 0..MOST_STEPS {
+            let Some(step) = state.x509.step(self.now()) else {
+                break;
+            };
+            match step {
+                Step::PrepareCurrent | Step::PrepareNext => self.prepare_x509_ca(state).await?,
+                Step::ActivateCurrent => self.activate_x509_ca(state).await,
+                Step::Rotate => {
+                    state.x509.swap();
+                    self.activate_x509_ca(state).await;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn rotate_jwt(&self, state: &mut State) -> Result<(), CaError> {
+        for _ in 0..MOST_STEPS {
+            let Some(step) = state.jwt.step(self.now()) else {
+                break;
+            };
+            match step {
+                Step::PrepareCurrent | Step::PrepareNext => self.prepare_jwt_key(state).await?,
+                Step::ActivateCurrent => self.activate_jwt_key(state).await,
+                Step::Rotate => {
+                    state.jwt.swap();
+                    self.activate_jwt_key(state).await;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn now(&self) -> SystemTime {
+        self.authorities.clock().now()
+    }
+
+    /// In the current slot when that is empty, else in the next.
+    async fn prepare_x509_ca(&self, state: &mut State) -> Result<(), CaError> {
+        let slot = free_slot(&mut state.x509);
+        let now = self.now();
+        let key = self
+            .keys
+            .generate_key(&x509_key_id(slot.name), self.settings.ca_key_type)
+            .await?;
+        // From here on the key of whatever the slot held is gone.
+        slot.set_status(Status::Old);
+        let authority = match &self.settings.upstream {
+            None => {
+                let authority = prepare::self_signed(self.authorities.profile(), key, now)?;
+                let der = authority.der().to_vec();
+                self.append(&[der], &[]).await?;
+                authority
+            }
+            Some(upstream) => {
+                let profile = self.authorities.profile();
+                let csr = prepare::request(profile, key.as_ref())?;
+                let minted = upstream.mint_x509_ca(&csr, profile.ca_ttl).await?;
+                let authority = prepare::minted(profile, key, &minted, now)?;
+                self.append(&minted.roots, &[]).await?;
+                authority
+            }
+        };
+        let authority = Arc::new(authority);
+        state
+            .journal
+            .append_x509(slot.name, &authority, to_unix(now));
+        *slot = Slot::holding(
+            slot.name,
+            authority,
+            from_unix(to_unix(now)),
+            Status::Prepared,
+        );
+        tracing::info!(
+            slot = %slot.name,
+            local_authority_id = slot.id(),
+            self_signed = self.settings.upstream.is_none(),
+            "X.509 CA prepared"
+        );
+        self.save(state).await;
+        Ok(())
+    }
+
+    async fn activate_x509_ca(&self, state: &mut State) {
+        let slot = &mut state.x509.current;
+        slot.set_status(Status::Active);
+        state.journal.activate_x509(slot.id());
+        self.authorities.set_x509(slot.authority.clone());
+        tracing::info!(slot = %slot.name, local_authority_id = slot.id(), "X.509 CA activated");
+        self.save(state).await;
+    }
+
+    async fn prepare_jwt_key(&self, state: &mut State) -> Result<(), CaError> {
+        let slot = free_slot(&mut state.jwt);
+        let now = self.now();
+        let key = self
+            .keys
+            .generate_key(&jwt_key_id(slot.name), self.settings.jwt_key_type)
+            .await?;
+        slot.set_status(Status::Old);
+        let authority = Arc::new(prepare::jwt(self.authorities.profile(), key, now)?);
+        self.publish_jwt_key(JwtKey {
+            spki: authority.key.spki().to_vec(),
+            id: authority.id.clone(),
+            expires_at: to_unix(authority.not_after),
+            tainted: false,
+        })
+        .await?;
+        state
+            .journal
+            .append_jwt(slot.name, &authority, to_unix(now));
+        *slot = Slot::holding(
+            slot.name,
+            authority,
+            from_unix(to_unix(now)),
+            Status::Prepared,
+        );
+        tracing::info!(slot = %slot.name, local_authority_id = slot.id(), "JWT key prepared");
+        self.save(state).await;
+        Ok(())
+    }
+
+    async fn activate_jwt_key(&self, state: &mut State) {
+        let slot = &mut state.jwt.current;
+        slot.set_status(Status::Active);
+        state.journal.activate_jwt(slot.id());
+        self.authorities.set_jwt(slot.authority.clone());
+        tracing::info!(slot = %slot.name, local_authority_id = slot.id(), "JWT key activated");
+        self.save(state).await;
+    }
+
+    /// An authority in the bundle may sign even if the journal does not know yet: after a crash it would be made
+    /// active again, or replaced. What could not be saved is saved with the next rotation.
+    async fn save(&self, state: &mut State) {
+        let saved = state.journal.save(self.store.as_ref()).await;
+        log_failure(saved, "CA journal not saved, which is tried again");
+    }
+
+    /// Publishes a JWT key, this server's or a downstream server's: upstream where the upstream authority takes JWT
+    /// keys, and in the bundle. Answers all JWT keys.
+    pub async fn publish_jwt_key(&self, key: JwtKey) -> Result<Vec<JwtKey>, CaError> {
+        let published = match &self.settings.upstream {
+            Some(upstream) => upstream.publish_jwt_key(&key).await?,
+            None => None,
+        };
+        let keys = published.unwrap_or_else(|| vec![key]);
+        Ok(self.append(&[], &keys).await?.jwt)
+    }
+
+    /// Puts keys into the bundle that are not there yet.
+    async fn append(&self, x509: &[Vec<u8>], jwt: &[JwtKey]) -> Result<Bundle, CaError> {
+        let of = &self.authorities.profile().trust_domain;
+        let bundle = self
+            .store
+            .update_bundle(of, |bundle| {
+                let mut bundle = bundle.unwrap_or_else(|| Bundle {
+                    trust_domain: of.clone(),
+                    x509: Vec::new(),
+                    jwt: Vec::new(),
+                    refresh_hint: 0,
+                    sequence: 0,
+                });
+                for der in x509 {
+                    if !bundle.x509.iter().any(|ca| ca.der == *der) {
+                        bundle.x509.push(model::X509Authority {
+                            der: der.clone(),
+                            tainted: false,
+                        });
+                    }
+                }
+                for key in jwt {
+                    if !bundle.jwt.iter().any(|other| other.id == key.id) {
+                        bundle.jwt.push(key.clone());
+                    }
+                }
+                Some(bundle)
+            })
+            .await?;
+        bundle.ok_or(CaError::Bundle("trust domain bundle is missing"))
+    }
+
+    /// Takes keys out of the bundle that expired a day ago or earlier; never the last of a kind.
+    pub async fn prune_bundle(&self) -> Result<(), CaError> {
+        let Some(before) = self.now().checked_sub(BUNDLE_SAFETY) else {
+            return Ok(());
+        };
+        let mut left_empty = None;
+        self.store
+            .update_bundle(&self.authorities.profile().trust_domain, |bundle| {
+                let mut bundle = bundle?;
+                let (x509, jwt) = (bundle.x509.len(), bundle.jwt.len());
+                bundle.x509.retain(|ca| {
+                    // What cannot be read does not expire.
+                    super::authority::Certificate::read(ca.der.clone())
+                        .map_or(true, |certificate| certificate.not_after > before)
+                });
+                bundle
+                    .jwt
+                    .retain(|key| key.expires_at == 0 || from_unix(key.expires_at) > before);
+                if bundle.x509.is_empty() && x509 > 0 {
+                    left_empty = Some("would prune all certificates");
+                }
+                if bundle.jwt.is_empty() && jwt > 0 {
+                    left_empty = Some("would prune all JWT signing keys");
+                }
+                let pruned = (bundle.x509.len(), bundle.jwt.len()) != (x509, jwt);
+                (left_empty.is_none() && pruned).then_some(bundle)
+            })
+            .await?;
+        left_empty.map_or(Ok(()), |why| Err(CaError::Bundle(why)))
+    }
+
+    /// Deletes journals of servers whose authorities expired two weeks ago or earlier.
+    pub async fn prune_journals(&self) -> Result<(), CaError> {
+        let Some(before) = self.now().checked_sub(JOURNAL_SAFETY) else {
+            return Ok(());
+        };
+        self.store.prune_journals(to_unix(before)).await?;
+        Ok(())
+    }
+}
+
+fn free_slot<A: Authority>(slots: &mut Slots<A>) -> &mut Slot<A> {
+    if slots.current.is_empty() {
+        &mut slots.current
+    } else {
+        &mut slots.next
+    }
+}
+
+// The names of keys are upstream's, so that its key files fit.
+fn x509_key_id(slot: SlotName) -> String {
+    format!("x509-CA-{slot}")
+}
+
+fn jwt_key_id(slot: SlotName) -> String {
+    format!("JWT-Signer-{slot}")
+}
+
+fn log_failure(done: Result<(), impl Display>, what: &str) {
+    if let Err(error) = done {
+        tracing::error!(%error, "{what}");
+    }
+}

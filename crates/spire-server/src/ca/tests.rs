@@ -1,0 +1,8 @@
+//! What is signed, and the life of authorities.
+
+mod kit;
+mod life;
+mod operating;
+mod own_svid;
+mod signing;
+mod upstream;

@@ -1,0 +1,111 @@
+//! An authority above the server's own: it signs the CA, and its roots are the bundle.
+
+mod disk;
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::time::{Duration, SystemTime};
+
+use ah_spire_wire::model::JwtKey;
+use rustls_pki_types::{CertificateDer, UnixTime};
+use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
+
+pub use disk::{DiskAuthority, Files};
+
+use super::authority::Certificate;
+use super::certificate::{Issuer, Template};
+use super::name::Subject;
+use super::sign::backdated;
+use crate::keys::SigningKey;
+
+/// Why an upstream authority signed nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct UpstreamError(pub String);
+
+/// A CA certificate that an upstream authority signed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MintedCa {
+    /// DER: the CA, then its issuers up to a root, without that.
+    pub chain: Vec<Vec<u8>>,
+    /// DER: the roots that belong into the bundle.
+    pub roots: Vec<Vec<u8>>,
+}
+
+/// An answer that may take a while.
+pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, UpstreamError>> + Send + 'a>>;
+
+/// Signs the CAs of servers.
+pub trait UpstreamAuthority: Send + Sync + 'static {
+    /// Signs the CA that `csr` (PKCS #10, DER) asks for. `ttl` is a wish.
+    fn mint_x509_ca<'a>(&'a self, csr: &'a [u8], ttl: Duration) -> Answer<'a, MintedCa>;
+    /// Publishes a JWT key upstream and answers all that are published there; `None` when this authority does not
+    /// deal in JWT keys.
+    fn publish_jwt_key<'a>(&'a self, key: &'a JwtKey) -> Answer<'a, Option<Vec<JwtKey>>>;
+}
+
+impl fmt::Debug for dyn UpstreamAuthority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("UpstreamAuthority")
+    }
+}
+
+/// Whether what `ca` signs leads to one of `roots` over `issuers`, found out with a certificate that nobody gets to see.
+pub(super) fn check_chain(
+    ca: &Certificate,
+    key: &dyn SigningKey,
+    issuers: &[Vec<u8>],
+    roots: &[Vec<u8>],
+    uri: &str,
+    now: SystemTime,
+) -> Result<(), String> {
+    let template = Template {
+        serial: 1,
+        subject: &Subject::us("SPIRE"),
+        not_before: backdated(now),
+        not_after: ca.not_after,
+        spki: key.spki(),
+        uri,
+        dns_names: &[],
+        is_ca: false,
+    };
+    let leaf = template
+        .sign(&Issuer {
+            name: Some(&ca.name),
+            key_id: None,
+            key,
+        })
+        .map_err(|error| error.to_string())?;
+    let leaf = CertificateDer::from(leaf);
+    let roots: Vec<_> = roots
+        .iter()
+        .map(|der| CertificateDer::from(der.as_slice()))
+        .collect();
+    let anchors = roots
+        .iter()
+        .map(anchor_from_trusted_cert)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| format!("a root cannot be read: {error}"))?;
+    let issuers: Vec<_> = issuers
+        .iter()
+        .map(|der| CertificateDer::from(der.as_slice()))
+        .collect();
+    let since = now
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    EndEntityCert::try_from(&leaf)
+        .and_then(|leaf| {
+            leaf.verify_for_usage(
+                webpki::ALL_VERIFICATION_ALGS,
+                &anchors,
+                &issuers,
+                UnixTime::since_unix_epoch(since),
+                KeyUsage::client_auth(),
+                None,
+                None,
+            )
+            .map(|_| ())
+        })
+        .map_err(|error| error.to_string())
+}

@@ -1,0 +1,230 @@
+//! The server's side of TLS: its own SVID, and the client certificates that it takes.
+//!
+//! TLS 1.3 alone; no tickets and no resumption, for a resumed session would skip the look at the certificate.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use ah_identity_provider::{Clock, PrivateKey, TrustBundles};
+use ah_tls::{Policy, Trust};
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
+use rustls::server::NoServerSessionStorage;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, PeerMisbehaved,
+    ServerConfig, ServerConnection, SignatureScheme,
+};
+use rustls_pki_types::{CertificateDer, UnixTime};
+use spiffe::{SpiffeId, TrustDomain};
+use tokio::sync::watch;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::api::PeerSvid;
+use crate::ids;
+
+/// What the server shows.
+#[derive(Clone)]
+pub struct ServerSvid {
+    /// DER, leaf first.
+    pub chain: Vec<Vec<u8>>,
+    /// Of the leaf.
+    pub key: PrivateKey,
+}
+
+/// Whose client certificates are taken.
+#[derive(Clone, Debug)]
+pub struct ClientTrust {
+    /// Everybody in it.
+    pub trust_domain: TrustDomain,
+    /// From other trust domains, these alone.
+    pub admin_ids: BTreeSet<SpiffeId>,
+}
+
+/// The TLS configuration of the moment, built anew when SVID or bundles change.
+pub struct Configs {
+    clients: ClientTrust,
+    clock: Arc<dyn Clock>,
+    state: Mutex<State>,
+}
+
+struct State {
+    svid: watch::Receiver<Option<Arc<ServerSvid>>>,
+    bundles: watch::Receiver<Arc<TrustBundles>>,
+    built: Option<Arc<ServerConfig>>,
+}
+
+impl Configs {
+    /// Nothing is served before `svid` holds one. `bundles` are those of the own trust domain and of those that
+    /// administrators come from.
+    pub fn new(
+        svid: watch::Receiver<Option<Arc<ServerSvid>>>,
+        bundles: watch::Receiver<Arc<TrustBundles>>,
+        clients: ClientTrust,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        Self {
+            clients,
+            clock,
+            state: Mutex::new(State {
+                svid,
+                bundles,
+                built: None,
+            }),
+        }
+    }
+
+    /// For the next handshake. An SVID that cannot be used is told once, and the last good one serves on.
+    pub(super) fn current(&self) -> Option<Arc<ServerConfig>> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        // A publisher that has gone leaves its last value.
+        let changed = state.svid.has_changed().unwrap_or(false)
+            || state.bundles.has_changed().unwrap_or(false);
+        if changed || state.built.is_none() {
+            let svid = state.svid.borrow_and_update().clone();
+            let bundles = state.bundles.borrow_and_update().clone();
+            match svid.map(|svid| self.build(&svid, &bundles)) {
+                Some(Ok(config)) => state.built = Some(config),
+                Some(Err(error)) => {
+                    tracing::error!(%error, "The server's X509-SVID cannot be used for TLS");
+                }
+                None => {}
+            }
+        }
+        state.built.clone()
+    }
+
+    fn build(&self, svid: &ServerSvid, bundles: &TrustBundles) -> Result<Arc<ServerConfig>, Error> {
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let chain = svid
+            .chain
+            .iter()
+            .map(|der| CertificateDer::from(der.clone()));
+        let key = CertifiedKey::from_der(chain.collect(), svid.key.der().clone_key(), &provider)?;
+        let verifier = ClientVerifier {
+            provider: provider.clone(),
+            trust: Trust::new(bundles),
+            clients: self.clients.clone(),
+            clock: self.clock.clone(),
+        };
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .with_client_cert_verifier(Arc::new(verifier))
+            .with_cert_resolver(Arc::new(SingleCertAndKey::from(key)));
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        config.send_tls13_tickets = 0;
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        Ok(Arc::new(config))
+    }
+}
+
+/// Judges client certificates: an X509-SVID of the own trust domain, or of an administrator, or none at all.
+struct ClientVerifier {
+    provider: Arc<CryptoProvider>,
+    trust: Trust,
+    clients: ClientTrust,
+    clock: Arc<dyn Clock>,
+}
+
+impl ClientVerifier {
+    fn judge(&self, chain: &[CertificateDer<'_>]) -> Result<(), String> {
+        let peer =
+            ah_tls::verify_executor(chain, &self.trust, &Policy::default(), self.clock.now())
+                .map_err(|error| error.to_string())?;
+        let ah_tls::PeerName::Spiffe(id) = peer.name() else {
+            return Err("the client certificate has no SPIFFE ID".into());
+        };
+        let known =
+            id.trust_domain() == &self.clients.trust_domain || self.clients.admin_ids.contains(id);
+        if !known {
+            return Err(format!("unexpected trust domain in ID \"{id}\""));
+        }
+        Ok(())
+    }
+}
+
+impl ClientCertVerifier for ClientVerifier {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        // No hints: clients would hold back a certificate whose chain the names do not show.
+        &[]
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        // Attesting agents have no certificate yet.
+        false
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        let leaf = std::iter::once(end_entity);
+        let chain: Vec<CertificateDer<'_>> = leaf.chain(intermediates).cloned().collect();
+        match self.judge(&chain) {
+            Ok(()) => Ok(ClientCertVerified::assertion()),
+            Err(reason) => {
+                tracing::warn!(reason, "A client certificate was refused");
+                Err(CertificateError::ApplicationVerificationFailure.into())
+            }
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(PeerMisbehaved::SignedHandshakeWithUnadvertisedSigScheme.into())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature(message, cert, dss, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        algorithms.supported_schemes()
+    }
+}
+
+impl fmt::Debug for ClientVerifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientVerifier").finish_non_exhaustive()
+    }
+}
+
+/// The SVID of a client whose handshake succeeded; `None` when it showed none.
+pub(super) fn peer_svid(connection: &ServerConnection) -> Result<Option<PeerSvid>, String> {
+    let Some(leaf) = connection.peer_certificates().and_then(<[_]>::first) else {
+        return Ok(None);
+    };
+    let (_, cert) = X509Certificate::from_der(leaf).map_err(|error| error.to_string())?;
+    let names = cert
+        .subject_alternative_name()
+        .map_err(|error| error.to_string())?;
+    let names = names.map(|names| &names.value.general_names);
+    let uri = names.into_iter().flatten().find_map(|name| match name {
+        GeneralName::URI(uri) => Some(*uri),
+        _ => None,
+    });
+    let id = ids::parse(uri.ok_or("client certificate has no URI SAN")?)?;
+    let not_after = u64::try_from(cert.validity().not_after.timestamp()).unwrap_or(0);
+    Ok(Some(PeerSvid {
+        id,
+        serial_number: cert.serial.to_string(),
+        not_after: SystemTime::UNIX_EPOCH + Duration::from_secs(not_after),
+    }))
+}

@@ -1,0 +1,17 @@
+//! The command `spire-server`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build();
+    match runtime {
+        Ok(runtime) => ExitCode::from(runtime.block_on(spire_server::cli::main(&arguments))),
+        Err(error) => {
+            eprintln!("Error: cannot start: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

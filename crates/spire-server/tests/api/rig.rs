@@ -1,0 +1,507 @@
+//! A server in this process, on a unix socket and on TLS, with a CA of its own.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use ah_identity_provider::{PrivateKey, SystemClock, TrustBundles};
+use ah_spire_wire::model::{Bundle, Entry, JwtKey, X509Authority};
+use ah_spire_wire::server::agent::agent_client::AgentClient;
+use ah_spire_wire::server::agent::{
+    AgentX509svidParams, AttestAgentRequest, AttestAgentResponse, CreateJoinTokenRequest,
+    attest_agent_request, attest_agent_response,
+};
+use ah_spire_wire::server::bundle::bundle_client::BundleClient;
+use ah_spire_wire::server::entry::entry_client::EntryClient;
+use ah_spire_wire::server::svid::svid_client::SvidClient;
+use ah_spire_wire::{Channel, types};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName,
+    ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, SanType, SubjectPublicKeyInfo,
+};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
+use spiffe::{SpiffeId, TrustDomain};
+use spire_server::api::{
+    Ask, Attested, Attestors, Authority, AuthorizedEntries, Core, LogLevel, RateLimits,
+};
+use spire_server::ca::{JwtSvid, JwtSvidRequest, SignError, Signer, X509Svid, X509SvidRequest};
+use spire_server::endpoints::{ClientTrust, Configs, LocalSocket, Network, ServerSvid, bind};
+use spire_server::store::{Bundles, SqlStore, StoreConfig, StoreError};
+use tempfile::TempDir;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+pub(crate) const DOMAIN: &str = "example.org";
+
+pub(crate) fn id(path: &str) -> SpiffeId {
+    SpiffeId::new(format!("spiffe://{DOMAIN}{path}")).unwrap()
+}
+
+pub(crate) fn wire(path: &str) -> Option<types::Spiffeid> {
+    Some(types::Spiffeid {
+        trust_domain: DOMAIN.into(),
+        path: path.into(),
+    })
+}
+
+/// Why a call failed: some answers cannot be printed.
+pub(crate) fn refused<T>(answer: Result<T, Status>) -> Status {
+    answer.map(|_| ()).unwrap_err()
+}
+
+/// A CA of a trust domain.
+pub(crate) struct TestAuthority {
+    ca: CertifiedIssuer<'static, KeyPair>,
+}
+
+impl TestAuthority {
+    pub(crate) fn new(domain: &str) -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let uri = format!("spiffe://{domain}").try_into().unwrap();
+        params.subject_alt_names = vec![SanType::URI(uri)];
+        let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        Self { ca }
+    }
+
+    pub(crate) fn root(&self) -> Vec<u8> {
+        self.ca.as_ref().der().to_vec()
+    }
+
+    pub(crate) fn sign(&self, request: &X509SvidRequest) -> Result<X509Svid, SignError> {
+        let invalid = |error: rcgen::Error| SignError::Invalid(error.to_string());
+        let key = SubjectPublicKeyInfo::from_der(&request.spki).map_err(invalid)?;
+        let mut params = CertificateParams::new(request.dns_names.clone()).map_err(invalid)?;
+        let uri = request.spiffe_id.to_string().try_into().unwrap();
+        params.subject_alt_names.push(SanType::URI(uri));
+        params.distinguished_name = DistinguishedName::new();
+        params
+            .distinguished_name
+            .push(rcgen::DnType::OrganizationName, "SPIRE");
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
+        let serial = u128::from(rand::random::<u64>()) + (1 << 64);
+        params.serial_number = Some(serial.to_be_bytes().to_vec().into());
+        let not_after = SystemTime::now() + request.ttl.unwrap_or(Duration::from_secs(3600));
+        params.not_before = (SystemTime::now() - Duration::from_secs(10)).into();
+        params.not_after = not_after.into();
+        let cert = params.signed_by(&key, &self.ca).map_err(invalid)?;
+        Ok(X509Svid {
+            chain: vec![cert.der().to_vec()],
+            serial_number: serial.to_string(),
+            not_after,
+        })
+    }
+
+    /// A key, and a certificate for it.
+    pub(crate) fn issue(&self, id: &SpiffeId) -> Identity {
+        let key = KeyPair::generate().unwrap();
+        let request = X509SvidRequest {
+            spiffe_id: id.clone(),
+            spki: rcgen::PublicKeyData::subject_public_key_info(&key),
+            dns_names: Vec::new(),
+            ttl: None,
+        };
+        Identity {
+            chain: self.sign(&request).unwrap().chain,
+            key: key.serialize_der(),
+        }
+    }
+}
+
+impl Signer for TestAuthority {
+    fn sign_x509_svid(&self, request: X509SvidRequest) -> Result<X509Svid, SignError> {
+        self.sign(&request)
+    }
+
+    fn sign_agent_svid(&self, request: X509SvidRequest) -> Result<X509Svid, SignError> {
+        self.sign(&request)
+    }
+
+    fn sign_jwt_svid(&self, request: JwtSvidRequest) -> Result<JwtSvid, SignError> {
+        let issued_at = SystemTime::now();
+        Ok(JwtSvid {
+            token: format!("{} for {}", request.spiffe_id, request.audience.join(",")),
+            issued_at,
+            expires_at: issued_at + request.ttl.unwrap_or(Duration::from_secs(300)),
+        })
+    }
+}
+
+#[tonic::async_trait]
+impl Authority for TestAuthority {
+    fn sign_downstream_ca(
+        &self,
+        spki: &[u8],
+        _ttl: Option<Duration>,
+    ) -> Result<Vec<Vec<u8>>, SignError> {
+        let invalid = |error: rcgen::Error| SignError::Invalid(error.to_string());
+        let key = SubjectPublicKeyInfo::from_der(spki).map_err(invalid)?;
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let cert = params.signed_by(&key, &self.ca).map_err(invalid)?;
+        Ok(vec![cert.der().to_vec()])
+    }
+
+    fn jwt_disabled(&self) -> bool {
+        false
+    }
+
+    async fn publish_jwt_key(&self, key: JwtKey) -> Result<Vec<JwtKey>, SignError> {
+        Ok(vec![key])
+    }
+}
+
+/// The entries of each agent, as a test sets them.
+#[derive(Default)]
+pub(crate) struct Assigned(pub(crate) Mutex<HashMap<SpiffeId, Vec<Arc<Entry>>>>);
+
+impl AuthorizedEntries for Assigned {
+    fn of(&self, agent: &SpiffeId) -> Result<Vec<Arc<Entry>>, StoreError> {
+        Ok(self
+            .0
+            .lock()
+            .unwrap()
+            .get(agent)
+            .cloned()
+            .unwrap_or_default())
+    }
+}
+
+/// One attestor, `echo`: it lets in who answers its challenge with the payload.
+struct Echo;
+
+#[tonic::async_trait]
+impl Attestors for Echo {
+    async fn attest(
+        &self,
+        name: &str,
+        payload: &[u8],
+        _address: Option<IpAddr>,
+        agent: &mut dyn Ask,
+    ) -> Option<Result<Attested, Status>> {
+        if name != "echo" {
+            return None;
+        }
+        Some(match agent.ask(b"say it again".to_vec()).await {
+            Ok(answer) if answer == payload => Ok(Attested {
+                id: id("/spire/agent/echo/1"),
+                selectors: vec![ah_spire_wire::model::Selector::new("echo", "yes")],
+                can_reattest: true,
+            }),
+            Ok(_) => Err(Status::permission_denied("wrong echo")),
+            Err(status) => Err(status),
+        })
+    }
+}
+
+struct Level(AtomicI32);
+
+impl LogLevel for Level {
+    fn current(&self) -> types::LogLevel {
+        types::LogLevel::try_from(self.0.load(Ordering::SeqCst)).unwrap()
+    }
+
+    fn launch(&self) -> types::LogLevel {
+        types::LogLevel::Info
+    }
+
+    fn set(&self, level: types::LogLevel) -> Result<(), String> {
+        self.0.store(level.into(), Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+/// A chain with its key.
+#[derive(Clone)]
+pub(crate) struct Identity {
+    pub(crate) chain: Vec<Vec<u8>>,
+    pub(crate) key: Vec<u8>,
+}
+
+pub(crate) struct Rig {
+    pub(crate) authority: Arc<TestAuthority>,
+    pub(crate) store: Arc<SqlStore>,
+    pub(crate) assigned: Arc<Assigned>,
+    pub(crate) socket: PathBuf,
+    pub(crate) address: SocketAddr,
+    pub(crate) bundles: watch::Sender<Arc<TrustBundles>>,
+    pub(crate) folder: TempDir,
+    _svid: watch::Sender<Option<Arc<ServerSvid>>>,
+    _chain: watch::Sender<Vec<Vec<u8>>>,
+    stop: CancellationToken,
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+impl Rig {
+    pub(crate) async fn start() -> Self {
+        Self::with(&[]).await
+    }
+
+    pub(crate) async fn with(admin_ids: &[SpiffeId]) -> Self {
+        let folder = TempDir::new().unwrap();
+        let config = StoreConfig {
+            database_type: "sqlite3".into(),
+            connection_string: folder.path().join("db.sqlite3").display().to_string(),
+            ..StoreConfig::default()
+        };
+        let store = Arc::new(SqlStore::open(&config).await.unwrap());
+        let authority = Arc::new(TestAuthority::new(DOMAIN));
+        let ours = TrustDomain::new(DOMAIN).unwrap();
+        let bundle = Bundle {
+            trust_domain: ours.clone(),
+            x509: vec![X509Authority {
+                der: authority.root(),
+                tainted: false,
+            }],
+            jwt: Vec::new(),
+            refresh_hint: 0,
+            sequence: 1,
+        };
+        store.put_bundle(&bundle).await.unwrap();
+        let own = authority.issue(&id("/spire/server"));
+        let (chain_sender, chain) = watch::channel(own.chain.clone());
+        let (svid_sender, svid) = watch::channel(Some(Arc::new(ServerSvid {
+            chain: own.chain,
+            key: PrivateKey::pkcs8(own.key),
+        })));
+        let root = CertificateDer::from(authority.root());
+        let trusted = TrustBundles {
+            unscoped: Vec::new(),
+            domains: [(ours.clone(), vec![root])].into(),
+        };
+        let (bundles, trusted) = watch::channel(Arc::new(trusted));
+        let admin_ids: BTreeSet<SpiffeId> = admin_ids.iter().cloned().collect();
+        let assigned = Arc::new(Assigned::default());
+        let core = Arc::new(Core {
+            trust_domain: ours.clone(),
+            store: store.clone(),
+            authority: authority.clone(),
+            entries: assigned.clone(),
+            attestors: Arc::new(Echo),
+            admin_ids: admin_ids.clone(),
+            limits: RateLimits::new(false, true),
+            clock: Arc::new(SystemClock),
+            agent_id_as_selector: false,
+            log: Arc::new(Level(AtomicI32::new(types::LogLevel::Info.into()))),
+            own_chain: chain,
+            started: SystemTime::now(),
+        });
+        let socket = folder.path().join("private/api.sock");
+        let local = LocalSocket::bind(&socket).unwrap();
+        let clients = ClientTrust {
+            trust_domain: ours,
+            admin_ids,
+        };
+        let configs = Configs::new(svid, trusted, clients, Arc::new(SystemClock));
+        let network = Network::new(bind("127.0.0.1:0".parse().unwrap()).unwrap(), configs);
+        let address = network.address().unwrap();
+        let stop = CancellationToken::new();
+        tokio::spawn(local.run(core.clone(), stop.clone()));
+        tokio::spawn(network.run(core, stop.clone()));
+        Self {
+            authority,
+            store,
+            assigned,
+            socket,
+            address,
+            bundles,
+            folder,
+            _svid: svid_sender,
+            _chain: chain_sender,
+            stop,
+        }
+    }
+
+    pub(crate) async fn local(&self) -> Channel {
+        Channel::unix(&self.socket).await.unwrap()
+    }
+
+    pub(crate) async fn agents(&self) -> AgentClient<Channel> {
+        AgentClient::with_origin(self.local().await, Channel::origin())
+    }
+
+    pub(crate) async fn entries(&self) -> EntryClient<Channel> {
+        EntryClient::with_origin(self.local().await, Channel::origin())
+    }
+
+    pub(crate) async fn svids(&self) -> SvidClient<Channel> {
+        SvidClient::with_origin(self.local().await, Channel::origin())
+    }
+
+    pub(crate) async fn bundles(&self) -> BundleClient<Channel> {
+        BundleClient::with_origin(self.local().await, Channel::origin())
+    }
+
+    /// A connection over TLS, with a client certificate or without.
+    pub(crate) async fn network(&self, identity: Option<&Identity>) -> std::io::Result<Channel> {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(AnyServer));
+        let mut config = match identity {
+            None => config.with_no_client_auth(),
+            Some(identity) => {
+                let chain = identity
+                    .chain
+                    .iter()
+                    .cloned()
+                    .map(CertificateDer::from)
+                    .collect();
+                let key = PrivatePkcs8KeyDer::from(identity.key.clone());
+                config.with_client_auth_cert(chain, key.into()).unwrap()
+            }
+        };
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        let tcp = tokio::net::TcpStream::connect(self.address).await?;
+        let name = ServerName::try_from("spire-server").unwrap();
+        let tls = tokio_rustls::TlsConnector::from(Arc::new(config));
+        Channel::over(tls.connect(name, tcp).await?).await
+    }
+
+    pub(crate) async fn token(&self) -> String {
+        let request = CreateJoinTokenRequest {
+            ttl: 60,
+            ..Default::default()
+        };
+        let token = self
+            .agents()
+            .await
+            .create_join_token(request)
+            .await
+            .unwrap();
+        token.into_inner().value
+    }
+
+    /// Attests with a token: the agent's ID and identity.
+    pub(crate) async fn attested(&self) -> (SpiffeId, Identity) {
+        let token = self.token().await;
+        let key = KeyPair::generate().unwrap();
+        let result = self.attest("join_token", token.as_bytes(), csr(&key)).await;
+        let svid = result.unwrap().svid.unwrap();
+        let chain = svid.cert_chain.iter().map(|der| der.to_vec()).collect();
+        let agent = id(&svid.id.unwrap().path);
+        let key = key.serialize_der();
+        (agent, Identity { chain, key })
+    }
+
+    pub(crate) async fn attest(
+        &self,
+        kind: &str,
+        payload: &[u8],
+        csr: Vec<u8>,
+    ) -> Result<attest_agent_response::Result, Status> {
+        let (sender, requests) = tokio::sync::mpsc::channel(4);
+        sender
+            .send(attest_params(kind, payload, csr))
+            .await
+            .unwrap();
+        let channel = self.network(None).await.unwrap();
+        let mut client = AgentClient::with_origin(channel, Channel::origin());
+        let requests = tokio_stream::wrappers::ReceiverStream::new(requests);
+        let mut answers = client.attest_agent(requests).await?.into_inner();
+        loop {
+            let AttestAgentResponse { step } = answers.message().await?.unwrap();
+            match step.unwrap() {
+                attest_agent_response::Step::Result(result) => return Ok(result),
+                attest_agent_response::Step::Challenge(_) => {
+                    let step = attest_agent_request::Step::ChallengeResponse(payload.to_vec());
+                    let answer = AttestAgentRequest { step: Some(step) };
+                    sender.send(answer).await.unwrap();
+                }
+            }
+        }
+    }
+}
+
+pub(crate) fn attest_params(kind: &str, payload: &[u8], csr: Vec<u8>) -> AttestAgentRequest {
+    AttestAgentRequest {
+        step: Some(attest_agent_request::Step::Params(
+            attest_agent_request::Params {
+                data: Some(types::AttestationData {
+                    r#type: kind.into(),
+                    payload: payload.to_vec().into(),
+                }),
+                params: Some(AgentX509svidParams { csr }),
+            },
+        )),
+    }
+}
+
+pub(crate) fn csr(key: &KeyPair) -> Vec<u8> {
+    csr_for(key, &[], &[])
+}
+
+pub(crate) fn csr_for(key: &KeyPair, uris: &[&str], dns: &[&str]) -> Vec<u8> {
+    let dns: Vec<String> = dns.iter().map(|&name| name.to_owned()).collect();
+    let mut params = CertificateParams::new(dns).unwrap();
+    params.distinguished_name = DistinguishedName::new();
+    for uri in uris {
+        let uri = (*uri).try_into().unwrap();
+        params.subject_alt_names.push(SanType::URI(uri));
+    }
+    params.serialize_request(key).unwrap().der().to_vec()
+}
+
+/// What is tested is the server's look at its clients, not theirs at it.
+#[derive(Debug)]
+struct AnyServer;
+
+impl ServerCertVerifier for AnyServer {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &rustls::DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::General("TLS 1.2".into()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &rustls::DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let provider = rustls::crypto::aws_lc_rs::default_provider();
+        rustls::crypto::verify_tls13_signature(
+            message,
+            cert,
+            dss,
+            &provider.signature_verification_algorithms,
+        )
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+        rustls::crypto::aws_lc_rs::default_provider()
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
+}
