@@ -196,7 +196,10 @@ connection.sendall(b'PRI * HTTP/2.0\\r\\n\\r\\nSM\\r\\n\\r\\n' + bytes([0, 0, 0,
 connection.recv(1)
 if os.fork():
     os._exit(0)
-while connection.recv(4096):
+try:
+    while connection.recv(4096):
+        pass
+except ConnectionResetError:
     pass
 print('cut', flush=True)
 ";
