@@ -241,20 +241,19 @@ fn ten_thousand_streams_of_one_process_are_bounded_and_the_error_says_so() {
         assert_eq!((open.len(), refused), (300, 9_700));
         assert_eq!(rig.identities.served.receiver_count(), 300);
 
-        // One over the number of connections is told so too.
+        // One over the number of connections is told so too, whichever it is.
         let mut more = Vec::new();
-        for _ in 0..3 {
+        let mut told = 0;
+        for _ in 0..4 {
             more.push(Channel::unix(rig.socket()).await.unwrap());
         }
-        let over = Channel::unix(rig.socket()).await.unwrap();
-        let refused = stream(&over).await.err().unwrap();
-        assert_eq!(refused.code(), Code::ResourceExhausted);
-        assert!(
-            refused.message().contains("holds 4 to the Workload API"),
-            "{}",
-            refused.message()
-        );
-        drop((over, more));
+        for channel in &more {
+            let refused = stream(channel).await.err().unwrap();
+            assert_eq!(refused.code(), Code::ResourceExhausted);
+            told += usize::from(refused.message().contains("holds 4 to the Workload API"));
+        }
+        assert_eq!(told, 1);
+        drop(more);
 
         // What is given back can be taken again.
         drop(open);
