@@ -1,7 +1,10 @@
-//! Logging to stderr (AP-15).
+//! Logging to stderr (AP-15), to stdout, or to a file that can be opened again.
 
-use std::io::{self, IsTerminal};
+use std::fs::{File, OpenOptions};
+use std::io::{self, IsTerminal, Write};
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tracing::Subscriber;
 use tracing_subscriber::fmt::MakeWriter;
@@ -68,6 +71,56 @@ pub enum LogError {
     Again,
 }
 
+/// Where lines go.
+#[derive(Clone, Debug)]
+pub enum LogOutput {
+    /// Standard error.
+    Stderr,
+    /// Standard output.
+    Stdout,
+    /// The end of a file.
+    File(LogFile),
+}
+
+/// A log file. Clones write to the same one.
+#[derive(Clone, Debug)]
+pub struct LogFile {
+    path: PathBuf,
+    file: Arc<Mutex<File>>,
+}
+
+impl LogFile {
+    /// Opens the file at `path` to write at its end; it is made when it is not there.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        Ok(Self {
+            path: path.to_owned(),
+            file: Arc::new(Mutex::new(append(path)?)),
+        })
+    }
+
+    /// Opens the file again, after somebody moved it away. On an error the one before stays.
+    pub fn reopen(&self) -> io::Result<()> {
+        let file = append(&self.path)?;
+        *self.file.lock().unwrap_or_else(PoisonError::into_inner) = file;
+        Ok(())
+    }
+}
+
+fn append(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).append(true).open(path)
+}
+
+impl Write for LogFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        (&*file).write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// The running log. Keep it to change the level later.
 #[derive(Debug)]
 pub struct Logging {
@@ -127,12 +180,32 @@ impl Logging {
         targets: &'static [&'static str],
         environment: LogEnvironment,
     ) -> Result<Self, LogError> {
+        Self::start_to(LogOutput::Stderr, settings, targets, environment)
+    }
+
+    /// As [`Logging::start`], to `output`.
+    pub fn start_to(
+        output: LogOutput,
+        settings: LogSettings,
+        targets: &'static [&'static str],
+        environment: LogEnvironment,
+    ) -> Result<Self, LogError> {
         let filter = filter(settings.level, targets, &environment)?;
         let (filter, handle) = reload::Layer::new(filter);
-        let color = io::stderr().is_terminal() && !environment.no_color;
+        let color = !environment.no_color
+            && match &output {
+                LogOutput::Stderr => io::stderr().is_terminal(),
+                LogOutput::Stdout => io::stdout().is_terminal(),
+                LogOutput::File(_) => false,
+            };
+        let lines = match output {
+            LogOutput::Stderr => lines(settings.format, io::stderr, color),
+            LogOutput::Stdout => lines(settings.format, io::stdout, color),
+            LogOutput::File(file) => lines(settings.format, move || file.clone(), color),
+        };
         Registry::default()
             .with(filter)
-            .with(lines(settings.format, io::stderr, color))
+            .with(lines)
             .try_init()
             .map_err(|_| LogError::Again)?;
         Ok(Self {
@@ -197,10 +270,21 @@ where
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-    use std::sync::{Arc, Mutex};
-
     use super::*;
+
+    // SIGUSR2 of SPIRE's daemons: whoever rotates logs moves the file away and asks for a new one.
+    #[test]
+    fn a_log_file_that_was_moved_away_is_opened_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log");
+        let file = LogFile::open(&path).unwrap();
+        let mut writer = file.clone();
+        writer.write_all(b"one\n").unwrap();
+        std::fs::rename(&path, directory.path().join("log.1")).unwrap();
+        file.reopen().unwrap();
+        writer.write_all(b"two\n").unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "two\n");
+    }
 
     const TARGETS: &[&str] = &["ah_cli", "ah_identity_provider"];
 

@@ -1,8 +1,6 @@
 //! The audit log under faults (AU-1, AU-2): real files, real processes.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod child;
-
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::sync::Arc;
@@ -14,6 +12,7 @@ use ah_fleet::audit::{
 };
 use ah_fleet::store::{CertificateRecord, ExecutorId};
 use ah_identity_provider::{Explained, ProviderKind, SystemClock};
+use ah_testkit::child;
 use tempfile::TempDir;
 
 const DEADLINE: Duration = Duration::from_secs(60);

@@ -5,7 +5,6 @@
     reason = "a test fails by panicking"
 )]
 
-mod child;
 mod common;
 
 use std::collections::BTreeSet;
@@ -19,6 +18,7 @@ use ah_fleet::store::{
     StoreError, StoreHealth, StoreWriter,
 };
 use ah_identity_provider::Code;
+use ah_testkit::child;
 use ah_testkit::postgres::Postgres;
 use common::{at, enrolled, enrollment, id};
 use sqlx::Connection;

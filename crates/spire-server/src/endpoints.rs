@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 
 pub use self::local::LocalSocket;
 pub use self::tcp::{Network, bind};
-pub use self::tls::{ClientTrust, Configs, ServerSvid};
+pub use self::tls::{ClientTrust, Configs};
 
 /// Connections at a time, of each door.
 const MOST_CONNECTIONS: usize = 8192;

@@ -1,16 +1,22 @@
 //! SPIRE server as a library; the binary `spire-server` is its command line.
 //!
-//! - [`store`]: what outlives a process, behind five small traits.
+//! - [`store`]: what outlives a process, behind six small traits.
+//! - [`entries`]: which of the entries an agent may serve, in memory.
 //! - [`ca`]: the X.509 and JWT authorities, their rotation, and what they sign.
 //! - [`api`]: the gRPC services, and who may call them.
 //! - [`endpoints`]: the sockets that they are served on.
+//! - [`run`]: the daemon that all of it makes.
 //! - [`keys`]: where the private keys of the authorities are.
 
 pub mod api;
 pub mod ca;
 pub mod cli;
 pub mod endpoints;
+pub mod entries;
 pub mod ids;
 pub mod keys;
+pub mod log;
 pub mod moment;
+mod plugins;
+pub mod run;
 pub mod store;

@@ -107,6 +107,11 @@ pub trait Entries: Send + Sync {
         &self,
         after: Option<u64>,
     ) -> impl Future<Output = Result<Vec<Changed>, StoreError>> + Send;
+    /// Those of these events that there are by now: some may have been gaps in the log.
+    fn entry_events_among(
+        &self,
+        events: &[u64],
+    ) -> impl Future<Output = Result<Vec<Changed>, StoreError>> + Send;
     /// Forgets events from before `before` (Unix seconds); how many went.
     fn prune_entry_events(
         &self,
@@ -157,6 +162,11 @@ pub trait Agents: Send + Sync {
     fn agent_events(
         &self,
         after: Option<u64>,
+    ) -> impl Future<Output = Result<Vec<Changed>, StoreError>> + Send;
+    /// As [`Entries::entry_events_among`].
+    fn agent_events_among(
+        &self,
+        events: &[u64],
     ) -> impl Future<Output = Result<Vec<Changed>, StoreError>> + Send;
     /// As [`Entries::prune_entry_events`].
     fn prune_agent_events(

@@ -1,6 +1,7 @@
 //! What the tests of every crate share.
 
 pub mod ca;
+pub mod child;
 pub mod node_suite;
 pub mod openbao;
 pub mod postgres;

@@ -13,6 +13,7 @@ mod journals;
 mod schema;
 mod tokens;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use sqlx::postgres::{PgPool, PgPoolOptions};
@@ -25,7 +26,7 @@ use super::config::{BadConfig, StoreConfig, Target};
 use super::{Page, Paged, StoreError};
 
 /// How long a caller waits for a connection, a new one included.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Upstream's default for `max_open_conns`.
 const MAX_CONNECTIONS: u32 = 100;
@@ -45,6 +46,7 @@ pub struct SqlStore {
 #[derive(Clone, Debug)]
 enum Pools {
     Sqlite {
+        path: PathBuf,
         writer: SqlitePool,
         readers: SqlitePool,
     },
@@ -94,7 +96,12 @@ impl SqlStore {
                 let readers = pool()
                     .max_connections(most.min(SQLITE_READERS))
                     .connect_lazy_with(options.pragma("query_only", "ON"));
-                (place, Pools::Sqlite { writer, readers })
+                let pools = Pools::Sqlite {
+                    path,
+                    writer,
+                    readers,
+                };
+                (place, pools)
             }
             Target::Postgres(options) => {
                 let place = place(&options);
@@ -126,7 +133,9 @@ impl SqlStore {
     /// Closes all connections; SQLite then folds its write-ahead log into the file.
     pub async fn close(&self) {
         match &self.pools {
-            Pools::Sqlite { writer, readers } => {
+            Pools::Sqlite {
+                writer, readers, ..
+            } => {
                 readers.close().await;
                 writer.close().await;
             }
@@ -142,7 +151,11 @@ impl SqlStore {
     /// A transaction that writes. SQLite has one at a time.
     async fn begin(&self) -> Result<Connection, StoreError> {
         match &self.pools {
-            Pools::Sqlite { writer, .. } => {
+            Pools::Sqlite { path, writer, .. } => {
+                // A file that was removed underneath would take writes that nobody ever reads.
+                std::fs::metadata(path).map_err(|e| {
+                    StoreError::Unavailable(format!("datastore {}: {e}", path.display()))
+                })?;
                 let connection = writer.acquire().await.map_err(fault)?;
                 Connection::sqlite(connection, "BEGIN IMMEDIATE").await
             }

@@ -6,7 +6,7 @@ use ah_spire_wire::model::Selector;
 use spiffe::SpiffeId;
 
 use super::connection::{Arg, Connection};
-use super::entries::{delete_join_token_alias, events, prune_events};
+use super::entries::{delete_join_token_alias, events, events_among, prune_events};
 use super::filter::{Where, id_list};
 use super::{SqlStore, after, cut, limit, now, optional_time, time_text};
 use crate::store::{Agent, AgentFilter, Agents, Changed, Page, Paged, StoreError};
@@ -96,6 +96,13 @@ impl Agents for SqlStore {
     async fn agent_events(&self, after: Option<u64>) -> Result<Vec<Changed>, StoreError> {
         let mut db = self.read_stale().await?;
         let found = events(&mut db, "attested_node_entries_events", "spiffe_id", after).await;
+        db.end(found).await
+    }
+
+    async fn agent_events_among(&self, events: &[u64]) -> Result<Vec<Changed>, StoreError> {
+        let mut db = self.read_stale().await?;
+        let found =
+            events_among(&mut db, "attested_node_entries_events", "spiffe_id", events).await;
         db.end(found).await
     }
 

@@ -137,7 +137,7 @@ impl Connection {
         }
     }
 
-    /// All rows.
+    /// All rows. A statement without values names its rows itself, so that it is not worth keeping prepared.
     pub(super) async fn rows<T: Row>(
         &mut self,
         sql: &str,
@@ -146,11 +146,15 @@ impl Connection {
         let rows = match self.live.as_mut().ok_or_else(ended)? {
             Live::Sqlite(connection) => {
                 let query = sqlx::query_as::<Sqlite, T>(AssertSqlSafe(plain(sql)));
-                bind!(query, args).fetch_all(&mut **connection).await
+                bind!(query.persistent(!args.is_empty()), args)
+                    .fetch_all(&mut **connection)
+                    .await
             }
             Live::Postgres(connection) => {
                 let query = sqlx::query_as::<Postgres, T>(AssertSqlSafe(sql.to_owned()));
-                bind!(query, args).fetch_all(&mut **connection).await
+                bind!(query.persistent(!args.is_empty()), args)
+                    .fetch_all(&mut **connection)
+                    .await
             }
         };
         rows.map_err(fault)
@@ -170,12 +174,16 @@ impl Connection {
         let done = match self.live.as_mut().ok_or_else(ended)? {
             Live::Sqlite(connection) => {
                 let query = sqlx::query::<Sqlite>(AssertSqlSafe(plain(sql)));
-                let done = bind!(query, args).execute(&mut **connection).await;
+                let done = bind!(query.persistent(!args.is_empty()), args)
+                    .execute(&mut **connection)
+                    .await;
                 done.map(|done| done.rows_affected())
             }
             Live::Postgres(connection) => {
                 let query = sqlx::query::<Postgres>(AssertSqlSafe(sql.to_owned()));
-                let done = bind!(query, args).execute(&mut **connection).await;
+                let done = bind!(query.persistent(!args.is_empty()), args)
+                    .execute(&mut **connection)
+                    .await;
                 done.map(|done| done.rows_affected())
             }
         };

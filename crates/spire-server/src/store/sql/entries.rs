@@ -121,6 +121,12 @@ impl Entries for SqlStore {
         db.end(found).await
     }
 
+    async fn entry_events_among(&self, events: &[u64]) -> Result<Vec<Changed>, StoreError> {
+        let mut db = self.read_stale().await?;
+        let found = events_among(&mut db, "registered_entries_events", "entry_id", events).await;
+        db.end(found).await
+    }
+
     async fn prune_entry_events(&self, before: i64) -> Result<u64, StoreError> {
         let mut db = self.begin().await?;
         let pruned = prune_events(&mut db, "registered_entries_events", before).await;
@@ -423,18 +429,36 @@ pub(super) async fn events(
     column: &str,
     after: Option<u64>,
 ) -> Result<Vec<Changed>, StoreError> {
-    let select = format!("SELECT CAST(id AS BIGINT), coalesce({column}, '') FROM {table}");
-    let rows: Vec<(i64, String)> = match after {
-        Some(after) => {
-            let after = i64::try_from(after).unwrap_or(i64::MAX);
-            let sql = format!("{select} WHERE id > $1 ORDER BY id");
-            db.rows(&sql, &[after.into()]).await?
-        }
-        None => {
-            db.rows(&format!("{select} ORDER BY id DESC LIMIT 1"), &[])
-                .await?
-        }
+    let rest = match after {
+        Some(after) => format!("WHERE id > {after} ORDER BY id"),
+        None => "ORDER BY id DESC LIMIT 1".to_owned(),
     };
+    select_events(db, table, column, &rest).await
+}
+
+/// Those of `events` that are there, in order.
+pub(super) async fn events_among(
+    db: &mut Connection,
+    table: &str,
+    column: &str,
+    events: &[u64],
+) -> Result<Vec<Changed>, StoreError> {
+    let mut found = Vec::new();
+    for events in events.chunks(NAMED) {
+        let rest = format!("WHERE id IN ({}) ORDER BY id", id_list(events));
+        found.extend(select_events(db, table, column, &rest).await?);
+    }
+    Ok(found)
+}
+
+async fn select_events(
+    db: &mut Connection,
+    table: &str,
+    column: &str,
+    rest: &str,
+) -> Result<Vec<Changed>, StoreError> {
+    let sql = format!("SELECT CAST(id AS BIGINT), coalesce({column}, '') FROM {table} {rest}");
+    let rows: Vec<(i64, String)> = db.rows(&sql, &[]).await?;
     let changed = |(event, id): (i64, String)| Changed {
         event: event.unsigned_abs(),
         id,

@@ -167,7 +167,7 @@ impl fmt::Display for Where {
 }
 
 /// Row numbers of ours, for `IN (…)`.
-pub(super) fn id_list(ids: &[i64]) -> String {
+pub(super) fn id_list(ids: &[impl ToString]) -> String {
     let ids: Vec<_> = ids.iter().map(ToString::to_string).collect();
     ids.join(", ")
 }

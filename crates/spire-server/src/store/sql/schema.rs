@@ -53,7 +53,9 @@ async fn migrate(db: &mut Connection, disable_migration: bool) -> Result<(), Sto
     }
     let version = "SELECT CAST(coalesce(version, 0) AS BIGINT), coalesce(code_version, '') FROM migrations ORDER BY id LIMIT 1";
     let Some((version, code)) = db.row::<(i64, String)>(version, &[]).await? else {
-        return create(db).await;
+        return Err(StoreError::Precondition(
+            "its table migrations is empty; restore that from a backup".into(),
+        ));
     };
     let stored = release(&code).ok_or_else(|| {
         StoreError::Precondition(format!(
@@ -145,12 +147,11 @@ async fn has_column(db: &mut Connection, table: &str, column: &str) -> Result<bo
 
 async fn create(db: &mut Connection) -> Result<(), StoreError> {
     if db.is_sqlite() {
-        let tables: Option<(i64,)> = db
-            .row("SELECT count(*) FROM sqlite_schema WHERE name IN ('registered_entries', 'bundles')", &[])
-            .await?;
+        let tables = "SELECT count(*) FROM sqlite_schema WHERE name NOT LIKE 'sqlite_%'";
+        let tables: Option<(i64,)> = db.row(tables, &[]).await?;
         if tables.is_some_and(|(n,)| n > 0) {
             return Err(StoreError::Precondition(
-                "it has tables but no row in table migrations; restore that from a backup".into(),
+                "the file is the SQLite database of another program; give connection_string a path of its own".into(),
             ));
         }
         db.script(SQLITE).await?;

@@ -1,22 +1,15 @@
 //! One suite for every implementation of the store (inventory §7 DataStore sql), run on SQLite and PostgreSQL.
-#![expect(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    reason = "a test fails by panicking"
-)]
-
-mod common;
 
 use std::collections::BTreeSet;
 
 use ah_spire_wire::stored::journal;
-use common::{Database, add, agent, bundle, domain, entry, id, selectors};
 use prost::Message;
 use spire_server::store::{
     AgentFilter, Agents, BundleDeletion, Bundles, Created, Entries, EntryFilter, EntryMask,
     Federation, JoinToken, JoinTokens, Journals, Match, Page, Profile, Relationship, StoreError,
 };
+
+use crate::common::{Database, add, agent, bundle, domain, entry, id, selectors};
 
 macro_rules! on_both {
     ($($case:ident),* $(,)?) => {

@@ -1,5 +1,4 @@
 //! A test that runs itself as a child process, to be killed or to meet a limit.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -9,12 +8,12 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 const ARGUMENT: &str = "AH_TEST_CHILD";
 
 /// What the parent handed over, in the child.
-pub(crate) fn argument() -> Option<String> {
+pub fn argument() -> Option<String> {
     std::env::var(ARGUMENT).ok()
 }
 
 /// This test binary, running the one test `name` as a child.
-pub(crate) fn command(name: &str, argument: &Path) -> Command {
+pub fn command(name: &str, argument: &Path) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command
         .args(["--exact", name, "--nocapture", "--test-threads=1"])
@@ -23,7 +22,7 @@ pub(crate) fn command(name: &str, argument: &Path) -> Command {
 }
 
 /// The same, started, its output to be read.
-pub(crate) fn start(name: &str, argument: &Path) -> Child {
+pub fn start(name: &str, argument: &Path) -> Child {
     command(name, argument)
         .stdout(Stdio::piped())
         .spawn()
@@ -31,7 +30,7 @@ pub(crate) fn start(name: &str, argument: &Path) -> Child {
 }
 
 /// The same, unable to make a file longer than 64 KiB: a full disk that needs no mount and no root.
-pub(crate) fn command_with_file_limit(name: &str, argument: &Path) -> Command {
+pub fn command_with_file_limit(name: &str, argument: &Path) -> Command {
     let mut command = Command::new("bash");
     // The signal that goes with the limit is ignored, so that the write fails instead.
     command
@@ -43,7 +42,7 @@ pub(crate) fn command_with_file_limit(name: &str, argument: &Path) -> Command {
 }
 
 /// Space is back.
-pub(crate) fn lift_file_limit() {
+pub fn lift_file_limit() {
     let (_, hard) = getrlimit(Resource::RLIMIT_FSIZE).unwrap();
     setrlimit(Resource::RLIMIT_FSIZE, hard, hard).unwrap();
 }

@@ -1,5 +1,4 @@
 //! Databases and values for the tests of the store.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::Path;
 use std::sync::Arc;

@@ -1,0 +1,184 @@
+//! Which entries an agent may serve, kept in memory.
+//!
+//! The cache begins with everything the store holds. From then on the APIs hand it what this server writes, and
+//! the store's log of changes tells what other servers wrote.
+
+mod follow;
+mod index;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::SystemTime;
+
+use ah_spire_wire::model::Entry;
+use spiffe::{SpiffeId, TrustDomain};
+use tokio::sync::watch;
+
+pub use follow::Follow;
+use follow::State;
+use index::{Affected, Index};
+
+use crate::store::{Agent, Store, StoreError};
+
+/// Unix seconds.
+type Clock = Box<dyn Fn() -> i64 + Send + Sync>;
+
+/// The authorized entries of all agents. Reading takes microseconds and waits for no I/O.
+pub struct EntryCache {
+    index: RwLock<Index>,
+    clock: Clock,
+    subscribers: Mutex<HashMap<SpiffeId, watch::Sender<u64>>>,
+    /// What this server changed while the store was being read: newer than what was read.
+    own: Mutex<Option<Own>>,
+    state: tokio::sync::Mutex<State>,
+}
+
+#[derive(Default)]
+struct Own {
+    entries: HashMap<String, Option<Arc<Entry>>>,
+    agents: HashMap<SpiffeId, Option<Arc<Agent>>>,
+}
+
+impl EntryCache {
+    /// Reads everything there is.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub async fn load(store: &impl Store, trust_domain: TrustDomain) -> Result<Self, StoreError> {
+        let cache = Self::empty(trust_domain, Box::new(now));
+        cache.reload(store).await?;
+        Ok(cache)
+    }
+
+    fn empty(trust_domain: TrustDomain, clock: Clock) -> Self {
+        Self {
+            index: RwLock::new(Index::new(trust_domain)),
+            clock,
+            subscribers: Mutex::default(),
+            own: Mutex::default(),
+            state: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// All entries that `agent` may serve: those below it and below the aliases whose selectors it has, with
+    /// theirs in turn. Nothing for a banned agent; no entry that has expired.
+    pub fn authorized(&self, agent: &SpiffeId) -> Vec<Arc<Entry>> {
+        self.index().authorized(agent, (self.clock)())
+    }
+
+    /// The entry with this ID when `agent` may serve it.
+    pub fn authorized_entry(&self, agent: &SpiffeId, id: &str) -> Option<Arc<Entry>> {
+        self.index().authorized_entry(agent, id, (self.clock)())
+    }
+
+    /// By entry ID, whoever may serve it.
+    pub fn entry(&self, id: &str) -> Option<Arc<Entry>> {
+        self.index().entry(id).cloned()
+    }
+
+    /// By SPIFFE ID.
+    pub fn agent(&self, id: &SpiffeId) -> Option<Arc<Agent>> {
+        self.index().agent(id).cloned()
+    }
+
+    /// Changes each time that [`EntryCache::authorized`] of this agent may have. Subscribe first, then read.
+    pub fn subscribe(&self, agent: &SpiffeId) -> watch::Receiver<u64> {
+        let mut subscribers = locked(&self.subscribers);
+        if let Some(sender) = subscribers.get(agent) {
+            return sender.subscribe();
+        }
+        subscribers.retain(|_, sender| sender.receiver_count() > 0);
+        let (sender, receiver) = watch::channel(0);
+        subscribers.insert(agent.clone(), sender);
+        receiver
+    }
+
+    /// This server has created or updated the entry.
+    pub fn put(&self, entry: Entry) {
+        let entry = Arc::new(entry);
+        self.change(|index, affected| {
+            self.record(|own| {
+                own.entries
+                    .insert(entry.id.clone(), Some(Arc::clone(&entry)))
+            });
+            index.put(entry, affected);
+        });
+    }
+
+    /// This server has deleted the entry.
+    pub fn remove(&self, id: &str) {
+        self.change(|index, affected| {
+            self.record(|own| own.entries.insert(id.to_owned(), None));
+            index.remove(id, affected);
+        });
+    }
+
+    /// This server has attested, renewed or banned the agent.
+    pub fn put_agent(&self, agent: Agent) {
+        let agent = Arc::new(agent);
+        self.change(|index, affected| {
+            self.record(|own| {
+                own.agents
+                    .insert(agent.id.clone(), Some(Arc::clone(&agent)))
+            });
+            index.put_agent(agent, affected);
+        });
+    }
+
+    /// This server has evicted the agent.
+    pub fn remove_agent(&self, id: &SpiffeId) {
+        self.change(|index, affected| {
+            self.record(|own| own.agents.insert(id.clone(), None));
+            index.remove_agent(id, affected);
+        });
+    }
+
+    /// Under the lock of the index, so that a change is either seen by who reads the store or written down for it.
+    fn record<T>(&self, change: impl FnOnce(&mut Own) -> T) {
+        if let Some(own) = &mut *locked(&self.own) {
+            change(own);
+        }
+    }
+
+    /// Changes the index and tells the agents that see the difference.
+    fn change(&self, change: impl FnOnce(&mut Index, &mut Affected<'_>)) {
+        let mut index = self.index_mut();
+        let subscribers = locked(&self.subscribers);
+        let mut affected = Affected::among(&subscribers);
+        change(&mut index, &mut affected);
+        // Who looks now sees the difference.
+        drop(index);
+        for agent in affected.agents() {
+            if let Some(sender) = subscribers.get(agent) {
+                sender.send_modify(|generation| *generation = generation.wrapping_add(1));
+            }
+        }
+    }
+
+    fn index(&self) -> RwLockReadGuard<'_, Index> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn index_mut(&self) -> RwLockWriteGuard<'_, Index> {
+        self.index.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl std::fmt::Debug for EntryCache {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EntryCache")
+            .field("entries", &self.index().len())
+            .finish_non_exhaustive()
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn now() -> i64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |since| {
+        i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+    })
+}

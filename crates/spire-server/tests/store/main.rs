@@ -1,0 +1,13 @@
+//! The store and what is kept of it in memory, on SQLite and PostgreSQL.
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
+mod common;
+mod conformance;
+mod entry_cache;
+mod faults;
+mod schema;
