@@ -83,7 +83,9 @@ impl<A: AgentHalf> Agent<A> {
                 patience_with_valid: settings.jwt_patience_with_valid,
             },
         };
-        let cache = Arc::new(Cache::new(limits, client.clone(), clock.clone()));
+        let health = Health::default();
+        let cache = Cache::new(limits, client.clone(), clock.clone(), health.clone());
+        let cache = Arc::new(cache);
         let warm = WarmStart::open(&settings, &data, keys.as_ref());
         let mut agent = Self {
             settings,
@@ -93,7 +95,7 @@ impl<A: AgentHalf> Agent<A> {
             clock,
             client,
             cache,
-            health: Health::default(),
+            health,
             warm,
             known: SyncedEntries::new(),
             untrusted_since: None,

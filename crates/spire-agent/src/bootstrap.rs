@@ -1,5 +1,8 @@
 //! How an agent without a trust bundle gets one.
 
+mod download;
+mod workload_api;
+
 use std::path::Path;
 
 use ah_identity_provider::{Code, Explained};
@@ -7,14 +10,30 @@ use ah_spire_plugin::agent::{Bootstrap, TrustBundleFormat};
 use ah_spire_wire::bundle;
 use rustls_pki_types::CertificateDer;
 use spiffe::TrustDomain;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use url::Url;
 
-use crate::server_client::roots_of;
+use crate::data::{BootstrapState, REBOOTSTRAP};
+use crate::server_client::{ServerAddress, roots_of};
+
+/// Who asks for a trust bundle, and how often: a helper behind `trust_bundle_unix_socket` is told.
+#[derive(Clone, Copy, Debug)]
+pub struct Asking<'a> {
+    /// `trust_domain`
+    pub domain: &'a TrustDomain,
+    /// `server_address`, `server_port`
+    pub server: &'a ServerAddress,
+    /// How far the bootstrap is.
+    pub state: BootstrapState,
+}
 
 /// The roots that the server is judged by the first time; `None` where whatever it shows is to be taken.
 pub async fn first_roots(
     bootstrap: &Bootstrap,
-    domain: &TrustDomain,
+    asking: Asking<'_>,
 ) -> Result<Option<Vec<CertificateDer<'static>>>, Explained> {
+    let domain = asking.domain;
     match bootstrap {
         Bootstrap::Insecure => {
             tracing::warn!(
@@ -24,11 +43,66 @@ pub async fn first_roots(
             Ok(None)
         }
         Bootstrap::File { path, format } => of_file(path, *format, domain).map(Some),
-        Bootstrap::Url { url, .. } => Err(unsupported("trust_bundle_url", url)),
+        Bootstrap::Url {
+            url,
+            unix_socket,
+            format,
+        } => {
+            let url = match unix_socket {
+                Some(_) => with_facts(url, asking),
+                None => url.clone(),
+            };
+            let text = download::get(&url, unix_socket.as_deref())
+                .await
+                .map_err(|cause| {
+                    Explained::new(
+                        Code::Unavailable,
+                        format!("cannot fetch the trust bundle from {url}"),
+                    )
+                    .cause(cause)
+                    .hint("check `trust_bundle_url` with `curl`, from this machine")
+                })?;
+            parse(&text, *format, domain, &url).map(Some)
+        }
         Bootstrap::WorkloadApi { address } => {
-            Err(unsupported("trust_bundle_spiffe_workload_api", address))
+            let roots = workload_api::roots(address, domain).await.map_err(|cause| {
+                Explained::new(
+                    Code::WorkloadApi,
+                    format!("cannot fetch the trust bundle from the Workload API {address}"),
+                )
+                .cause(cause)
+                .hint("`trust_bundle_spiffe_workload_api` names the socket of an agent that serves this node")
+            })?;
+            Ok(Some(roots))
         }
     }
+}
+
+/// The query that upstream adds.
+fn with_facts(text: &str, asking: Asking<'_>) -> String {
+    let Ok(mut url) = Url::parse(text) else {
+        return text.to_owned();
+    };
+    let mode = match asking.state.use_ {
+        REBOOTSTRAP => "rebootstrap",
+        _ => "bootstrap",
+    };
+    let since = asking.state.since.unwrap_or(OffsetDateTime::UNIX_EPOCH);
+    let since = since.replace_nanosecond(0).unwrap_or(since);
+    url.query_pairs_mut()
+        .append_pair("spire-attest-mode", mode)
+        .append_pair(
+            "spire-connection-attempts",
+            &asking.state.attempts.to_string(),
+        )
+        .append_pair(
+            "spire-attest-start-time",
+            &since.format(&Rfc3339).unwrap_or_default(),
+        )
+        .append_pair("spire-server-address", &asking.server.host)
+        .append_pair("spire-server-port", &asking.server.port.to_string())
+        .append_pair("spiffe-trust-domain", asking.domain.as_ref());
+    url.into()
 }
 
 fn of_file(
@@ -82,7 +156,82 @@ fn parse(
     Ok(roots)
 }
 
-fn unsupported(key: &str, value: &str) -> Explained {
-    Explained::new(Code::Usage, format!("{key} = {value:?} is not supported"))
-        .hint("use `trust_bundle_path`, with what `spire-server bundle show` prints")
+#[cfg(test)]
+mod tests {
+    use ah_testkit::ca::TestCa;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    fn asking<'a>(domain: &'a TrustDomain, server: &'a ServerAddress) -> Asking<'a> {
+        Asking {
+            domain,
+            server,
+            state: BootstrapState {
+                use_: REBOOTSTRAP,
+                since: Some(OffsetDateTime::UNIX_EPOCH),
+                attempts: 3,
+            },
+        }
+    }
+
+    #[tokio::test]
+    async fn a_helper_behind_a_unix_socket_is_told_who_asks() {
+        let directory = tempfile::tempdir().unwrap();
+        let ca = TestCa::new("example.org");
+        let socket = directory.path().join("s");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let body = ca.pem();
+        let helper = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = vec![0; 4096];
+            let length = stream.read(&mut request).await.unwrap();
+            let answer = format!(
+                "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}",
+                body.len()
+            );
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            String::from_utf8(request[..length].to_vec()).unwrap()
+        });
+        let domain = TrustDomain::new("example.org").unwrap();
+        let server = ServerAddress::new("server", 8081);
+        let bootstrap = Bootstrap::Url {
+            url: "http://helper/bundle?x=1".into(),
+            unix_socket: Some(socket),
+            format: TrustBundleFormat::Pem,
+        };
+        let roots = first_roots(&bootstrap, asking(&domain, &server)).await;
+        assert_eq!(roots.unwrap().unwrap(), [ca.root_der().clone()]);
+        let request = helper.await.unwrap();
+        assert!(
+            request.starts_with(
+                "GET /bundle?x=1&spire-attest-mode=rebootstrap&spire-connection-attempts=3&spire-attest-start-time=1970-01-01T00%3A00%3A00Z&spire-server-address=server&spire-server-port=8081&spiffe-trust-domain=example.org HTTP/1.1\r\n"
+            ),
+            "{request}"
+        );
+    }
+
+    // ER-9
+    #[tokio::test]
+    async fn what_is_wrong_with_a_bundle_file_is_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("bundle");
+        let domain = TrustDomain::new("example.org").unwrap();
+        let server = ServerAddress::new("server", 8081);
+        let ask = async |format| {
+            let bootstrap = Bootstrap::File {
+                path: path.clone(),
+                format,
+            };
+            first_roots(&bootstrap, asking(&domain, &server)).await
+        };
+        let missing = ask(TrustBundleFormat::Pem).await.unwrap_err();
+        assert!(missing.text.starts_with("no such file: "), "{missing}");
+        std::fs::write(&path, "{}").unwrap();
+        for format in [TrustBundleFormat::Pem, TrustBundleFormat::Spiffe] {
+            let error = ask(format).await.unwrap_err().report();
+            assert!(error.contains("trust_bundle_format"), "{error}");
+        }
+    }
 }

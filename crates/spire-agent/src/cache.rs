@@ -10,11 +10,13 @@ use std::time::{Duration, SystemTime};
 
 use ah_identity_provider::Clock;
 use ah_spire_wire::model::{Bundle, Entry, Selector};
+use rustls_pki_types::CertificateDer;
 use spiffe::{SpiffeId, TrustDomain};
 use tokio::sync::{Notify, watch};
 
+use crate::health::Health;
 use crate::identities::{Identities, JwtError, JwtIdentity, WorkloadUpdate, X509Identity};
-use crate::server_client::{ServerClient, SyncedEntries};
+use crate::server_client::{ServerClient, SyncedEntries, roots_of};
 
 pub(crate) use jwt::JwtSettings;
 pub(crate) use state::{Held, Snapshot};
@@ -35,6 +37,7 @@ pub(crate) struct Cache {
     settings: CacheSettings,
     clock: Arc<dyn Clock>,
     client: Arc<ServerClient>,
+    health: Health,
     state: Mutex<State>,
     jwt: JwtCache,
     /// Somebody waits for an X509-SVID that is not there.
@@ -48,12 +51,14 @@ impl Cache {
         settings: CacheSettings,
         client: Arc<ServerClient>,
         clock: Arc<dyn Clock>,
+        health: Health,
     ) -> Self {
         Self {
             jwt: JwtCache::new(settings.jwt),
             settings,
             clock,
             client,
+            health,
             state: Mutex::new(State::default()),
             wanted: Notify::new(),
             rounds: watch::Sender::new(0),
@@ -116,6 +121,11 @@ impl Cache {
     /// Marks what `issued_by` says for replacement.
     pub(crate) fn taint(&self, issued_by: impl Fn(&X509Identity) -> bool) {
         self.state().taint(issued_by);
+    }
+
+    /// The roots that workloads trust now.
+    pub(crate) fn roots(&self) -> Vec<CertificateDer<'static>> {
+        self.state().bundle().map(roots_of).unwrap_or_default()
     }
 
     /// Forgets all entries, SVIDs and tokens: this agent may serve nobody.
@@ -215,6 +225,10 @@ impl Identities for Cache {
             tokens.push(token.await?);
         }
         Ok(tokens)
+    }
+
+    fn not_ready(&self) -> Option<String> {
+        self.health.state().not_ready()
     }
 
     fn entries(&self) -> Vec<Arc<Entry>> {

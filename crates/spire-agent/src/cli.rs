@@ -5,6 +5,7 @@
 
 use std::process::ExitCode;
 
+use ah_spire_plugin::agent::run_flags;
 use ah_spire_plugin::goflag::{Cli, FlagSet, Flags, Invocation};
 
 use failure::Failure;
@@ -124,12 +125,31 @@ impl Command {
     }
 }
 
+/// What the program can be asked to do.
+#[derive(Clone)]
+enum Program {
+    Run,
+    Validate,
+    Ask(Command),
+}
+
 /// `spire-agent` with `arguments`, the program's name left out.
 #[must_use]
 pub fn run(arguments: &[String]) -> ExitCode {
-    let cli = Cli::new("spire-agent", env!("CARGO_PKG_VERSION"));
-    match Command::add_to(cli, |command| command).parse(arguments) {
-        Invocation::Run { command, flags } => command.run(&flags),
+    let cli = Cli::new("spire-agent", env!("CARGO_PKG_VERSION"))
+        .command(Program::Run, "run", "Runs the agent", run_flags("run"))
+        .command(
+            Program::Validate,
+            "validate",
+            "Validates a SPIRE agent configuration file",
+            run_flags("validate"),
+        );
+    match Command::add_to(cli, Program::Ask).parse(arguments) {
+        Invocation::Run { command, flags } => match command {
+            Program::Run => crate::run::run(&flags),
+            Program::Validate => crate::run::validate(&flags),
+            Program::Ask(command) => command.run(&flags),
+        },
         Invocation::Exit(exit) => {
             eprint!("{}", exit.text);
             ExitCode::from(exit.code)

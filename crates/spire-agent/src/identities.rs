@@ -77,6 +77,11 @@ pub trait Identities: Send + Sync + 'static {
         spiffe_id: Option<&SpiffeId>,
     ) -> impl Future<Output = Result<Vec<JwtIdentity>, JwtError>> + Send;
 
+    /// Why workloads cannot be served now; `None` when they can. For health checks.
+    fn not_ready(&self) -> Option<String> {
+        None
+    }
+
     /// Every entry that this agent may serve: what explains why a workload has no identity.
     fn entries(&self) -> Vec<Arc<Entry>>;
 }

@@ -16,6 +16,7 @@ pub mod identities;
 pub mod keys;
 mod own;
 mod rotation;
+pub mod run;
 pub mod server_client;
 mod warm;
 pub mod workload;

@@ -137,7 +137,7 @@ impl WarmStart {
     }
 
     /// Keeps what `cache` holds, if it changed.
-    pub(crate) async fn keep(&self, cache: &Cache) {
+    pub(crate) fn keep(&self, cache: &Cache) {
         let changes = cache.changes();
         if *self.written.lock().unwrap_or_else(PoisonError::into_inner) == Some(changes) {
             return;
@@ -149,15 +149,14 @@ impl WarmStart {
             tracing::warn!("the warm-start file cannot be sealed");
             return;
         };
-        let path = self.path.clone();
-        match tokio::task::spawn_blocking(move || files::put(&path, &sealed)).await {
-            Ok(Ok(())) => {
+        // Here and not on another thread: an agent that was stopped writes nothing any more.
+        match files::put(&self.path, &sealed) {
+            Ok(()) => {
                 *self.written.lock().unwrap_or_else(PoisonError::into_inner) = Some(changes);
             }
-            Ok(Err(error)) => {
+            Err(error) => {
                 tracing::warn!(path = %self.path.display(), %error, "cannot write the warm-start file");
             }
-            Err(error) => tracing::warn!(%error, "cannot write the warm-start file"),
         }
     }
 

@@ -51,6 +51,8 @@ pub struct AgentConfig {
     pub rebootstrap_delay: Duration,
     /// `join_token`, or what the file of `join_token_file` holds.
     pub join_token: Option<JoinToken>,
+    /// `join_token_file`, to look again for another token.
+    pub join_token_file: Option<PathBuf>,
     /// `log_level`, `log_format`, `log_file`, `log_source_location`
     pub log: LogConfig,
     /// `log_selectors`: prefixes of selectors that may be logged.
@@ -71,6 +73,9 @@ pub struct AgentConfig {
     pub x509_svid_cache_max_size: usize,
     /// `jwt_svid_cache_max_size`, 1000 by default.
     pub jwt_svid_cache_max_size: usize,
+    /// `warm_start`, true by default; not a key of upstream's. What was got from the server is kept, sealed, to be
+    /// served at the next start.
+    pub warm_start: bool,
     /// `profiling_*`
     pub profiling: Profiling,
     /// `experimental { }`

@@ -7,7 +7,7 @@ use ah_spire_plugin::agent::RebootstrapMode;
 use super::{Agent, wait_or_jump};
 use crate::attest::{AttestFault, Attested, attest};
 use crate::backoff::Backoff;
-use crate::bootstrap::first_roots;
+use crate::bootstrap::{Asking, first_roots};
 use crate::data::REBOOTSTRAP;
 use crate::keys::next_svid_key;
 use crate::own::OwnIdentity;
@@ -72,7 +72,12 @@ impl<A: AgentHalf> Agent<A> {
         let known = self.data.data().bundle.clone();
         let roots = if known.is_empty() {
             self.count_attempt().map_err(on_disk)?;
-            first_roots(&self.settings.bootstrap, &self.settings.trust_domain)
+            let asking = Asking {
+                domain: &self.settings.trust_domain,
+                server: &self.settings.server,
+                state: self.data.data().bootstrap,
+            };
+            first_roots(&self.settings.bootstrap, asking)
                 .await
                 .map_err(on_disk)?
         } else {

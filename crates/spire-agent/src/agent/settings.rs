@@ -1,7 +1,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ah_spire_plugin::agent::{Bootstrap, RebootstrapMode};
+use ah_spire_plugin::agent::{AgentConfig, Bootstrap, RebootstrapMode};
+use ah_spire_plugin::settings::KeyType;
 use spiffe::TrustDomain;
 
 use crate::keys::KeyKind;
@@ -40,4 +41,36 @@ pub struct AgentSettings {
     pub post_quantum_only: bool,
     /// `warm_start`: what was got from the server is kept, sealed, for the next start.
     pub warm_start: bool,
+}
+
+/// `sync_interval`
+const SYNC_INTERVAL: Duration = Duration::from_secs(5);
+
+impl AgentSettings {
+    /// What a configuration says.
+    #[must_use]
+    pub fn from_config(config: &AgentConfig) -> Self {
+        let experimental = &config.experimental;
+        Self {
+            trust_domain: config.trust_domain.clone(),
+            server: ServerAddress::new(&config.server_address, config.server_port),
+            data_dir: config.data_dir.clone(),
+            bootstrap: config.bootstrap.clone(),
+            rebootstrap_mode: config.rebootstrap_mode,
+            rebootstrap_delay: config.rebootstrap_delay,
+            sync_interval: experimental.sync_interval.unwrap_or(SYNC_INTERVAL),
+            use_sync_authorized_entries: experimental.use_sync_authorized_entries,
+            availability_target: config.availability_target,
+            workload_key: match config.workload_key_type {
+                KeyType::Rsa2048 => KeyKind::Rsa2048,
+                KeyType::EcP384 => KeyKind::EcP384,
+                _ => KeyKind::EcP256,
+            },
+            x509_cache: config.x509_svid_cache_max_size,
+            jwt_cache: config.jwt_svid_cache_max_size,
+            jwt_patience_with_valid: experimental.jwt_svid_cache_hit_timeout,
+            post_quantum_only: experimental.require_pq_kem,
+            warm_start: config.warm_start,
+        }
+    }
 }

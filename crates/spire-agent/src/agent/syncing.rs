@@ -163,7 +163,7 @@ impl<A: AgentHalf> Agent<A> {
             self.rotate_if_due(stay).await?;
         }
         if let Some(warm) = &self.warm {
-            warm.keep(&self.cache).await;
+            warm.keep(&self.cache);
         }
         signed
     }
@@ -234,19 +234,23 @@ impl<A: AgentHalf> Agent<A> {
             .map_err(ServerFault::Refused)
     }
 
-    /// What an authority signed that is tainted since the last round is replaced, the agent's own SVID too.
+    /// What an authority signed that is tainted since the last round, or not in the bundle any more, is replaced; the
+    /// agent's own SVID too.
     fn taint(&mut self, bundle: &Bundle, stay: &mut Stay) {
+        let now_known = roots_of(bundle);
         let tainted = bundle.x509.iter().filter(|authority| authority.tainted);
-        let fresh: Vec<CertificateDer<'static>> = tainted
+        let mut fresh: Vec<CertificateDer<'static>> = tainted
             .filter(|authority| stay.tainted.insert(authority.der.clone()))
             .map(|authority| authority.der.clone().into())
             .collect();
+        let before = self.cache.roots();
+        fresh.extend(before.into_iter().filter(|root| !now_known.contains(root)));
         if fresh.is_empty() {
             return;
         }
         tracing::info!(
             authorities = fresh.len(),
-            "authorities are tainted: what they signed is replaced"
+            "authorities are tainted or gone: what they signed is replaced"
         );
         let trust = trust_of(&self.settings.trust_domain, fresh);
         let now = self.clock.now();

@@ -73,6 +73,10 @@ impl State {
         self.bundle.is_some()
     }
 
+    pub(super) fn bundle(&self) -> Option<&Bundle> {
+        self.bundle.as_deref()
+    }
+
     pub(super) fn set_entries<'a>(&mut self, entries: impl Iterator<Item = &'a Arc<Entry>>) {
         let mut kept = HashSet::with_capacity(self.records.len());
         for entry in entries {
@@ -396,3 +400,6 @@ fn same(a: &WorkloadUpdate, b: &WorkloadUpdate) -> bool {
             .all(|((a, x), (b, y))| a == b && Arc::ptr_eq(x, y));
     same_identities && same_federated && Arc::ptr_eq(&a.bundle, &b.bundle)
 }
+
+#[cfg(test)]
+mod tests;

@@ -48,6 +48,10 @@ pub(super) async fn answer<I: Identities, A: Attest>(
 
 /// Does for this process what a call does for a workload. That there is no entry for it is in order.
 async fn serves_itself<I: Identities, A: Attest>(shared: &Shared<I, A>) -> bool {
+    if let Some(why) = shared.identities.not_ready() {
+        tracing::warn!(why, "health check failed: the agent cannot serve workloads");
+        return false;
+    }
     let own = i32::try_from(std::process::id()).unwrap_or(-1);
     let peer = match PeerInfo::of_process(own) {
         Ok(peer) => peer,

@@ -54,6 +54,7 @@ config_block! {
         pub(super) profiling_freq: i64 = "profiling_freq",
         pub(super) profiling_names: Vec<String> = "profiling_names",
         pub(super) experimental: Option<ExperimentalBlock> = "experimental",
+        pub(super) warm_start: Option<bool> = "warm_start",
     }
 }
 

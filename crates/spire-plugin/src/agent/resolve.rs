@@ -1,6 +1,6 @@
 //! From what is written to what holds: defaults and rules.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use spiffe::{SpiffeId, TrustDomain};
@@ -65,6 +65,8 @@ impl AgentConfig {
         };
         let (rebootstrap_mode, rebootstrap_delay) = rebootstrap(&agent)?;
         let join_token = join_token(agent.join_token, &agent.join_token_file)?;
+        let join_token_file = Some(agent.join_token_file.into())
+            .filter(|path: &PathBuf| !path.as_os_str().is_empty());
         let sds = sds(agent.sds, &mut warnings);
         let authorized_delegates = delegates(&agent.authorized_delegates, &trust_domain)?;
         let experimental = experimental(
@@ -85,6 +87,7 @@ impl AgentConfig {
             rebootstrap_mode,
             rebootstrap_delay,
             join_token,
+            join_token_file,
             log: check::log(
                 &agent.log_level,
                 &agent.log_format,
@@ -106,6 +109,7 @@ impl AgentConfig {
                 "jwt_svid_cache_max_size",
                 agent.jwt_svid_cache_max_size,
             )?,
+            warm_start: agent.warm_start.unwrap_or(true),
             profiling: check::profiling(
                 agent.profiling_enabled,
                 agent.profiling_port,

@@ -1,0 +1,15 @@
+//! The agent against a server: what it gets, keeps and serves, and how it comes back when things go wrong.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
+
+mod fake;
+mod faults;
+mod killed;
+mod lies;
+mod normal;
+mod rig;
