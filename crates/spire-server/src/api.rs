@@ -50,7 +50,7 @@ use tower::Service;
 
 pub use self::caller::{Caller, Peer, PeerSvid, Right};
 pub use self::limits::RateLimits;
-use crate::ca::{ServerSvid, SignError, Signer};
+use crate::ca::{SignError, Signer};
 use crate::entries::EntryCache;
 use crate::store::{Store, StoreError};
 
@@ -76,8 +76,8 @@ pub struct Core<S> {
     pub agent_id_as_selector: bool,
     /// The level of the log.
     pub log: Arc<dyn LogLevel>,
-    /// The server's own X509-SVID.
-    pub own: watch::Receiver<Arc<ServerSvid>>,
+    /// The server's own X509-SVID, leaf first.
+    pub own_chain: watch::Receiver<Vec<Vec<u8>>>,
     /// When the server started.
     pub started: SystemTime,
 }

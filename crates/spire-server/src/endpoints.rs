@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 
 pub use self::local::LocalSocket;
 pub use self::tcp::{Network, bind};
-pub use self::tls::{ClientTrust, Configs};
+pub use self::tls::{ClientTrust, Configs, ServerSvid};
 
 /// Connections at a time, of each door.
 const MOST_CONNECTIONS: usize = 8192;

@@ -1,7 +1,7 @@
 //! `spire-server run`: the parts put together, and their end.
 
-mod authority;
 mod health;
+mod keys;
 mod trust;
 
 use std::collections::BTreeSet;
@@ -20,7 +20,7 @@ use spiffe::SpiffeId;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval};
 
-use self::authority::{Keys, Signing};
+use self::keys::Keys;
 use crate::api::{Core, RateLimits};
 use crate::ca::{Authorities, Manager, Profile, ServerSvids, Settings, Subject};
 use crate::endpoints::{ClientTrust, Configs, LocalSocket, Network, bind};
@@ -228,11 +228,7 @@ async fn start(config: &ServerConfig, wanted: Wanted, log: Arc<Log>) -> Result<S
     let core = Arc::new(Core {
         trust_domain: ours,
         store: store.clone(),
-        authority: Arc::new(Signing {
-            authorities,
-            manager: manager.clone(),
-            disable_jwt: config.disable_jwt_svids,
-        }),
+        authority: manager.clone(),
         entries,
         attestors: Arc::new(attestors),
         admin_ids,
@@ -240,7 +236,7 @@ async fn start(config: &ServerConfig, wanted: Wanted, log: Arc<Log>) -> Result<S
         clock,
         agent_id_as_selector: config.experimental.agent_spiffe_id_as_selector,
         log,
-        own: svids.subscribe(),
+        own_chain: svids.chains(),
         started: SystemTime::now(),
     });
     let address = address(&config.bind_address, config.bind_port).await?;

@@ -32,11 +32,11 @@ impl<S: Store> Service for Debugger<S> {
         let own = store.bundle(&self.0.trust_domain).await;
         let own = own.map_err(|error| internal("failed to fetch trust domain bundle", error))?;
         let own = own.ok_or_else(|| Status::not_found("trust domain bundle not found"))?;
-        let own_svid = self.0.own.borrow().clone();
+        let chain = self.0.own_chain.borrow().clone();
         let roots = own.x509.iter().map(|ca| ca.der.as_slice());
         let uptime = self.0.clock.now().duration_since(self.0.started);
         Ok(Response::new(GetInfoResponse {
-            svid_chain: told(&own_svid.chain, roots)
+            svid_chain: told(&chain, roots)
                 .map_err(|why| internal("failed verification against bundle", why))?,
             uptime: count(uptime.map_or(0, |uptime| uptime.as_secs())),
             agents_count: count(agents),

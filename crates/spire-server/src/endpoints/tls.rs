@@ -7,7 +7,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use ah_identity_provider::{Clock, TrustBundles};
+use ah_identity_provider::{Clock, PrivateKey, TrustBundles};
 use ah_tls::{Policy, Trust};
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
@@ -18,15 +18,23 @@ use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, PeerMisbehaved,
     ServerConfig, ServerConnection, SignatureScheme,
 };
-use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer, UnixTime};
+use rustls_pki_types::{CertificateDer, UnixTime};
 use spiffe::{SpiffeId, TrustDomain};
 use tokio::sync::watch;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::api::PeerSvid;
-use crate::ca::ServerSvid;
 use crate::ids;
+
+/// What the server shows.
+#[derive(Clone)]
+pub struct ServerSvid {
+    /// DER, leaf first.
+    pub chain: Vec<Vec<u8>>,
+    /// Of the leaf.
+    pub key: PrivateKey,
+}
 
 /// Whose client certificates are taken.
 #[derive(Clone, Debug)]
@@ -45,15 +53,16 @@ pub struct Configs {
 }
 
 struct State {
-    svid: watch::Receiver<Arc<ServerSvid>>,
+    svid: watch::Receiver<Option<Arc<ServerSvid>>>,
     bundles: watch::Receiver<Arc<TrustBundles>>,
     built: Option<Arc<ServerConfig>>,
 }
 
 impl Configs {
-    /// `bundles` are those of the own trust domain and of those that administrators come from.
+    /// Nothing is served before `svid` holds one. `bundles` are those of the own trust domain and of those that
+    /// administrators come from.
     pub fn new(
-        svid: watch::Receiver<Arc<ServerSvid>>,
+        svid: watch::Receiver<Option<Arc<ServerSvid>>>,
         bundles: watch::Receiver<Arc<TrustBundles>>,
         clients: ClientTrust,
         clock: Arc<dyn Clock>,
@@ -78,11 +87,12 @@ impl Configs {
         if changed || state.built.is_none() {
             let svid = state.svid.borrow_and_update().clone();
             let bundles = state.bundles.borrow_and_update().clone();
-            match self.build(&svid, &bundles) {
-                Ok(config) => state.built = Some(config),
-                Err(error) => {
+            match svid.map(|svid| self.build(&svid, &bundles)) {
+                Some(Ok(config)) => state.built = Some(config),
+                Some(Err(error)) => {
                     tracing::error!(%error, "The server's X509-SVID cannot be used for TLS");
                 }
+                None => {}
             }
         }
         state.built.clone()
@@ -94,8 +104,7 @@ impl Configs {
             .chain
             .iter()
             .map(|der| CertificateDer::from(der.clone()));
-        let key = PrivatePkcs8KeyDer::from(svid.key.as_slice()).clone_key();
-        let key = CertifiedKey::from_der(chain.collect(), key.into(), &provider)?;
+        let key = CertifiedKey::from_der(chain.collect(), svid.key.der().clone_key(), &provider)?;
         let verifier = ClientVerifier {
             provider: provider.clone(),
             trust: Trust::new(bundles),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::{Duration, SystemTime};
 
-use ah_identity_provider::{SystemClock, TrustBundles};
+use ah_identity_provider::{PrivateKey, SystemClock, TrustBundles};
 use ah_spire_wire::model::{Bundle, JwtKey, X509Authority};
 use ah_spire_wire::server::agent::agent_client::AgentClient;
 use ah_spire_wire::server::agent::{
@@ -26,10 +26,8 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use spiffe::{SpiffeId, TrustDomain};
 use spire_server::api::{Ask, Attested, Attestors, Authority, Core, LogLevel, RateLimits};
-use spire_server::ca::{
-    JwtSvid, JwtSvidRequest, ServerSvid, SignError, Signer, X509Svid, X509SvidRequest,
-};
-use spire_server::endpoints::{ClientTrust, Configs, LocalSocket, Network, bind};
+use spire_server::ca::{JwtSvid, JwtSvidRequest, SignError, Signer, X509Svid, X509SvidRequest};
+use spire_server::endpoints::{ClientTrust, Configs, LocalSocket, Network, ServerSvid, bind};
 use spire_server::entries::EntryCache;
 use spire_server::store::{Bundles, SqlStore, StoreConfig};
 use tempfile::TempDir;
@@ -221,7 +219,8 @@ pub(crate) struct Rig {
     pub(crate) address: SocketAddr,
     pub(crate) bundles: watch::Sender<Arc<TrustBundles>>,
     pub(crate) folder: TempDir,
-    _svid: watch::Sender<Arc<ServerSvid>>,
+    _svid: watch::Sender<Option<Arc<ServerSvid>>>,
+    _chain: watch::Sender<Vec<Vec<u8>>>,
     stop: CancellationToken,
 }
 
@@ -258,12 +257,11 @@ impl Rig {
         };
         store.put_bundle(&bundle).await.unwrap();
         let own = authority.issue(&id("/spire/server"));
-        let (svid_sender, svid) = watch::channel(Arc::new(ServerSvid {
+        let (chain_sender, own_chain) = watch::channel(own.chain.clone());
+        let (svid_sender, svid) = watch::channel(Some(Arc::new(ServerSvid {
             chain: own.chain,
-            key: own.key.into(),
-            not_before: SystemTime::now(),
-            not_after: SystemTime::now() + Duration::from_secs(3600),
-        }));
+            key: PrivateKey::pkcs8(own.key),
+        })));
         let root = CertificateDer::from(authority.root());
         let trusted = TrustBundles {
             unscoped: Vec::new(),
@@ -286,7 +284,7 @@ impl Rig {
             clock: Arc::new(SystemClock),
             agent_id_as_selector: false,
             log: Arc::new(Level(AtomicI32::new(types::LogLevel::Info.into()))),
-            own: svid.clone(),
+            own_chain,
             started: SystemTime::now(),
         });
         let socket = folder.path().join("private/api.sock");
@@ -310,6 +308,7 @@ impl Rig {
             bundles,
             folder,
             _svid: svid_sender,
+            _chain: chain_sender,
             stop,
         }
     }
