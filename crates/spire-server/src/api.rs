@@ -31,7 +31,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
 use ah_identity_provider::Clock;
-use ah_spire_wire::model::{Entry, JwtKey, Selector};
+use ah_spire_wire::model::{JwtKey, Selector};
 use ah_spire_wire::server::agent::agent_server::AgentServer;
 use ah_spire_wire::server::bundle::bundle_server::BundleServer;
 use ah_spire_wire::server::debug::debug_server::DebugServer;
@@ -51,6 +51,7 @@ use tower::Service;
 pub use self::caller::{Caller, Peer, PeerSvid, Right};
 pub use self::limits::RateLimits;
 use crate::ca::{SignError, Signer};
+use crate::entries::EntryCache;
 use crate::store::{Store, StoreError};
 
 /// What the services work with.
@@ -62,7 +63,7 @@ pub struct Core<S> {
     /// What signs.
     pub authority: Arc<dyn Authority>,
     /// Which entries an agent serves.
-    pub entries: Arc<dyn AuthorizedEntries>,
+    pub entries: Arc<EntryCache>,
     /// The configured node attestors besides `join_token`.
     pub attestors: Arc<dyn Attestors>,
     /// `admin_ids`
@@ -94,12 +95,6 @@ pub trait Authority: Signer {
     fn jwt_disabled(&self) -> bool;
     /// Publishes a downstream server's JWT key, upstream where there is an upstream authority; answers all keys.
     async fn publish_jwt_key(&self, key: JwtKey) -> Result<Vec<JwtKey>, SignError>;
-}
-
-/// The entries that an agent may serve: those below it, and below the entries of nodes whose selectors it has.
-pub trait AuthorizedEntries: Send + Sync + 'static {
-    /// All of `agent`.
-    fn of(&self, agent: &SpiffeId) -> Result<Vec<Arc<Entry>>, StoreError>;
 }
 
 /// A node that an attestor let in.

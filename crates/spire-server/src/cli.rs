@@ -2,9 +2,11 @@
 
 mod agent;
 mod bundle;
+mod daemon;
 mod debug;
 mod entry;
 mod entry_file;
+mod entry_sync;
 mod healthcheck;
 mod json;
 mod jwt;
@@ -19,6 +21,7 @@ use std::future::Future;
 use std::pin::Pin;
 
 use ah_spire_plugin::goflag::{Cli, FlagSet, Flags, Invocation};
+use ah_spire_plugin::server::run_flags;
 use tonic::{Code, Status};
 
 use self::output::Output;
@@ -85,6 +88,17 @@ struct Call<'a> {
     out: Output,
 }
 
+/// What a command line can ask for.
+#[derive(Clone, Copy)]
+enum Command {
+    /// `run`
+    Daemon,
+    /// `validate`
+    Validate,
+    /// What talks to a server.
+    Client(Run),
+}
+
 /// Runs a command against a server. Boxed, so that commands of many sizes stand in one table.
 #[derive(Clone, Copy)]
 struct Run {
@@ -115,6 +129,11 @@ pub async fn main(arguments: &[String]) -> u8 {
             return exit.code;
         }
     };
+    let command = match command {
+        Command::Daemon => return daemon::run(&flags).await,
+        Command::Validate => return daemon::validate(&flags).await,
+        Command::Client(run) => run,
+    };
     let mut call = Call {
         server: Server::new(&flags),
         out: Output::new(command.shows && flags.string("output") == "json"),
@@ -128,10 +147,18 @@ pub async fn main(arguments: &[String]) -> u8 {
     u8::from(ended.is_err())
 }
 
-fn tree() -> Cli<Run> {
-    let cli = Cli::new("spire-server", VERSION);
-    let add = |cli: Cli<Run>, run, path: &str, synopsis: &str, flags: FlagSet| {
-        cli.command(run, path, synopsis, flags.and(server::flags()))
+fn tree() -> Cli<Command> {
+    let cli = Cli::new("spire-server", VERSION)
+        .command(Command::Daemon, "run", "Runs the server", run_flags("run"))
+        .command(
+            Command::Validate,
+            "validate",
+            "Validates a SPIRE server configuration file",
+            run_flags("validate"),
+        );
+    let add = |cli: Cli<Command>, run, path: &str, synopsis: &str, flags: FlagSet| {
+        let flags = flags.and(server::flags());
+        cli.command(Command::Client(run), path, synopsis, flags)
     };
     let shows = |name: &str| FlagSet::new(name).and(output::flags());
     let cli = add(
@@ -217,6 +244,13 @@ fn tree() -> Cli<Run> {
         "entry delete",
         "Deletes registration entries",
         entry::delete_flags(shows("entry delete")),
+    );
+    let cli = add(
+        cli,
+        run!(entry_sync::sync),
+        "entry sync",
+        "Makes the registration entries those of a file",
+        entry_sync::flags(shows("entry sync")),
     );
     let cli = add(
         cli,

@@ -5,6 +5,7 @@
 //! - [`ca`]: the X.509 and JWT authorities, their rotation, and what they sign.
 //! - [`api`]: the gRPC services, and who may call them.
 //! - [`endpoints`]: the sockets that they are served on.
+//! - [`run`]: the daemon that all of it makes.
 //! - [`keys`]: where the private keys of the authorities are.
 
 pub mod api;
@@ -14,5 +15,8 @@ pub mod endpoints;
 pub mod entries;
 pub mod ids;
 pub mod keys;
+pub mod log;
 pub mod moment;
+mod plugins;
+pub mod run;
 pub mod store;

@@ -19,7 +19,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
-    Caller, Core, caller, caller_id, convert, count, failed, internal, invalid, item, mask, page,
+    Core, caller, caller_id, convert, count, failed, internal, invalid, item, mask, page,
     store_code, sync,
 };
 use crate::ids::{self, Kind};
@@ -137,7 +137,7 @@ impl<S: Store> Service for Entries<S> {
         &self,
         request: Request<GetAuthorizedEntriesRequest>,
     ) -> Result<Response<GetAuthorizedEntriesResponse>, Status> {
-        let entries = self.authorized(&caller(&request)?)?;
+        let entries = self.0.entries.authorized(caller_id(&caller(&request)?)?);
         let mask = request.into_inner().output_mask;
         Ok(Response::new(GetAuthorizedEntriesResponse {
             entries: entries
@@ -154,7 +154,7 @@ impl<S: Store> Service for Entries<S> {
         &self,
         request: Request<Streaming<SyncAuthorizedEntriesRequest>>,
     ) -> Result<Response<Self::SyncAuthorizedEntriesStream>, Status> {
-        let entries = self.authorized(&caller(&request)?)?;
+        let entries = self.0.entries.authorized(caller_id(&caller(&request)?)?);
         Ok(Response::new(sync::start(
             request.into_inner(),
             entries,
@@ -168,14 +168,22 @@ impl<S: Store> Entries<S> {
         let entry = convert::entry(wire, &self.0.trust_domain, &EntryMask::ALL)
             .map_err(|why| invalid("failed to convert entry", why))?;
         let created = self.0.store.create_entry(entry).await;
-        created.map_err(|error| failed(store_code(&error), "failed to create entry", error))
+        let created =
+            created.map_err(|error| failed(store_code(&error), "failed to create entry", error))?;
+        if let Created::New(entry) = &created {
+            self.0.entries.put(entry.clone());
+        }
+        Ok(created)
     }
 
     async fn update(&self, wire: &types::Entry, input: &EntryMask) -> Result<model::Entry, Status> {
         let entry = convert::entry(wire, &self.0.trust_domain, input)
             .map_err(|why| invalid("failed to convert entry", why))?;
         let updated = self.0.store.update_entry(entry, input).await;
-        updated.map_err(|error| failed(store_code(&error), "failed to update entry", error))
+        let updated =
+            updated.map_err(|error| failed(store_code(&error), "failed to update entry", error))?;
+        self.0.entries.put(updated.clone());
+        Ok(updated)
     }
 
     async fn delete(&self, id: &str) -> Result<(), Status> {
@@ -183,16 +191,13 @@ impl<S: Store> Entries<S> {
             return Err(Status::invalid_argument("missing entry ID"));
         }
         match self.0.store.delete_entry(id).await {
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                self.0.entries.remove(id);
+                Ok(())
+            }
             Err(StoreError::NotFound(_)) => Err(Status::not_found("entry not found")),
             Err(error) => Err(internal("failed to delete entry", error)),
         }
-    }
-
-    fn authorized(&self, caller: &Caller) -> Result<Vec<Arc<model::Entry>>, Status> {
-        let agent = caller_id(caller)?;
-        let entries = self.0.entries.of(agent);
-        entries.map_err(|error| internal("failed to fetch entries", error))
     }
 
     fn filter(&self, filter: Option<Filter>) -> Result<EntryFilter, Status> {

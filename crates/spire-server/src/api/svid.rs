@@ -1,6 +1,5 @@
 //! `spire.api.server.svid.v1.SVID`
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,14 +11,14 @@ use ah_spire_wire::server::svid::{
     NewDownstreamX509caResponse, NewJwtsvidRequest, NewJwtsvidResponse, NewX509svidParams,
     batch_new_x509svid_response,
 };
+use ah_spire_wire::spiffe_id_to_wire;
 use ah_spire_wire::types::{Jwtsvid, X509svid};
-use ah_spire_wire::{model::Entry, spiffe_id_to_wire};
 use spiffe::SpiffeId;
 use tonic::{Request, Response, Status};
 
 use super::attest::x509svid;
 use super::csr::{BadCsr, Csr};
-use super::{Caller, Core, Right, caller, caller_id, dns, internal, invalid, item, unix};
+use super::{Core, Right, caller, caller_id, dns, internal, invalid, item, unix};
 use crate::ca::{JwtSvidRequest, X509SvidRequest};
 use crate::ids::{self, Kind};
 use crate::store::Store;
@@ -93,10 +92,10 @@ impl<S: Store> Service for Svids<S> {
         }
         let address = caller.address().map(|address| address.ip());
         self.0.limits.x509.wait(address, params.len()).await?;
-        let entries = self.entries(&caller)?;
+        let agent = caller_id(&caller)?;
         let mut results = Vec::with_capacity(params.len());
         for one in params {
-            let (status, svid) = match self.new_x509(&one, &entries) {
+            let (status, svid) = match self.new_x509(&one, agent) {
                 Ok(svid) => (Ok(()), Some(svid)),
                 Err(status) => (Err(status), None),
             };
@@ -119,9 +118,10 @@ impl<S: Store> Service for Svids<S> {
         self.0.limits.jwt.wait(address, 1).await?;
         self.jwt_enabled()?;
         let request = request.into_inner();
-        let entries = self.entries(&caller)?;
-        let entry = entries
-            .get(&request.entry_id)
+        let entry = self
+            .0
+            .entries
+            .authorized_entry(caller_id(&caller)?, &request.entry_id)
             .ok_or_else(|| Status::not_found("entry not found or not authorized"))?;
         ids::check(&entry.spiffe_id, &self.0.trust_domain, Kind::Workload)
             .map_err(|why| invalid("invalid SPIFFE ID", why))?;
@@ -170,29 +170,17 @@ impl<S: Store> Service for Svids<S> {
 }
 
 impl<S: Store> Svids<S> {
-    fn entries(&self, caller: &Caller) -> Result<HashMap<String, Arc<Entry>>, Status> {
-        let entries = self.0.entries.of(caller_id(caller)?);
-        let entries =
-            entries.map_err(|error| internal("failed to fetch registration entries", error))?;
-        Ok(entries
-            .into_iter()
-            .map(|entry| (entry.id.clone(), entry))
-            .collect())
-    }
-
-    fn new_x509(
-        &self,
-        params: &NewX509svidParams,
-        entries: &HashMap<String, Arc<Entry>>,
-    ) -> Result<X509svid, Status> {
+    fn new_x509(&self, params: &NewX509svidParams, agent: &SpiffeId) -> Result<X509svid, Status> {
         if params.entry_id.is_empty() {
             return Err(Status::invalid_argument("missing entry ID"));
         }
         if params.csr.is_empty() {
             return Err(Status::invalid_argument("missing CSR"));
         }
-        let entry = entries
-            .get(&params.entry_id)
+        let entry = self
+            .0
+            .entries
+            .authorized_entry(agent, &params.entry_id)
             .ok_or_else(|| Status::not_found("entry not found or not authorized"))?;
         let csr = read(&params.csr, "invalid CSR signature")?;
         ids::check(&entry.spiffe_id, &self.0.trust_domain, Kind::Member)

@@ -10,7 +10,7 @@ use ah_spire_wire::types::entry::AdditionalAttributes;
 use ah_spire_wire::types::{Entry, Selector};
 use serde_json::{Map, Value};
 
-use super::Failure;
+use super::{Failure, matching};
 use crate::ids;
 
 /// Files above this size are refused, in bytes.
@@ -59,6 +59,38 @@ pub(super) fn from_document(document: &Value) -> Result<Vec<Entry>, Failure> {
         .collect()
 }
 
+/// As [`from_document`], and a field that an entry does not have is a mistake.
+pub(super) fn declared(document: &Value) -> Result<Vec<Entry>, Failure> {
+    let fields = Fields::of(document, "the document")?;
+    for (at, one) in fields.list("entries")?.into_iter().flatten().enumerate() {
+        let unknown = Fields::of(one, "it").and_then(|fields| {
+            let known = |key: &String| FIELDS.iter().any(|field| letters(field) == letters(key));
+            match fields.0.keys().find(|key| !known(key)) {
+                None => Ok(()),
+                Some(key) => Err(Failure(format!("{key:?} is no field of an entry"))),
+            }
+        });
+        unknown.map_err(|failure| failure.during(&format!("entry {}", at + 1)))?;
+    }
+    from_document(document)
+}
+
+const FIELDS: [&str; 13] = [
+    "spiffe_id",
+    "parent_id",
+    "selectors",
+    "x509_svid_ttl",
+    "jwt_svid_ttl",
+    "federates_with",
+    "admin",
+    "downstream",
+    "entry_expiry",
+    "dns_names",
+    "store_svid",
+    "hint",
+    "additional_attributes",
+];
+
 fn entry(value: &Value) -> Result<Entry, Failure> {
     let fields = Fields::of(value, "it")?;
     let id = |name, what: &str| {
@@ -68,6 +100,10 @@ fn entry(value: &Value) -> Result<Entry, Failure> {
     };
     let mut selectors = Vec::new();
     for one in fields.list("selectors")?.into_iter().flatten() {
+        if let Some(text) = one.as_str() {
+            selectors.push(matching::selector(text)?);
+            continue;
+        }
         let one = Fields::of(one, "a selector")?;
         selectors.push(Selector {
             r#type: one.text("type")?,

@@ -72,6 +72,11 @@ impl Output {
     }
 }
 
+pub(super) fn to_stdout(text: &[u8]) {
+    let mut stdout = std::io::stdout().lock();
+    let _ = stdout.write_all(text).and_then(|()| stdout.flush());
+}
+
 pub(super) fn to_stderr(text: &[u8]) {
     let _ = std::io::stderr().lock().write_all(text);
 }

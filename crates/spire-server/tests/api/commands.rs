@@ -163,6 +163,67 @@ async fn entries_come_from_files_and_from_standard_input() {
 }
 
 #[tokio::test]
+async fn a_file_of_entries_is_made_so_and_nothing_else_is_touched() {
+    let rig = Rig::start().await;
+    ok(&rig, &CREATE).await;
+    let file = rig.folder.path().join("wanted.json");
+    let path = file.to_str().unwrap();
+    let write = |paths: &[&str], ttl: i32| {
+        let one = |path: &&str| {
+            json!({
+                "spiffeId": format!("spiffe://example.org{path}"),
+                "parentId": "spiffe://example.org/spire/agent/join_token/a",
+                "selectors": ["unix:user:a", "unix:uid:1"], "x509SvidTtl": ttl,
+            })
+        };
+        let entries: Vec<Value> = paths.iter().map(one).collect();
+        std::fs::write(&file, json!({ "entries": entries }).to_string()).unwrap();
+    };
+    let summary = |told: String| told.lines().last().unwrap().to_owned();
+    let sync = ["entry", "sync", "-file", path];
+    write(&["/a", "/b"], 60);
+    let dry = ok(&rig, &[&sync[..], &["-dryRun"]].concat()).await;
+    assert!(dry.starts_with("Would create sync.default."), "{dry}");
+    let told = summary(ok(&rig, &sync).await);
+    assert_eq!(told, "2 to create, 0 to update, 0 to delete, 0 unchanged");
+    // Again: nothing is left to do.
+    let told = summary(ok(&rig, &sync).await);
+    assert_eq!(told, "0 to create, 0 to update, 0 to delete, 2 unchanged");
+    write(&["/b", "/c"], 90);
+    let told = summary(ok(&rig, &sync).await);
+    assert_eq!(told, "1 to create, 1 to update, 1 to delete, 0 unchanged");
+    // Another owner's file leaves these alone, and what was made by hand stays.
+    write(&["/d"], 60);
+    let told = summary(ok(&rig, &[&sync[..], &["-owner", "other"]].concat()).await);
+    assert_eq!(told, "1 to create, 0 to update, 0 to delete, 0 unchanged");
+    let shown = json(&rig, &["entry", "show"]).await;
+    let paths: Vec<&str> = shown["entries"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|entry| entry["spiffe_id"]["path"].as_str().unwrap())
+        .collect();
+    assert_eq!(paths, ["/b", "/c", "/d", "/w"]);
+    // One that was made by hand is in the way: said so, and left alone.
+    write(&["/e"], 60);
+    let by_hand = [
+        "entry",
+        "create",
+        "-spiffeID",
+        "spiffe://example.org/e",
+        "-parentID",
+        "spiffe://example.org/spire/agent/join_token/a",
+        "-selector",
+        "unix:user:a",
+        "-selector",
+        "unix:uid:1",
+    ];
+    ok(&rig, &by_hand).await;
+    let error = fails(&rig, &[&sync[..], &["-owner", "third"]].concat()).await;
+    assert!(error.contains("similar entry already exists"), "{error}");
+}
+
+#[tokio::test]
 async fn what_is_missing_is_said_before_anything_is_sent() {
     let rig = Rig::start().await;
     for (arguments, text) in [

@@ -406,11 +406,7 @@ async fn an_agent_gets_svids_for_its_entries_alone() {
         id: "mine".into(),
         ..entry("/w", &agent)
     };
-    rig.assigned
-        .0
-        .lock()
-        .unwrap()
-        .insert(agent, vec![Arc::new(mine)]);
+    rig.cache.put(mine);
     let channel = rig.network(Some(&identity)).await.unwrap();
     let mut svids = SvidClient::with_origin(channel, Channel::origin());
     let key = KeyPair::generate().unwrap();
@@ -503,22 +499,13 @@ async fn sync(
 async fn a_large_set_of_entries_is_synchronized_by_revisions_and_pages() {
     let rig = Rig::start().await;
     let (agent, identity) = rig.attested().await;
-    let numbered = |n: i64| {
-        Arc::new(Entry {
-            id: format!("e{n:04}"),
-            revision: n,
-            created_at: n + 1,
-            ..entry("/w", &agent)
-        })
+    let numbered = |n: i64| Entry {
+        id: format!("e{n:04}"),
+        revision: n,
+        created_at: n + 1,
+        ..entry("/w", &agent)
     };
-    let set = |count: i64| {
-        let entries = (0..count).rev().map(numbered).collect();
-        rig.assigned
-            .0
-            .lock()
-            .unwrap()
-            .insert(agent.clone(), entries);
-    };
+    let set = |count: i64| (0..count).rev().for_each(|n| rig.cache.put(numbered(n)));
     let ask = |ids: Vec<String>| SyncAuthorizedEntriesRequest {
         output_mask: None,
         ids,

@@ -1,14 +1,14 @@
 //! A server in this process, on a unix socket and on TLS, with a CA of its own.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use ah_identity_provider::{PrivateKey, SystemClock, TrustBundles};
-use ah_spire_wire::model::{Bundle, Entry, JwtKey, X509Authority};
+use ah_spire_wire::model::{Bundle, JwtKey, X509Authority};
 use ah_spire_wire::server::agent::agent_client::AgentClient;
 use ah_spire_wire::server::agent::{
     AgentX509svidParams, AttestAgentRequest, AttestAgentResponse, CreateJoinTokenRequest,
@@ -25,12 +25,11 @@ use rcgen::{
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use spiffe::{SpiffeId, TrustDomain};
-use spire_server::api::{
-    Ask, Attested, Attestors, Authority, AuthorizedEntries, Core, LogLevel, RateLimits,
-};
+use spire_server::api::{Ask, Attested, Attestors, Authority, Core, LogLevel, RateLimits};
 use spire_server::ca::{JwtSvid, JwtSvidRequest, SignError, Signer, X509Svid, X509SvidRequest};
 use spire_server::endpoints::{ClientTrust, Configs, LocalSocket, Network, ServerSvid, bind};
-use spire_server::store::{Bundles, SqlStore, StoreConfig, StoreError};
+use spire_server::entries::EntryCache;
+use spire_server::store::{Bundles, SqlStore, StoreConfig};
 use tempfile::TempDir;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -161,22 +160,6 @@ impl Authority for TestAuthority {
     }
 }
 
-/// The entries of each agent, as a test sets them.
-#[derive(Default)]
-pub(crate) struct Assigned(pub(crate) Mutex<HashMap<SpiffeId, Vec<Arc<Entry>>>>);
-
-impl AuthorizedEntries for Assigned {
-    fn of(&self, agent: &SpiffeId) -> Result<Vec<Arc<Entry>>, StoreError> {
-        Ok(self
-            .0
-            .lock()
-            .unwrap()
-            .get(agent)
-            .cloned()
-            .unwrap_or_default())
-    }
-}
-
 /// One attestor, `echo`: it lets in who answers its challenge with the payload.
 struct Echo;
 
@@ -231,7 +214,7 @@ pub(crate) struct Identity {
 pub(crate) struct Rig {
     pub(crate) authority: Arc<TestAuthority>,
     pub(crate) store: Arc<SqlStore>,
-    pub(crate) assigned: Arc<Assigned>,
+    pub(crate) cache: Arc<EntryCache>,
     pub(crate) socket: PathBuf,
     pub(crate) address: SocketAddr,
     pub(crate) bundles: watch::Sender<Arc<TrustBundles>>,
@@ -274,7 +257,7 @@ impl Rig {
         };
         store.put_bundle(&bundle).await.unwrap();
         let own = authority.issue(&id("/spire/server"));
-        let (chain_sender, chain) = watch::channel(own.chain.clone());
+        let (chain_sender, own_chain) = watch::channel(own.chain.clone());
         let (svid_sender, svid) = watch::channel(Some(Arc::new(ServerSvid {
             chain: own.chain,
             key: PrivateKey::pkcs8(own.key),
@@ -286,19 +269,22 @@ impl Rig {
         };
         let (bundles, trusted) = watch::channel(Arc::new(trusted));
         let admin_ids: BTreeSet<SpiffeId> = admin_ids.iter().cloned().collect();
-        let assigned = Arc::new(Assigned::default());
+        let cache = EntryCache::load(store.as_ref(), ours.clone())
+            .await
+            .unwrap();
+        let cache = Arc::new(cache);
         let core = Arc::new(Core {
             trust_domain: ours.clone(),
             store: store.clone(),
             authority: authority.clone(),
-            entries: assigned.clone(),
+            entries: cache.clone(),
             attestors: Arc::new(Echo),
             admin_ids: admin_ids.clone(),
             limits: RateLimits::new(false, true),
             clock: Arc::new(SystemClock),
             agent_id_as_selector: false,
             log: Arc::new(Level(AtomicI32::new(types::LogLevel::Info.into()))),
-            own_chain: chain,
+            own_chain,
             started: SystemTime::now(),
         });
         let socket = folder.path().join("private/api.sock");
@@ -316,7 +302,7 @@ impl Rig {
         Self {
             authority,
             store,
-            assigned,
+            cache,
             socket,
             address,
             bundles,

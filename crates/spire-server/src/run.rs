@@ -1,0 +1,411 @@
+//! `spire-server run`: the parts put together, and their end.
+
+mod health;
+mod keys;
+mod trust;
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use ah_daemon::signals::Signals;
+use ah_daemon::systemd;
+use ah_daemon::tasks::{Shutdown, Tasks};
+use ah_identity_provider::{Clock, SystemClock};
+use ah_spire_plugin::server::ServerConfig;
+use nix::sys::stat::{Mode, umask};
+use spiffe::SpiffeId;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{MissedTickBehavior, interval};
+
+use self::keys::Keys;
+use crate::api::{Core, RateLimits};
+use crate::ca::{Authorities, Manager, Profile, ServerSvids, Settings, Subject};
+use crate::endpoints::{ClientTrust, Configs, LocalSocket, Network, bind};
+use crate::entries::{EntryCache, Follow};
+use crate::keys::{DiskKeys, MemoryKeys};
+use crate::log::Log;
+use crate::plugins::{NodeAttestors, OwnAuthorities, Wanted};
+use crate::store::{Agents, Entries, JoinTokens, SqlStore};
+
+/// How long calls under way may take to end.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// How often expired entries, tokens and agents are looked for.
+const PRUNE: Duration = Duration::from_secs(600);
+
+/// Checks what [`run`] would read, and makes nothing.
+///
+/// # Errors
+/// What an operator has to change.
+pub async fn validate(config: &ServerConfig) -> Result<(), String> {
+    let wanted = Wanted::read(config)?;
+    tell_unsupported(config)?;
+    wanted.upstream(&config.trust_domain, Arc::new(SystemClock))?;
+    Ok(())
+}
+
+/// What is configured and this server does not do: refused where leaving it out would be unsafe.
+fn tell_unsupported(config: &ServerConfig) -> Result<(), String> {
+    let experimental = &config.experimental;
+    let refused = [
+        (
+            experimental.auth_opa_policy_engine.is_some(),
+            "experimental.auth_opa_policy_engine is not supported: the built-in policy would allow what yours may not",
+        ),
+        (
+            !config.proxy_protocol_trusted_cidrs.is_empty(),
+            "proxy_protocol_trusted_cidrs is not supported: rate limits would count the proxy as one caller",
+        ),
+    ];
+    match refused.iter().find(|(set, _)| *set) {
+        Some((_, why)) => Err((*why).to_owned()),
+        None => Ok(()),
+    }
+}
+
+fn warn_unsupported(config: &ServerConfig) {
+    let telemetry = &config.telemetry;
+    for (set, what) in [
+        (
+            config.federation.bundle_endpoint.is_some(),
+            "federation.bundle_endpoint",
+        ),
+        (
+            !config.federation.federates_with.is_empty(),
+            "federation.federates_with",
+        ),
+        (config.audit_log_enabled, "audit_log_enabled"),
+        (config.profiling.enabled, "profiling_enabled"),
+        (telemetry.prometheus.is_some(), "telemetry.Prometheus"),
+        (
+            !(telemetry.statsd.is_empty()
+                && telemetry.dog_statsd.is_empty()
+                && telemetry.m3.is_empty()),
+            "telemetry.Statsd, DogStatsd and M3",
+        ),
+        (
+            !config.max_attested_node_info_staleness.is_zero(),
+            "max_attested_node_info_staleness (agents are looked up at each call)",
+        ),
+    ] {
+        if set {
+            tracing::warn!(what, "Configured, and not supported by this server yet");
+        }
+    }
+}
+
+/// Runs the server until it is told to end.
+///
+/// # Errors
+/// Why it could not start or go on, for people.
+pub async fn run(config: ServerConfig) -> Result<(), String> {
+    let wanted = Wanted::read(&config)?;
+    tell_unsupported(&config)?;
+    // Before anything is written: what the server makes is for its group at most.
+    let before = umask(Mode::from_bits_truncate(0o027));
+    umask(before | Mode::from_bits_truncate(0o027));
+    let log = Arc::new(Log::start(&config.log)?);
+    if !before.contains(Mode::from_bits_truncate(0o027)) {
+        let now = before | Mode::from_bits_truncate(0o027);
+        tracing::warn!(
+            "Current umask {:04o} is too permissive; setting umask {:04o}",
+            before.bits(),
+            now.bits()
+        );
+    }
+    let ended = serve(config, wanted, log).await;
+    if let Err(error) = &ended {
+        tracing::error!(error, "Server crashed");
+    }
+    ended
+}
+
+async fn serve(config: ServerConfig, wanted: Wanted, log: Arc<Log>) -> Result<(), String> {
+    let failed = |what: &'static str| move |error: io::Error| format!("{what}: {error}");
+    let shutdown = Shutdown::default();
+    // First of all: a server that is told to end while it starts ends well.
+    let (signals, _reloads) = Signals::install().map_err(failed("cannot listen to signals"))?;
+    tokio::spawn(signals.act_on(shutdown.clone()));
+    reopen_on_signal(log.clone()).map_err(failed("cannot listen to signals"))?;
+    if let Err(error) = ah_daemon::limits::raise_open_files() {
+        tracing::warn!(%error, "The limit of open files cannot be raised");
+    }
+    tracing::info!(
+        data_dir = %config.data_dir.display(),
+        trust_domain = %config.trust_domain,
+        version = env!("CARGO_PKG_VERSION"),
+        "Configured"
+    );
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    warn_unsupported(&config);
+    let started = tokio::select! {
+        started = start(&config, wanted, log) => started?,
+        () = shutdown.drain.cancelled() => {
+            tracing::info!("Server stopped gracefully");
+            return Ok(());
+        }
+    };
+    started.run(config, shutdown).await
+}
+
+/// A server whose parts are there and whose sockets are bound.
+struct Started {
+    store: Arc<SqlStore>,
+    core: Arc<Core<SqlStore>>,
+    manager: Arc<Manager<SqlStore, Keys>>,
+    svids: ServerSvids,
+    trust: trust::Follower,
+    local: LocalSocket,
+    network: Network,
+    health: Option<tokio::net::TcpListener>,
+}
+
+async fn start(config: &ServerConfig, wanted: Wanted, log: Arc<Log>) -> Result<Started, String> {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let ours = config.trust_domain.clone();
+    std::fs::create_dir_all(&config.data_dir).map_err(|error| {
+        format!(
+            "cannot create data_dir {}: {error}",
+            config.data_dir.display()
+        )
+    })?;
+    tracing::info!(db_type = %wanted.store.database_type, "Opening SQL database");
+    let store = SqlStore::open(&wanted.store)
+        .await
+        .map_err(|error| error.to_string())?;
+    let store = Arc::new(store);
+    let upstream = wanted.upstream(&ours, clock.clone())?;
+    let keys = match &wanted.keys {
+        Some(path) => Keys::Disk(DiskKeys::open(path).map_err(|error| error.to_string())?),
+        None => Keys::Memory(MemoryKeys::default()),
+    };
+    let profile = Profile {
+        ca_ttl: config.ca_ttl,
+        ca_subject: Subject {
+            country: config.ca_subject.country.clone(),
+            organization: config.ca_subject.organization.clone(),
+            common_name: config.ca_subject.common_name.clone().unwrap_or_default(),
+            ..Subject::default()
+        },
+        x509_svid_ttl: config.x509_svid_ttl,
+        agent_ttl: config.agent_ttl.unwrap_or(config.x509_svid_ttl),
+        jwt_svid_ttl: config.jwt_svid_ttl,
+        jwt_issuer: config.jwt_issuer.clone(),
+        unique_id: wanted.unique_id,
+        ..Profile::new(ours.clone())
+    };
+    let authorities = Arc::new(Authorities::new(profile, clock.clone()));
+    let settings = Settings {
+        ca_key_type: config.ca_key_type,
+        jwt_key_type: config.jwt_key_type,
+        disable_jwt: config.disable_jwt_svids,
+        upstream,
+    };
+    let manager = Manager::start(authorities.clone(), store.clone(), keys, settings).await;
+    let manager = Arc::new(manager.map_err(|error| format!("cannot start the CA: {error}"))?);
+    let svids = ServerSvids::new(authorities.clone(), manager.tainted())
+        .map_err(|error| format!("cannot sign the server's X509-SVID: {error}"))?;
+    tracing::info!("Building in-memory entry cache");
+    let entries = EntryCache::load(store.as_ref(), ours.clone()).await;
+    let entries = Arc::new(entries.map_err(|error| format!("cannot read the entries: {error}"))?);
+    let own = OwnAuthorities {
+        store: SqlStore::clone(&store),
+        trust_domain: ours.clone(),
+    };
+    let attestors = NodeAttestors::open(wanted.x509pop, own).await?;
+    let admin_ids: BTreeSet<SpiffeId> = config.admin_ids.iter().cloned().collect();
+    let clients = ClientTrust {
+        trust_domain: ours.clone(),
+        admin_ids: admin_ids.clone(),
+    };
+    let trust = trust::Follower::start(store.clone(), &clients).await?;
+    let configs = Configs::new(svids.subscribe(), trust.subscribe(), clients, clock.clone());
+    let core = Arc::new(Core {
+        trust_domain: ours,
+        store: store.clone(),
+        authority: manager.clone(),
+        entries,
+        attestors: Arc::new(attestors),
+        admin_ids,
+        limits: RateLimits::new(config.rate_limit.attestation, config.rate_limit.signing),
+        clock,
+        agent_id_as_selector: config.experimental.agent_spiffe_id_as_selector,
+        log,
+        own_chain: svids.chains(),
+        started: SystemTime::now(),
+    });
+    let address = address(&config.bind_address, config.bind_port).await?;
+    let listener = bind(address).map_err(|error| error.to_string())?;
+    let health = match config.health_checks.enabled {
+        true => Some(health::bind(&config.health_checks).await?),
+        false => None,
+    };
+    let local = LocalSocket::bind(&config.socket).map_err(|error| error.to_string())?;
+    Ok(Started {
+        store,
+        core,
+        manager,
+        svids,
+        trust,
+        local,
+        network: Network::new(listener, configs),
+        health,
+    })
+}
+
+async fn address(host: &str, port: u16) -> Result<SocketAddr, String> {
+    let found = tokio::net::lookup_host((host, port)).await;
+    let found = found.map_err(|error| format!("bind_address \"{host}\": {error}"))?;
+    { found }
+        .next()
+        .ok_or_else(|| format!("bind_address \"{host}\" has no address"))
+}
+
+impl Started {
+    async fn run(self, config: ServerConfig, shutdown: Shutdown) -> Result<(), String> {
+        let drain = shutdown.drain.clone();
+        let mut tasks = Tasks::new(shutdown);
+        let until = |work: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
+            let drain = drain.clone();
+            async move {
+                tokio::select! {
+                    () = work => {}
+                    () = drain.cancelled() => {}
+                }
+                Ok::<(), String>(())
+            }
+        };
+        let manager = self.manager;
+        tasks.spawn(
+            "ca_manager",
+            until(Box::pin(async move { manager.run().await })),
+        );
+        tasks.spawn("svid_rotator", until(Box::pin(self.svids.run())));
+        tasks.spawn("trust", until(Box::pin(self.trust.run())));
+        let (core, store) = (self.core.clone(), self.store.clone());
+        let follow = follow(&config);
+        tasks.spawn(
+            "entry_cache",
+            until(Box::pin(async move {
+                core.entries.follow(store.as_ref(), &follow).await
+            })),
+        );
+        let (core, store) = (self.core.clone(), self.store.clone());
+        let pruned = config.prune_attested_nodes;
+        tasks.spawn(
+            "pruner",
+            until(Box::pin(async move {
+                let mut turns = interval(PRUNE);
+                turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
+                loop {
+                    turns.tick().await;
+                    prune(store.as_ref(), &core, pruned).await;
+                }
+            })),
+        );
+        if let Some(listener) = self.health {
+            let served = health::serve(
+                listener,
+                config.health_checks.clone(),
+                self.core.clone(),
+                drain.clone(),
+            );
+            tasks.spawn("health", served);
+        }
+        if let Ok(address) = self.network.address() {
+            tracing::info!(%address, network = "tcp", "Starting Server APIs");
+        }
+        let path = config.socket.display();
+        tracing::info!(address = %path, network = "unix", "Starting Server APIs");
+        let (core, stop) = (self.core.clone(), drain.clone());
+        let network = self.network;
+        tasks.spawn("endpoints", async move {
+            network.run(core, stop).await;
+            Ok::<(), String>(())
+        });
+        let (core, stop, local) = (self.core.clone(), drain.clone(), self.local);
+        tasks.spawn("local endpoint", async move {
+            local.run(core, stop).await;
+            Ok::<(), String>(())
+        });
+        systemd::ready(&format!("serving {}", config.trust_domain));
+        let watchdog = tokio::spawn(systemd::feed_watchdog(|| true, drain.clone()));
+        let ended = tasks.run(DRAIN).await;
+        watchdog.abort();
+        systemd::stopping("stopping");
+        self.store.close().await;
+        let drained = ended.map_err(|error| error.to_string())?;
+        if !drained.cut_off.is_empty() {
+            tracing::warn!(tasks = ?drained.cut_off, "Cut off: they did not end in time");
+        }
+        tracing::info!("Server stopped gracefully");
+        Ok(())
+    }
+}
+
+fn follow(config: &ServerConfig) -> Follow {
+    let (given, default) = (&config.experimental, Follow::default());
+    Follow {
+        interval: given.cache_reload_interval.unwrap_or(default.interval),
+        full_interval: given
+            .full_cache_reload_interval
+            .unwrap_or(default.full_interval),
+        gap_timeout: given.event_timeout.unwrap_or(default.gap_timeout),
+        keep_events: given.prune_events_older_than.unwrap_or(default.keep_events),
+    }
+}
+
+/// Takes out what has expired. What fails is told, and tried again at the next turn.
+async fn prune(
+    store: &SqlStore,
+    core: &Core<SqlStore>,
+    agents: Option<ah_spire_plugin::server::PruneAttestedNodes>,
+) {
+    let now = crate::moment::now();
+    match store.prune_entries(now).await {
+        Ok(gone) => gone.iter().for_each(|entry| {
+            tracing::info!(entry_id = %entry.id, spiffe_id = %entry.spiffe_id, "Pruned an expired registration");
+            core.entries.remove(&entry.id);
+        }),
+        Err(error) => tracing::error!(%error, "Cannot prune entries"),
+    }
+    if let Err(error) = store.prune_join_tokens(now).await {
+        tracing::error!(%error, "Cannot prune join tokens");
+    }
+    let Some(agents) = agents else { return };
+    let expired_for = i64::try_from(agents.expired_for.as_secs()).unwrap_or(i64::MAX);
+    let before = now.saturating_sub(expired_for);
+    match store
+        .prune_agents(before, agents.include_tofu, agents.batch_size)
+        .await
+    {
+        Ok(gone) => gone.iter().for_each(|id| {
+            tracing::info!(spiffe_id = %id, "Pruned an expired agent");
+            core.entries.remove_agent(id);
+        }),
+        Err(error) => tracing::error!(%error, "Cannot prune agents"),
+    }
+}
+
+/// USR2 opens the log file again; USR1 would tell plugins something new, and must not end the process.
+fn reopen_on_signal(log: Arc<Log>) -> io::Result<()> {
+    let mut reopen = signal(SignalKind::user_defined2())?;
+    let mut reconfigure = signal(SignalKind::user_defined1())?;
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                Some(()) = reopen.recv() => log.reopen(),
+                Some(()) = reconfigure.recv() => tracing::warn!(
+                    "Plugins cannot be told something new while the server runs; restart it"
+                ),
+                else => return,
+            }
+        }
+    });
+    Ok(())
+}
