@@ -21,7 +21,7 @@ pub use manager::{
     ROTATE_INTERVAL, Settings,
 };
 pub use name::Subject;
-pub use server_svid::{SVID_INTERVAL, ServerSvid, ServerSvids};
+pub use server_svid::{SVID_INTERVAL, ServerSvids};
 pub use sign::{Authorities, BACKDATE, Profile};
 pub use slots::{AuthorityState, Status};
 pub use upstream::{Answer, DiskAuthority, Files, MintedCa, UpstreamAuthority, UpstreamError};

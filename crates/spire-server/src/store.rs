@@ -4,6 +4,7 @@
 //! that a datastore changes hands both ways.
 
 mod config;
+mod metered;
 mod model;
 mod sql;
 
@@ -14,6 +15,7 @@ use ah_spire_wire::model::{Bundle, Entry, Selector};
 use spiffe::{SpiffeId, TrustDomain};
 
 pub use config::{BadConfig, StoreConfig};
+pub use metered::Metered;
 pub use model::{
     Agent, AgentFilter, EntryFilter, EntryMask, JoinToken, Match, Page, Paged, Profile,
     Relationship,

@@ -11,7 +11,7 @@ use super::certificate::subject_key_id;
 use super::manager::CaError;
 use super::slots::{SlotName, Status};
 use crate::keys::KeyManager;
-use crate::store::Journals;
+use crate::store::{Journals, StoreError};
 
 /// How many authorities of a kind are remembered.
 const KEPT: usize = 10;
@@ -124,8 +124,14 @@ impl Journal {
             return Ok(());
         }
         let data = self.entries.encode_to_vec();
-        let id = store.put_journal(self.id, &self.active, &data).await?;
-        self.id = Some(id);
+        let put = match store.put_journal(self.id, &self.active, &data).await {
+            // Another server pruned it while this one was away.
+            Err(StoreError::NotFound(_)) if self.id.is_some() => {
+                store.put_journal(None, &self.active, &data).await
+            }
+            put => put,
+        };
+        self.id = Some(put?);
         self.dirty = false;
         Ok(())
     }

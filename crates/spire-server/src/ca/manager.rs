@@ -7,6 +7,7 @@
 
 mod load;
 mod operate;
+mod serve;
 
 use std::fmt::Display;
 use std::sync::Arc;
@@ -155,8 +156,17 @@ impl<S: Bundles + Journals + 'static, K: KeyManager> Manager<S, K> {
             tainted: watch::Sender::new(0),
         };
         manager.load().await?;
-        manager.rotate().await?;
-        Ok(manager)
+        match manager.rotate().await {
+            // What was found again serves until what comes next can be made.
+            Err(error) if !manager.can_sign() => Err(error),
+            _ => Ok(manager),
+        }
+    }
+
+    fn can_sign(&self) -> bool {
+        let now = self.now();
+        let jwt = self.settings.disable_jwt || self.authorities.active_jwt(now).is_ok();
+        jwt && self.authorities.active_x509(now).is_ok()
     }
 
     /// What signs.
@@ -198,12 +208,9 @@ impl<S: Bundles + Journals + 'static, K: KeyManager> Manager<S, K> {
     /// Does what is due.
     pub async fn rotate(&self) -> Result<(), CaError> {
         let state = &mut *self.state.lock().await;
-        // While the journal lags behind, making a key could overwrite the one that it is found by.
         let saved = state.journal.save(self.store.as_ref()).await;
-        let x509 = match saved {
-            Ok(()) => self.rotate_x509(state).await,
-            Err(error) => Err(error),
-        };
+        log_failure(saved, "CA journal not saved, which is tried again");
+        let x509 = self.rotate_x509(state).await;
         if let Err(error) = &x509 {
             tracing::error!(%error, "unable to rotate X.509 CA");
             // Without a journal, which an active X.509 authority begins, a JWT key would not be found again.
@@ -211,7 +218,7 @@ impl<S: Bundles + Journals + 'static, K: KeyManager> Manager<S, K> {
                 return x509;
             }
         }
-        let jwt = if self.settings.disable_jwt || x509.is_err() {
+        let jwt = if self.settings.disable_jwt {
             Ok(())
         } else {
             self.rotate_jwt(state).await
@@ -262,6 +269,8 @@ impl<S: Bundles + Journals + 'static, K: KeyManager> Manager<S, K> {
 
     /// In the current slot when that is empty, else in the next.
     async fn prepare_x509_ca(&self, state: &mut State) -> Result<(), CaError> {
+        // While the journal lags behind, a new key could take the place of the one that it is found by.
+        state.journal.save(self.store.as_ref()).await?;
         let slot = free_slot(&mut state.x509);
         let now = self.now();
         let key = self
@@ -316,6 +325,7 @@ impl<S: Bundles + Journals + 'static, K: KeyManager> Manager<S, K> {
     }
 
     async fn prepare_jwt_key(&self, state: &mut State) -> Result<(), CaError> {
+        state.journal.save(self.store.as_ref()).await?;
         let slot = free_slot(&mut state.jwt);
         let now = self.now();
         let key = self
@@ -324,7 +334,7 @@ impl<S: Bundles + Journals + 'static, K: KeyManager> Manager<S, K> {
             .await?;
         slot.set_status(Status::Old);
         let authority = Arc::new(prepare::jwt(self.authorities.profile(), key, now)?);
-        self.publish_jwt_key(JwtKey {
+        self.publish_jwt(JwtKey {
             spki: authority.key.spki().to_vec(),
             id: authority.id.clone(),
             expires_at: to_unix(authority.not_after),
@@ -363,7 +373,7 @@ impl<S: Bundles + Journals + 'static, K: KeyManager> Manager<S, K> {
 
     /// Publishes a JWT key, this server's or a downstream server's: upstream where the upstream authority takes JWT
     /// keys, and in the bundle. Answers all JWT keys.
-    pub async fn publish_jwt_key(&self, key: JwtKey) -> Result<Vec<JwtKey>, CaError> {
+    pub async fn publish_jwt(&self, key: JwtKey) -> Result<Vec<JwtKey>, CaError> {
         let published = match &self.settings.upstream {
             Some(upstream) => upstream.publish_jwt_key(&key).await?,
             None => None,

@@ -3,34 +3,32 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use ah_identity_provider::PrivateKey;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
-use zeroize::Zeroizing;
 
 use super::SignError;
 use super::sign::{Authorities, backdated};
+use crate::endpoints::ServerSvid;
 use crate::keys::{KeyError, KeyType, LocalKey, SigningKey};
+
+/// From when to when an SVID is good.
+struct Life {
+    not_before: SystemTime,
+    not_after: SystemTime,
+}
 
 /// How often it is looked whether it is due.
 pub const SVID_INTERVAL: Duration = Duration::from_secs(5);
 
-/// `spiffe://TRUST-DOMAIN/spire/server`, chain and key of one moment.
-pub struct ServerSvid {
-    /// DER, leaf first, with the intermediates up to the bundle.
-    pub chain: Vec<Vec<u8>>,
-    /// PKCS #8, DER.
-    pub key: Zeroizing<Vec<u8>>,
-    /// Beginning of the leaf.
-    pub not_before: SystemTime,
-    /// End of the leaf.
-    pub not_after: SystemTime,
-}
-
-/// Makes a new one, with a new key, when half of the old one's life is over or an authority was tainted.
+/// Makes `spiffe://TRUST-DOMAIN/spire/server` anew, with a new key, when half of the old one's life is over or an
+/// authority was tainted.
 pub struct ServerSvids {
     authorities: Arc<Authorities>,
     tainted: watch::Receiver<u64>,
-    newest: watch::Sender<Arc<ServerSvid>>,
+    newest: watch::Sender<Option<Arc<ServerSvid>>>,
+    chain: watch::Sender<Vec<Vec<u8>>>,
+    life: Life,
 }
 
 impl ServerSvids {
@@ -39,17 +37,24 @@ impl ServerSvids {
         authorities: Arc<Authorities>,
         tainted: watch::Receiver<u64>,
     ) -> Result<Self, SignError> {
-        let first = make(&authorities)?;
+        let (first, life) = make(&authorities)?;
         Ok(Self {
             authorities,
             tainted,
-            newest: watch::Sender::new(Arc::new(first)),
+            chain: watch::Sender::new(first.chain.clone()),
+            newest: watch::Sender::new(Some(Arc::new(first))),
+            life,
         })
     }
 
-    /// The present one and every later one.
-    pub fn subscribe(&self) -> watch::Receiver<Arc<ServerSvid>> {
+    /// The present one and every later one; never `None`.
+    pub fn subscribe(&self) -> watch::Receiver<Option<Arc<ServerSvid>>> {
         self.newest.subscribe()
+    }
+
+    /// The chain of each, without its key.
+    pub fn chains(&self) -> watch::Receiver<Vec<Vec<u8>>> {
+        self.chain.subscribe()
     }
 
     /// Rotates until it is dropped. What fails is logged and tried again at the next turn.
@@ -64,10 +69,12 @@ impl ServerSvids {
                 continue;
             }
             match make(&self.authorities) {
-                Ok(svid) => {
+                Ok((svid, life)) => {
                     self.tainted.mark_unchanged();
+                    self.life = life;
                     tracing::debug!("server X509-SVID rotated");
-                    self.newest.send_replace(Arc::new(svid));
+                    self.chain.send_replace(svid.chain.clone());
+                    self.newest.send_replace(Some(Arc::new(svid)));
                 }
                 Err(error) => tracing::error!(%error, "could not rotate server X509-SVID"),
             }
@@ -75,24 +82,31 @@ impl ServerSvids {
     }
 
     fn is_due(&self) -> bool {
-        let svid = self.newest.borrow().clone();
+        let Life {
+            not_before,
+            not_after,
+        } = self.life;
         let now = self.authorities.clock().now();
-        let life = svid.not_after.duration_since(svid.not_before);
-        let half = life.unwrap_or_default().checked_div(2).unwrap_or_default();
+        let life = not_after.duration_since(not_before).unwrap_or_default();
+        let half = life.checked_div(2).unwrap_or_default();
         // One from the future was made before the clock was set back.
-        now < svid.not_before || svid.not_before.checked_add(half).is_none_or(|at| now > at)
+        now < not_before || not_before.checked_add(half).is_none_or(|at| now > at)
     }
 }
 
-fn make(authorities: &Authorities) -> Result<ServerSvid, SignError> {
+fn make(authorities: &Authorities) -> Result<(ServerSvid, Life), SignError> {
     let failed = |error: KeyError| SignError::Failed(error.to_string());
     let key = LocalKey::generate("server SVID", KeyType::EcP256).map_err(failed)?;
     let not_before = backdated(authorities.clock().now());
     let svid = authorities.sign_server_svid(key.spki())?;
-    Ok(ServerSvid {
-        chain: svid.chain,
-        key: key.to_pkcs8().map_err(failed)?,
+    let mut pkcs8 = key.to_pkcs8().map_err(failed)?;
+    let life = Life {
         not_before,
         not_after: svid.not_after,
-    })
+    };
+    let svid = ServerSvid {
+        chain: svid.chain,
+        key: PrivateKey::pkcs8(std::mem::take(&mut *pkcs8)),
+    };
+    Ok((svid, life))
 }

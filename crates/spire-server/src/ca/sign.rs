@@ -116,11 +116,18 @@ impl Authorities {
         self.jwt.store(authority);
     }
 
-    fn active(&self, now: SystemTime) -> Result<Arc<X509Authority>, SignError> {
+    pub(super) fn active_x509(&self, now: SystemTime) -> Result<Arc<X509Authority>, SignError> {
         self.x509
             .load_full()
             .filter(|authority| authority.not_after() > now)
             .ok_or(SignError::NotReady("X509 CA"))
+    }
+
+    pub(super) fn active_jwt(&self, now: SystemTime) -> Result<Arc<JwtAuthority>, SignError> {
+        self.jwt
+            .load_full()
+            .filter(|authority| authority.not_after > now)
+            .ok_or(SignError::NotReady("JWT key"))
     }
 
     /// The server's own X509-SVID, `spiffe://TRUST-DOMAIN/spire/server`.
@@ -144,7 +151,7 @@ impl Authorities {
     ) -> Result<X509Svid, SignError> {
         check_key(spki)?;
         let now = self.clock.now();
-        let ca = self.active(now)?;
+        let ca = self.active_x509(now)?;
         let parents = ca.upstream_chain.len().max(1);
         let mut subject = ca.certificate.subject.clone();
         subject.organizational_unit = vec![format!("DOWNSTREAM-{parents}")];
@@ -170,7 +177,7 @@ impl Authorities {
         self.check_member(&request.spiffe_id, "X509-SVID")?;
         check_key(&request.spki)?;
         let now = self.clock.now();
-        let ca = self.active(now)?;
+        let ca = self.active_x509(now)?;
         let template = Template {
             serial: new_serial()?,
             subject,
@@ -244,11 +251,7 @@ impl Signer for Authorities {
             return Err(SignError::Invalid(text.into()));
         }
         let now = self.clock.now();
-        let authority = self
-            .jwt
-            .load_full()
-            .filter(|authority| authority.not_after > now)
-            .ok_or(SignError::NotReady("JWT key"))?;
+        let authority = self.active_jwt(now)?;
         let end = capped(
             now,
             request.ttl,

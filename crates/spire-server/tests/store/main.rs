@@ -10,4 +10,5 @@ mod common;
 mod conformance;
 mod entry_cache;
 mod faults;
+mod metered;
 mod schema;

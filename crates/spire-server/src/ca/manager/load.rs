@@ -10,7 +10,7 @@ use crate::ca::authority::{Certificate, JwtAuthority, X509Authority, from_unix};
 use crate::ca::journal::status;
 use crate::ca::manager::CaError;
 use crate::ca::sign::BACKDATE;
-use crate::ca::slots::{Slot, SlotName, Slots};
+use crate::ca::slots::{Slot, SlotName, Slots, Status};
 use crate::keys::KeyManager;
 use crate::store::{Bundles, Journals};
 
@@ -26,22 +26,14 @@ impl<S: Bundles + Journals + 'static, K: KeyManager> Manager<S, K> {
         for entry in entries.x509_c_as.iter().rev() {
             match self.x509_slot(entry, bundle.as_ref()).await? {
                 Ok(slot) => x509.push(slot),
-                Err(why) => tracing::warn!(
-                    slot = entry.slot_id,
-                    local_authority_id = entry.authority_id,
-                    "X.509 CA of the journal is unusable: {why}"
-                ),
+                Err(why) => log_unusable(entry.status, &entry.slot_id, &entry.authority_id, &why),
             }
         }
         let mut jwt = Vec::new();
         for entry in entries.jwt_keys.iter().rev() {
             match self.jwt_slot(entry, bundle.as_ref()).await? {
                 Ok(slot) => jwt.push(slot),
-                Err(why) => tracing::warn!(
-                    slot = entry.slot_id,
-                    local_authority_id = entry.authority_id,
-                    "JWT key of the journal is unusable: {why}"
-                ),
+                Err(why) => log_unusable(entry.status, &entry.slot_id, &entry.authority_id, &why),
             }
         }
         let State {
@@ -50,10 +42,10 @@ impl<S: Bundles + Journals + 'static, K: KeyManager> Manager<S, K> {
         *a = Slots::choose(x509.into_iter());
         *b = Slots::choose(jwt.into_iter());
         // What was active signs again; what is due is for the first rotation.
-        if a.current.status() == Some(crate::ca::Status::Active) {
+        if a.current.status() == Some(Status::Active) {
             self.authorities.set_x509(a.current.authority.clone());
         }
-        if b.current.status() == Some(crate::ca::Status::Active) && !self.settings.disable_jwt {
+        if b.current.status() == Some(Status::Active) && !self.settings.disable_jwt {
             self.authorities.set_jwt(b.current.authority.clone());
         }
         Ok(())
@@ -144,5 +136,22 @@ impl<S: Bundles + Journals + 'static, K: KeyManager> Manager<S, K> {
             return Err("it is from the future: the clock was set back".into());
         }
         Ok(())
+    }
+}
+
+fn log_unusable(stored: i32, slot: &str, id: &str, why: &str) {
+    // Nothing is lost with an old one, whose key is overwritten in time.
+    if status(stored) == Status::Old {
+        tracing::debug!(
+            slot,
+            local_authority_id = id,
+            "old authority passed over: {why}"
+        );
+    } else {
+        tracing::warn!(
+            slot,
+            local_authority_id = id,
+            "authority of the journal is unusable: {why}"
+        );
     }
 }

@@ -32,7 +32,6 @@ impl<S: Bundles + Journals + 'static, K: KeyManager> Manager<S, K> {
     pub async fn prepare_x509(&self) -> Result<AuthorityState, CaError> {
         let state = &mut *self.state.lock().await;
         states(&state.x509)?;
-        state.journal.save(self.store.as_ref()).await?;
         self.prepare_x509_ca(state).await?;
         state.x509.next.state.clone().ok_or(CaError::Initializing)
     }
@@ -41,7 +40,6 @@ impl<S: Bundles + Journals + 'static, K: KeyManager> Manager<S, K> {
     pub async fn prepare_jwt(&self) -> Result<AuthorityState, CaError> {
         let state = &mut *self.state.lock().await;
         states(&state.jwt)?;
-        state.journal.save(self.store.as_ref()).await?;
         self.prepare_jwt_key(state).await?;
         state.jwt.next.state.clone().ok_or(CaError::Initializing)
     }

@@ -288,7 +288,7 @@ async fn a_journal_that_cannot_be_written_is_written_later() {
     assert_eq!(active_id(&manager), other);
     assert_eq!(store.active().0, [first]);
     // The key that the stored journal is found by is not overwritten meanwhile.
-    clock.advance(hours(12));
+    clock.advance(hours(13));
     assert!(manager.rotate().await.is_err());
     assert!(manager.prepare_x509().await.is_err());
     store.fail(false, false);
@@ -471,4 +471,40 @@ async fn the_journal_forgets_the_oldest() {
     let [(_, entries)] = store.entries().try_into().unwrap();
     assert_eq!((entries.x509_c_as.len(), entries.jwt_keys.len()), (10, 10));
     assert!(clock.now() > at(0));
+}
+
+// As by another server's pruning, while this one was away.
+#[tokio::test]
+async fn a_journal_that_is_gone_is_written_anew() {
+    let (store, clock) = (MemoryStore::default(), HeldClock::new());
+    let manager = start(&store, MemoryKeys::default(), clock.clone())
+        .await
+        .unwrap();
+    store.forget_journals();
+    clock.advance(hours(21));
+    manager.rotate().await.unwrap();
+    assert_eq!(store.active().0, [active_id(&manager)]);
+}
+
+#[tokio::test]
+async fn what_was_found_again_serves_while_nothing_new_can_be_made() {
+    let (dir, store, clock) = (
+        tempfile::tempdir().unwrap(),
+        MemoryStore::default(),
+        HeldClock::new(),
+    );
+    let path = dir.path().join("keys.json");
+    let first = start(&store, DiskKeys::open(&path).unwrap(), clock.clone())
+        .await
+        .unwrap();
+    clock.advance(hours(21));
+    store.fail(true, false);
+    let again = start(&store, DiskKeys::open(&path).unwrap(), clock.clone())
+        .await
+        .unwrap();
+    assert_eq!(active_id(&again), active_id(&first));
+    signs_for_the_bundle(again.authorities(), &store);
+    clock.advance(hours(4));
+    let keys = DiskKeys::open(&path).unwrap();
+    assert!(start(&store, keys, clock).await.is_err());
 }

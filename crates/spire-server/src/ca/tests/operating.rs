@@ -1,6 +1,7 @@
 //! The state machine as the localauthority API sees it.
 
-use super::kit::{HeldClock, MemoryStore, signs_for_the_bundle, start};
+use super::kit::{HeldClock, MemoryStore, jwt_request, request, signs_for_the_bundle, start};
+use crate::api::Authority;
 use crate::ca::{CaError, Status};
 use crate::keys::MemoryKeys;
 
@@ -158,9 +159,19 @@ async fn a_downstream_servers_jwt_key_is_published() {
         .unwrap();
     let mut key = store.own().jwt[0].clone();
     key.id = "downstream".into();
-    let keys = manager.publish_jwt_key(key.clone()).await.unwrap();
+    let api: &dyn Authority = &manager;
+    assert!(!api.jwt_disabled());
+    let keys = api.publish_jwt_key(key.clone()).await.unwrap();
     assert_eq!(keys, store.own().jwt);
     assert!(keys.contains(&key));
     // Once.
-    assert_eq!(manager.publish_jwt_key(key).await.unwrap().len(), 2);
+    assert_eq!(api.publish_jwt_key(key.clone()).await.unwrap().len(), 2);
+    let below = api.sign_downstream_ca(&key.spki, None).unwrap();
+    let bundle = store.own();
+    let issuer = crate::ca::authority::Certificate::read(bundle.x509[0].der.clone()).unwrap();
+    let below = crate::ca::authority::Certificate::read(below[0].clone()).unwrap();
+    assert_eq!(below.issuer_key_id, issuer.key_id);
+    assert!(api.sign_x509_svid(request("/w")).is_ok());
+    assert!(api.sign_agent_svid(request("/spire/agent/a")).is_ok());
+    assert!(api.sign_jwt_svid(jwt_request()).is_ok());
 }

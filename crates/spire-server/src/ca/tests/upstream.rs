@@ -258,3 +258,46 @@ async fn a_ca_that_is_none_is_refused() {
         );
     }
 }
+
+/// Works once.
+struct Once(DiskAuthority, std::sync::atomic::AtomicBool);
+
+impl UpstreamAuthority for Once {
+    fn mint_x509_ca<'a>(
+        &'a self,
+        csr: &'a [u8],
+        ttl: Duration,
+    ) -> crate::ca::Answer<'a, crate::ca::MintedCa> {
+        if self.1.swap(true, std::sync::atomic::Ordering::SeqCst) {
+            return Box::pin(async { Err(UpstreamError("unreachable".into())) });
+        }
+        self.0.mint_x509_ca(csr, ttl)
+    }
+
+    fn publish_jwt_key<'a>(
+        &'a self,
+        key: &'a ah_spire_wire::model::JwtKey,
+    ) -> crate::ca::Answer<'a, Option<Vec<ah_spire_wire::model::JwtKey>>> {
+        self.0.publish_jwt_key(key)
+    }
+}
+
+#[tokio::test]
+async fn jwt_keys_rotate_while_the_upstream_is_away() {
+    let (dir, store, clock) = (
+        tempfile::tempdir().unwrap(),
+        MemoryStore::default(),
+        HeldClock::new(),
+    );
+    let upstream = DiskAuthority::open(root(dir.path()), domain(), clock.clone()).unwrap();
+    let manager = below(Once(upstream, false.into()), &store, clock.clone())
+        .await
+        .unwrap();
+    let x509 = manager.x509_states().await.unwrap().active;
+    let jwt = manager.jwt_states().await.unwrap().active;
+    clock.advance(Duration::from_secs(21 * 3600));
+    assert!(matches!(manager.rotate().await, Err(CaError::Upstream(_))));
+    assert_eq!(manager.x509_states().await.unwrap().active, x509);
+    assert_ne!(manager.jwt_states().await.unwrap().active, jwt);
+    signs_for_the_bundle(manager.authorities(), &store);
+}

@@ -86,6 +86,10 @@ impl MemoryStore {
         journals.insert(id, (active.to_owned(), data.to_vec()));
     }
 
+    pub(in crate::ca::tests) fn forget_journals(&self) {
+        self.kept.journals.lock().unwrap().clear();
+    }
+
     /// Every journal, with the authority that it is found by.
     pub(in crate::ca::tests) fn entries(&self) -> Vec<(String, Entries)> {
         let journals = self.kept.journals.lock().unwrap();
@@ -208,6 +212,9 @@ impl Journals for MemoryStore {
         Self::check(&self.kept.journals_fail)?;
         let id = {
             let mut journals = self.kept.journals.lock().unwrap();
+            if id.is_some_and(|id| !journals.contains_key(&id)) {
+                return Err(StoreError::NotFound("CA journal".into()));
+            }
             let id = id.unwrap_or(journals.len() as u64 + 1);
             journals.insert(id, (active.to_owned(), data.to_vec()));
             id

@@ -1,0 +1,154 @@
+//! A small HTTP server for answers that are made at once, such as metrics and health.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Connections at a time; more wait to be accepted.
+const MOST_CONNECTIONS: usize = 64;
+
+/// A request's headers, and a TLS handshake, have this long.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A connection is cut after this time, so that one that takes no answer keeps no place.
+const LONGEST: Duration = Duration::from_secs(300);
+
+/// After a failure to accept, so that a process without free descriptors does not spin.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// A bound listener.
+pub(crate) struct Http {
+    pub(crate) listener: TcpListener,
+    pub(crate) tls: Option<Arc<rustls::ServerConfig>>,
+}
+
+/// A bound listener for `host` and `port`.
+pub(crate) async fn bind(host: &str, port: &str) -> io::Result<TcpListener> {
+    let port = match port.parse::<u16>() {
+        Ok(port) => port,
+        Err(_) => service_port(port)?,
+    };
+    TcpListener::bind((host, port)).await
+}
+
+/// What a service's name stands for, of those that health checks are known to be put on.
+fn service_port(name: &str) -> io::Result<u16> {
+    match name {
+        "http" => Ok(80),
+        "https" => Ok(443),
+        "http-alt" => Ok(8080),
+        _ => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("{name:?} is not a port"),
+        )),
+    }
+}
+
+impl Http {
+    pub(crate) fn address(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Answers until `stop`, then cuts what is open.
+    pub(crate) async fn serve<F>(self, answer: F, stop: CancellationToken)
+    where
+        F: Fn(&Request<Incoming>) -> Response<Full<Bytes>> + Clone + Send + 'static,
+    {
+        let places = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+        let tasks = TaskTracker::new();
+        let tls = self.tls.map(TlsAcceptor::from);
+        let accept = async || {
+            // The semaphore is never closed.
+            let place = places.clone().acquire_owned().await.ok();
+            (place, self.listener.accept().await)
+        };
+        loop {
+            let (place, accepted) = tokio::select! {
+                () = stop.cancelled() => break,
+                accepted = accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, peer)) => {
+                    let connection = connection(stream, tls.clone(), answer.clone());
+                    let cut = stop.clone();
+                    tasks.spawn(async move {
+                        let _place = place;
+                        tokio::select! {
+                            () = cut.cancelled() => {}
+                            ended = tokio::time::timeout(LONGEST, connection) => if let Ok(Err(error)) = ended {
+                                tracing::debug!(%peer, %error, "HTTP connection broke");
+                            },
+                        }
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "HTTP connection cannot be accepted");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+        tasks.close();
+        tasks.wait().await;
+    }
+}
+
+async fn connection<F>(stream: TcpStream, tls: Option<TlsAcceptor>, answer: F) -> io::Result<()>
+where
+    F: Fn(&Request<Incoming>) -> Response<Full<Bytes>>,
+{
+    match tls {
+        None => requests(stream, answer).await,
+        Some(acceptor) => {
+            let stream = tokio::time::timeout(PATIENCE, acceptor.accept(stream)).await??;
+            requests(stream, answer).await
+        }
+    }
+}
+
+fn requests<T, F>(stream: T, answer: F) -> impl Future<Output = io::Result<()>>
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+    F: Fn(&Request<Incoming>) -> Response<Full<Bytes>>,
+{
+    let service = service_fn(move |request| {
+        let response = answer(&request);
+        async move { Ok::<_, Infallible>(response) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(PATIENCE)
+        .serve_connection(TokioIo::new(stream), service);
+    async move { connection.await.map_err(io::Error::other) }
+}
+
+/// An answer of one piece.
+pub(crate) fn answer(
+    status: StatusCode,
+    content_type: &'static str,
+    body: impl Into<Bytes>,
+) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(
+        http::header::CONTENT_TYPE,
+        http::HeaderValue::from_static(content_type),
+    );
+    response
+}
