@@ -5,6 +5,8 @@
 
 mod follow;
 mod index;
+mod order;
+mod through;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -17,7 +19,9 @@ use tokio::sync::watch;
 pub use follow::Follow;
 use follow::State;
 use index::{Affected, Index};
+pub use through::CachedStore;
 
+use crate::api::AuthorizedEntries;
 use crate::store::{Agent, Store, StoreError};
 
 /// Unix seconds.
@@ -161,6 +165,12 @@ impl EntryCache {
 
     fn index_mut(&self) -> RwLockWriteGuard<'_, Index> {
         self.index.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl AuthorizedEntries for EntryCache {
+    fn of(&self, agent: &SpiffeId) -> Result<Vec<Arc<Entry>>, StoreError> {
+        Ok(self.authorized(agent))
     }
 }
 

@@ -4,6 +4,7 @@
 //! [`workload`], [`health`]. [`Channel`] carries calls over any byte stream, [`serve`] answers them. What the
 //! messages stand for are the plain, valid values of [`model`], with conversions both ways.
 
+mod authority;
 pub mod bundle;
 mod channel;
 mod convert;

@@ -14,6 +14,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tonic::body::Body;
 use tower::Service;
 
+use crate::authority::Relaxed;
+
 /// What one connection may take.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -63,7 +65,10 @@ where
             .initial_stream_window_size(limits.window)
             .initial_connection_window_size(limits.window)
             .max_send_buf_size(limits.send_buffer)
-            .serve_connection(TokioIo::new(transport), TowerToHyperService::new(service)),
+            .serve_connection(
+                TokioIo::new(Relaxed::new(transport)),
+                TowerToHyperService::new(service),
+            ),
     );
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,

@@ -7,6 +7,8 @@
     reason = "a test fails by panicking"
 )]
 
+mod clients;
 mod commands;
+mod faults;
 mod rig;
 mod rules;

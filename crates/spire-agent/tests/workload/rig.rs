@@ -308,8 +308,11 @@ impl Identities for TestIdentities {
     }
 }
 
+/// With a name that TLS clients without SPIFFE know, and with the basic constraints that some clients insist on.
 pub(crate) fn svid(ca: &TestCa, id: &str) -> TestLeaf {
-    ca.leaf().spiffe(id).issue()
+    const BASIC_CONSTRAINTS: &[u64] = &[2, 5, 29, 19];
+    let leaf = ca.leaf().spiffe(id).dns("localhost");
+    leaf.extension(BASIC_CONSTRAINTS, true, &[0x30, 0]).issue()
 }
 
 pub(crate) fn identity(leaf: &TestLeaf, entry: &Arc<Entry>) -> Arc<X509Identity> {

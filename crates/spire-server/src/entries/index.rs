@@ -2,10 +2,7 @@
 //!
 //! Each entry is held once, and each index adds a pointer to it.
 
-use std::borrow::Borrow;
-use std::cmp::Ordering;
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::hash::{Hash, Hasher};
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -13,6 +10,7 @@ use ah_spire_wire::model::{Entry, Selector};
 use spiffe::{SpiffeId, TrustDomain};
 use tokio::sync::watch;
 
+use super::order::{ById, ByIssued, Issued};
 use crate::store::Agent;
 
 /// Path of the parent of node aliases.
@@ -396,93 +394,6 @@ fn has_all(found: &[Selector], wanted: &[Selector]) -> bool {
     wanted
         .iter()
         .all(|one| found.by_ref().any(|other| other == one))
-}
-
-struct ById(Arc<Entry>);
-
-impl Borrow<str> for ById {
-    fn borrow(&self) -> &str {
-        &self.0.id
-    }
-}
-
-impl Hash for ById {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.0.id.as_str().hash(state);
-    }
-}
-
-impl PartialEq for ById {
-    fn eq(&self, other: &Self) -> bool {
-        self.0.id == other.0.id
-    }
-}
-
-impl Eq for ById {}
-
-struct ByIssued(Arc<Entry>);
-
-/// What entries are sorted by on the way up, so that a search needs no entry.
-trait Issued {
-    fn key(&self) -> (&SpiffeId, &str);
-}
-
-impl Issued for ByIssued {
-    fn key(&self) -> (&SpiffeId, &str) {
-        (&self.0.spiffe_id, &self.0.id)
-    }
-}
-
-impl Issued for (&SpiffeId, &str) {
-    fn key(&self) -> (&SpiffeId, &str) {
-        *self
-    }
-}
-
-impl<'a> Borrow<dyn Issued + 'a> for ByIssued {
-    fn borrow(&self) -> &(dyn Issued + 'a) {
-        self
-    }
-}
-
-impl PartialEq for ByIssued {
-    fn eq(&self, other: &Self) -> bool {
-        self.key() == other.key()
-    }
-}
-
-impl Eq for ByIssued {}
-
-impl PartialOrd for ByIssued {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for ByIssued {
-    fn cmp(&self, other: &Self) -> Ordering {
-        self.key().cmp(&other.key())
-    }
-}
-
-impl PartialEq for dyn Issued + '_ {
-    fn eq(&self, other: &Self) -> bool {
-        self.key() == other.key()
-    }
-}
-
-impl Eq for dyn Issued + '_ {}
-
-impl PartialOrd for dyn Issued + '_ {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for dyn Issued + '_ {
-    fn cmp(&self, other: &Self) -> Ordering {
-        self.key().cmp(&other.key())
-    }
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ mod agents;
 mod bundles;
 mod connection;
 mod entries;
+mod events;
 mod federation;
 mod filter;
 mod journals;

@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use spiffe::SpiffeId;
-use spire_server::entries::{EntryCache, Follow};
-use spire_server::store::{Agents, Entries, EntryMask, SqlStore};
+use spire_server::entries::{CachedStore, EntryCache, Follow};
+use spire_server::store::{Agents, BundleDeletion, Bundles, Entries, EntryMask, SqlStore};
 use tokio::sync::watch;
 
-use crate::common::{Database, add, agent, domain, entry, id, selectors};
+use crate::common::{Database, add, agent, bundle, domain, entry, id, selectors};
 
 /// Generous: what is waited for comes at once.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -246,4 +246,62 @@ async fn an_entry_that_ends_is_served_no_more() {
     add(&store, later).await;
     let cache = cache(&store).await;
     assert_eq!(served(&cache, &agent), ["/later"]);
+}
+
+#[tokio::test]
+async fn what_goes_through_the_cached_store_is_seen_at_once() {
+    let database = Database::sqlite();
+    let store = database.open().await;
+    let cache = Arc::new(cache(&store).await);
+    let store = CachedStore::new(store, Arc::clone(&cache));
+    let a = agent("a", &["t:1"]);
+    store.put_agent(&a).await.unwrap();
+    let mut alias = entry("node", &["t:1"]);
+    alias.parent_id = id("spire/server");
+    add(&store, alias).await;
+    let mut below = entry("below", &["u:1"]);
+    below.parent_id = id("node");
+    let mut below = add(&store, below).await;
+    let mut changes = cache.subscribe(&a.id);
+    assert_eq!(served(&cache, &a.id), ["/below"]);
+
+    below.spiffe_id = id("moved");
+    store
+        .update_entry(below.clone(), &EntryMask::ALL)
+        .await
+        .unwrap();
+    assert!(heard(&mut changes));
+    assert_eq!(served(&cache, &a.id), ["/moved"]);
+    store
+        .update_agent(&a.id, |agent| agent.selectors.clear())
+        .await
+        .unwrap();
+    assert!(heard(&mut changes));
+    assert_eq!(served(&cache, &a.id), [""; 0]);
+    store.put_agent(&a).await.unwrap();
+    store.delete_entry(&below.id).await.unwrap();
+    assert_eq!(served(&cache, &a.id), [""; 0]);
+
+    store.put_bundle(&bundle("b.test", 1)).await.unwrap();
+    let mut federated = entry("federated", &["u:1"]);
+    federated.federates_with = vec![domain("b.test")];
+    add(&store, federated).await;
+    assert_eq!(served(&cache, &a.id), ["/federated"]);
+    store
+        .delete_bundle(&domain("b.test"), BundleDeletion::Delete)
+        .await
+        .unwrap();
+    assert_eq!(served(&cache, &a.id), [""; 0]);
+
+    let mut ended = entry("ended", &["u:1"]);
+    ended.expires_at = 1_000;
+    let ended = add(&store, ended).await;
+    assert!(cache.entry(&ended.id).is_some());
+    store.prune_entries(1_001).await.unwrap();
+    assert!(cache.entry(&ended.id).is_none());
+    let pruned = store.prune_agents(4_000_000_000, true, 10).await.unwrap();
+    assert_eq!((pruned, cache.agent(&a.id)), (vec![a.id.clone()], None));
+    store.put_agent(&a).await.unwrap();
+    store.delete_agent(&a.id).await.unwrap();
+    assert_eq!(cache.agent(&a.id), None);
 }

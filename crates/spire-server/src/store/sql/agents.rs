@@ -6,7 +6,8 @@ use ah_spire_wire::model::Selector;
 use spiffe::SpiffeId;
 
 use super::connection::{Arg, Connection};
-use super::entries::{delete_join_token_alias, events, events_among, prune_events};
+use super::entries::delete_join_token_alias;
+use super::events::{events, events_among, prune_events};
 use super::filter::{Where, id_list};
 use super::{SqlStore, after, cut, limit, now, optional_time, time_text};
 use crate::store::{Agent, AgentFilter, Agents, Changed, Page, Paged, StoreError};

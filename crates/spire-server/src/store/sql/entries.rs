@@ -1,49 +1,22 @@
 //! Registration entries.
 
-use std::collections::HashMap;
+mod rows;
+mod valid;
 
 use ah_spire_wire::model::{Entry, Selector};
-use ah_spire_wire::types;
-use prost::Message;
 use spiffe::{SpiffeId, TrustDomain};
 
-use super::bundles::{stored_name, trust_domain};
-use super::connection::{Arg, Connection};
+use self::rows::{NAMED, Stored, columns, load, normalize};
+use self::valid::{one_kind, valid, valid_id};
+use super::bundles::stored_name;
+use super::connection::Connection;
+use super::events::{events, events_among, prune_events};
 use super::filter::{Where, id_list};
 use super::{SqlStore, after, cut, limit, now, time_text};
 use crate::store::{Changed, Created, Entries, EntryFilter, EntryMask, Page, Paged, StoreError};
 
 /// Entries deleted in one transaction.
 const BATCH: usize = 500;
-
-/// Up to so many rows are named one by one when what belongs to them is read; more are read as a range.
-const NAMED: usize = 500;
-
-/// Longest ID of an entry, as upstream's.
-const ID_LENGTH: usize = 255;
-
-/// A row and what it stands for.
-struct Stored {
-    row: i64,
-    entry: Entry,
-}
-
-type Columns = (
-    i64,
-    String,
-    String,
-    String,
-    i64,
-    bool,
-    bool,
-    i64,
-    i64,
-    bool,
-    String,
-    Option<i64>,
-    i64,
-    Option<Vec<u8>>,
-);
 
 impl Entries for SqlStore {
     async fn create_entry(&self, mut entry: Entry) -> Result<Created, StoreError> {
@@ -163,30 +136,6 @@ async fn create(db: &mut Connection, mut entry: Entry) -> Result<Created, StoreE
     add_dns_names(db, row, &entry.dns_names).await?;
     add_event(db, &entry.id).await?;
     Ok(Created::New(entry))
-}
-
-/// The values of the columns of an entry, `entry_id` to `additional_attributes`.
-fn columns(entry: &Entry) -> Vec<Arg> {
-    let more = types::entry::AdditionalAttributes {
-        disable_x509_svid_prefetch: entry.disable_x509_svid_prefetch,
-        jwt_svid_include_jti: entry.jwt_svid_include_jti,
-    };
-    let more = more.encode_to_vec();
-    vec![
-        entry.id.as_str().into(),
-        entry.spiffe_id.to_string().into(),
-        entry.parent_id.to_string().into(),
-        entry.x509_svid_ttl.into(),
-        entry.admin.into(),
-        entry.downstream.into(),
-        entry.expires_at.into(),
-        entry.revision.into(),
-        entry.store_svid.into(),
-        entry.hint.as_str().into(),
-        entry.jwt_svid_ttl.into(),
-        // Upstream reads an empty message as none given.
-        Arg::Bytes(more),
-    ]
 }
 
 /// The oldest with the same parent, SPIFFE ID and selectors.
@@ -420,242 +369,4 @@ async fn federate(
 async fn add_event(db: &mut Connection, id: &str) -> Result<(), StoreError> {
     let insert = "INSERT INTO registered_entries_events (entry_id, created_at, updated_at)";
     db.insert(insert, vec![vec![id.into(), now()]]).await
-}
-
-/// After an event, in order; only the newest one for `None`.
-pub(super) async fn events(
-    db: &mut Connection,
-    table: &str,
-    column: &str,
-    after: Option<u64>,
-) -> Result<Vec<Changed>, StoreError> {
-    let rest = match after {
-        Some(after) => format!("WHERE id > {after} ORDER BY id"),
-        None => "ORDER BY id DESC LIMIT 1".to_owned(),
-    };
-    select_events(db, table, column, &rest).await
-}
-
-/// Those of `events` that are there, in order.
-pub(super) async fn events_among(
-    db: &mut Connection,
-    table: &str,
-    column: &str,
-    events: &[u64],
-) -> Result<Vec<Changed>, StoreError> {
-    let mut found = Vec::new();
-    for events in events.chunks(NAMED) {
-        let rest = format!("WHERE id IN ({}) ORDER BY id", id_list(events));
-        found.extend(select_events(db, table, column, &rest).await?);
-    }
-    Ok(found)
-}
-
-async fn select_events(
-    db: &mut Connection,
-    table: &str,
-    column: &str,
-    rest: &str,
-) -> Result<Vec<Changed>, StoreError> {
-    let sql = format!("SELECT CAST(id AS BIGINT), coalesce({column}, '') FROM {table} {rest}");
-    let rows: Vec<(i64, String)> = db.rows(&sql, &[]).await?;
-    let changed = |(event, id): (i64, String)| Changed {
-        event: event.unsigned_abs(),
-        id,
-    };
-    Ok(rows.into_iter().map(changed).collect())
-}
-
-pub(super) async fn prune_events(
-    db: &mut Connection,
-    table: &str,
-    before: i64,
-) -> Result<u64, StoreError> {
-    let created = db.seconds("created_at");
-    let sql = format!("DELETE FROM {table} WHERE {created} < $1");
-    db.execute(&sql, &[before.into()]).await
-}
-
-/// Reads entries with all that belongs to them, in four statements however many there are. `rest` begins with
-/// `WHERE` and calls the table `e`.
-async fn load(db: &mut Connection, rest: &str, args: &[Arg]) -> Result<Vec<Stored>, StoreError> {
-    let created = db.seconds("e.created_at");
-    let sql = format!(
-        "SELECT CAST(e.id AS BIGINT), coalesce(e.entry_id, ''), coalesce(e.spiffe_id, ''), coalesce(e.parent_id, ''),
-            CAST(coalesce(e.ttl, 0) AS BIGINT), coalesce(e.admin, false), coalesce(e.downstream, false),
-            coalesce(e.expiry, 0), coalesce(e.revision_number, 0), coalesce(e.store_svid, false),
-            coalesce(e.hint, ''), {created}, CAST(coalesce(e.jwt_svid_ttl, 0) AS BIGINT), e.additional_attributes
-         FROM registered_entries e {rest}"
-    );
-    let rows: Vec<Columns> = db.rows(&sql, args).await?;
-    let mut found: Vec<_> = rows.into_iter().filter_map(stored).collect();
-    let ids: Vec<_> = found.iter().map(|stored| stored.row).collect();
-    let (Some(first), Some(last)) = (ids.iter().min(), ids.iter().max()) else {
-        return Ok(found);
-    };
-    let (which, args): (_, Vec<Arg>) = if ids.len() <= NAMED {
-        (format!("IN ({})", id_list(&ids)), Vec::new())
-    } else {
-        (
-            "BETWEEN $1 AND $2".to_owned(),
-            vec![(*first).into(), (*last).into()],
-        )
-    };
-    let places: HashMap<_, _> = ids
-        .iter()
-        .enumerate()
-        .map(|(place, row)| (*row, place))
-        .collect();
-
-    let sql = format!(
-        "SELECT CAST(registered_entry_id AS BIGINT), coalesce(type, ''), coalesce(value, '') FROM selectors WHERE registered_entry_id {which}"
-    );
-    let rows: Vec<(i64, String, String)> = db.rows(&sql, &args).await?;
-    for (row, kind, value) in rows {
-        if let Some(stored) = places.get(&row).and_then(|place| found.get_mut(*place)) {
-            stored.entry.selectors.push(Selector { kind, value });
-        }
-    }
-    let sql = format!(
-        "SELECT CAST(registered_entry_id AS BIGINT), coalesce(value, '') FROM dns_names WHERE registered_entry_id {which} ORDER BY id"
-    );
-    let rows: Vec<(i64, String)> = db.rows(&sql, &args).await?;
-    for (row, name) in rows {
-        if let Some(stored) = places.get(&row).and_then(|place| found.get_mut(*place)) {
-            stored.entry.dns_names.push(name);
-        }
-    }
-    let sql = format!(
-        "SELECT CAST(f.registered_entry_id AS BIGINT), b.trust_domain FROM federated_registration_entries f
-         JOIN bundles b ON b.id = f.bundle_id WHERE f.registered_entry_id {which}"
-    );
-    let rows: Vec<(i64, String)> = db.rows(&sql, &args).await?;
-    for (row, domain) in rows {
-        if let Some(stored) = places.get(&row).and_then(|place| found.get_mut(*place)) {
-            stored.entry.federates_with.push(trust_domain(&domain)?);
-        }
-    }
-    for stored in &mut found {
-        normalize(&mut stored.entry);
-    }
-    Ok(found)
-}
-
-/// `None` for a row that names no SPIFFE IDs: one such row must not hide all others.
-fn stored(columns: Columns) -> Option<Stored> {
-    let (
-        row,
-        id,
-        spiffe_id,
-        parent_id,
-        ttl,
-        admin,
-        downstream,
-        expiry,
-        revision,
-        store,
-        hint,
-        created,
-        jwt_ttl,
-        more,
-    ) = columns;
-    let ids = (SpiffeId::new(&spiffe_id), SpiffeId::new(&parent_id));
-    let (Ok(spiffe_id), Ok(parent_id)) = ids else {
-        tracing::warn!(entry.id = %id, spiffe_id, parent_id, "an entry of the datastore is left out: its SPIFFE IDs are malformed");
-        return None;
-    };
-    let more = types::entry::AdditionalAttributes::decode(more.unwrap_or_default().as_slice());
-    let more = more.unwrap_or_else(|error| {
-        tracing::warn!(entry.id = %id, %error, "additional attributes of an entry cannot be read and count as not given");
-        Default::default()
-    });
-    let entry = Entry {
-        id,
-        spiffe_id,
-        parent_id,
-        selectors: Vec::new(),
-        x509_svid_ttl: i32::try_from(ttl).unwrap_or_default(),
-        jwt_svid_ttl: i32::try_from(jwt_ttl).unwrap_or_default(),
-        federates_with: Vec::new(),
-        admin,
-        downstream,
-        expires_at: expiry,
-        dns_names: Vec::new(),
-        revision,
-        store_svid: store,
-        hint,
-        created_at: created.unwrap_or_default(),
-        disable_x509_svid_prefetch: more.disable_x509_svid_prefetch,
-        jwt_svid_include_jti: more.jwt_svid_include_jti,
-    };
-    Some(Stored { row, entry })
-}
-
-/// As the store holds it: sets without duplicates, in one order.
-fn normalize(entry: &mut Entry) {
-    entry.selectors.sort_unstable();
-    entry.selectors.dedup();
-    entry.selectors.shrink_to_fit();
-    entry.federates_with.sort_unstable();
-    entry.federates_with.dedup();
-    let mut seen = std::collections::HashSet::new();
-    entry.dns_names.retain(|name| seen.insert(name.clone()));
-    entry.dns_names.shrink_to_fit();
-}
-
-fn valid(entry: &Entry, mask: &EntryMask) -> Result<(), StoreError> {
-    let refuse = |why: &str| {
-        Err(StoreError::Invalid(format!(
-            "invalid registration entry: {why}"
-        )))
-    };
-    if mask.selectors && entry.selectors.is_empty() {
-        return refuse("missing selector list");
-    }
-    if mask.x509_svid_ttl && entry.x509_svid_ttl < 0 {
-        return refuse("X509SvidTtl is not set");
-    }
-    if mask.jwt_svid_ttl && entry.jwt_svid_ttl < 0 {
-        return refuse("JwtSvidTtl is not set");
-    }
-    if *mask == EntryMask::ALL {
-        one_kind(entry)?;
-    }
-    Ok(())
-}
-
-/// An entry for an SVIDStore plugin is for one kind of plugin.
-fn one_kind(entry: &Entry) -> Result<(), StoreError> {
-    if !entry.store_svid {
-        return Ok(());
-    }
-    if entry.disable_x509_svid_prefetch {
-        return Err(StoreError::Invalid(
-            "specifying cache behaviour is incompatible with storable SVIDs".into(),
-        ));
-    }
-    let kinds: std::collections::BTreeSet<_> = entry.selectors.iter().map(|s| &s.kind).collect();
-    if kinds.len() > 1 {
-        return Err(StoreError::Invalid(
-            "invalid registration entry: selector types must be the same when store SVID is enabled".into(),
-        ));
-    }
-    Ok(())
-}
-
-fn valid_id(id: &str) -> Result<(), StoreError> {
-    if id.len() > ID_LENGTH {
-        return Err(StoreError::Invalid(
-            "invalid registration entry: entry ID too long".into(),
-        ));
-    }
-    if !id
-        .bytes()
-        .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'))
-    {
-        return Err(StoreError::Invalid(
-            "invalid registration entry: entry ID contains invalid characters".into(),
-        ));
-    }
-    Ok(())
 }

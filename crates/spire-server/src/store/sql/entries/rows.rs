@@ -1,0 +1,194 @@
+//! Rows of entries, and what they stand for.
+
+use std::collections::HashMap;
+
+use ah_spire_wire::model::{Entry, Selector};
+use ah_spire_wire::types;
+use prost::Message;
+use spiffe::SpiffeId;
+
+use crate::store::StoreError;
+use crate::store::sql::bundles::trust_domain;
+use crate::store::sql::connection::{Arg, Connection};
+use crate::store::sql::filter::id_list;
+
+/// Up to so many rows are named one by one when what belongs to them is read; more are read as a range.
+pub(super) const NAMED: usize = 500;
+
+/// A row and what it stands for.
+pub(super) struct Stored {
+    pub(super) row: i64,
+    pub(super) entry: Entry,
+}
+
+type Columns = (
+    i64,
+    String,
+    String,
+    String,
+    i64,
+    bool,
+    bool,
+    i64,
+    i64,
+    bool,
+    String,
+    Option<i64>,
+    i64,
+    Option<Vec<u8>>,
+);
+
+/// Reads entries with all that belongs to them, in four statements however many there are. `rest` begins with
+/// `WHERE` and calls the table `e`.
+pub(super) async fn load(
+    db: &mut Connection,
+    rest: &str,
+    args: &[Arg],
+) -> Result<Vec<Stored>, StoreError> {
+    let created = db.seconds("e.created_at");
+    let sql = format!(
+        "SELECT CAST(e.id AS BIGINT), coalesce(e.entry_id, ''), coalesce(e.spiffe_id, ''), coalesce(e.parent_id, ''),
+            CAST(coalesce(e.ttl, 0) AS BIGINT), coalesce(e.admin, false), coalesce(e.downstream, false),
+            coalesce(e.expiry, 0), coalesce(e.revision_number, 0), coalesce(e.store_svid, false),
+            coalesce(e.hint, ''), {created}, CAST(coalesce(e.jwt_svid_ttl, 0) AS BIGINT), e.additional_attributes
+         FROM registered_entries e {rest}"
+    );
+    let rows: Vec<Columns> = db.rows(&sql, args).await?;
+    let mut found: Vec<_> = rows.into_iter().filter_map(stored).collect();
+    let ids: Vec<_> = found.iter().map(|stored| stored.row).collect();
+    let (Some(first), Some(last)) = (ids.iter().min(), ids.iter().max()) else {
+        return Ok(found);
+    };
+    let (which, args): (_, Vec<Arg>) = if ids.len() <= NAMED {
+        (format!("IN ({})", id_list(&ids)), Vec::new())
+    } else {
+        (
+            "BETWEEN $1 AND $2".to_owned(),
+            vec![(*first).into(), (*last).into()],
+        )
+    };
+    let places: HashMap<_, _> = ids
+        .iter()
+        .enumerate()
+        .map(|(place, row)| (*row, place))
+        .collect();
+
+    let sql = format!(
+        "SELECT CAST(registered_entry_id AS BIGINT), coalesce(type, ''), coalesce(value, '') FROM selectors WHERE registered_entry_id {which}"
+    );
+    let rows: Vec<(i64, String, String)> = db.rows(&sql, &args).await?;
+    for (row, kind, value) in rows {
+        if let Some(stored) = places.get(&row).and_then(|place| found.get_mut(*place)) {
+            stored.entry.selectors.push(Selector { kind, value });
+        }
+    }
+    let sql = format!(
+        "SELECT CAST(registered_entry_id AS BIGINT), coalesce(value, '') FROM dns_names WHERE registered_entry_id {which} ORDER BY id"
+    );
+    let rows: Vec<(i64, String)> = db.rows(&sql, &args).await?;
+    for (row, name) in rows {
+        if let Some(stored) = places.get(&row).and_then(|place| found.get_mut(*place)) {
+            stored.entry.dns_names.push(name);
+        }
+    }
+    let sql = format!(
+        "SELECT CAST(f.registered_entry_id AS BIGINT), b.trust_domain FROM federated_registration_entries f
+         JOIN bundles b ON b.id = f.bundle_id WHERE f.registered_entry_id {which}"
+    );
+    let rows: Vec<(i64, String)> = db.rows(&sql, &args).await?;
+    for (row, domain) in rows {
+        if let Some(stored) = places.get(&row).and_then(|place| found.get_mut(*place)) {
+            stored.entry.federates_with.push(trust_domain(&domain)?);
+        }
+    }
+    for stored in &mut found {
+        normalize(&mut stored.entry);
+    }
+    Ok(found)
+}
+
+/// `None` for a row that names no SPIFFE IDs: one such row must not hide all others.
+fn stored(columns: Columns) -> Option<Stored> {
+    let (
+        row,
+        id,
+        spiffe_id,
+        parent_id,
+        ttl,
+        admin,
+        downstream,
+        expiry,
+        revision,
+        store,
+        hint,
+        created,
+        jwt_ttl,
+        more,
+    ) = columns;
+    let ids = (SpiffeId::new(&spiffe_id), SpiffeId::new(&parent_id));
+    let (Ok(spiffe_id), Ok(parent_id)) = ids else {
+        tracing::warn!(entry.id = %id, spiffe_id, parent_id, "an entry of the datastore is left out: its SPIFFE IDs are malformed");
+        return None;
+    };
+    let more = types::entry::AdditionalAttributes::decode(more.unwrap_or_default().as_slice());
+    let more = more.unwrap_or_else(|error| {
+        tracing::warn!(entry.id = %id, %error, "additional attributes of an entry cannot be read and count as not given");
+        Default::default()
+    });
+    let entry = Entry {
+        id,
+        spiffe_id,
+        parent_id,
+        selectors: Vec::new(),
+        x509_svid_ttl: i32::try_from(ttl).unwrap_or_default(),
+        jwt_svid_ttl: i32::try_from(jwt_ttl).unwrap_or_default(),
+        federates_with: Vec::new(),
+        admin,
+        downstream,
+        expires_at: expiry,
+        dns_names: Vec::new(),
+        revision,
+        store_svid: store,
+        hint,
+        created_at: created.unwrap_or_default(),
+        disable_x509_svid_prefetch: more.disable_x509_svid_prefetch,
+        jwt_svid_include_jti: more.jwt_svid_include_jti,
+    };
+    Some(Stored { row, entry })
+}
+
+/// As the store holds it: sets without duplicates, in one order.
+pub(super) fn normalize(entry: &mut Entry) {
+    entry.selectors.sort_unstable();
+    entry.selectors.dedup();
+    entry.selectors.shrink_to_fit();
+    entry.federates_with.sort_unstable();
+    entry.federates_with.dedup();
+    let mut seen = std::collections::HashSet::new();
+    entry.dns_names.retain(|name| seen.insert(name.clone()));
+    entry.dns_names.shrink_to_fit();
+}
+
+/// The values of the columns of an entry, `entry_id` to `additional_attributes`.
+pub(super) fn columns(entry: &Entry) -> Vec<Arg> {
+    let more = types::entry::AdditionalAttributes {
+        disable_x509_svid_prefetch: entry.disable_x509_svid_prefetch,
+        jwt_svid_include_jti: entry.jwt_svid_include_jti,
+    };
+    let more = more.encode_to_vec();
+    vec![
+        entry.id.as_str().into(),
+        entry.spiffe_id.to_string().into(),
+        entry.parent_id.to_string().into(),
+        entry.x509_svid_ttl.into(),
+        entry.admin.into(),
+        entry.downstream.into(),
+        entry.expires_at.into(),
+        entry.revision.into(),
+        entry.store_svid.into(),
+        entry.hint.as_str().into(),
+        entry.jwt_svid_ttl.into(),
+        // Upstream reads an empty message as none given.
+        Arg::Bytes(more),
+    ]
+}
