@@ -21,7 +21,6 @@ use follow::State;
 use index::{Affected, Index};
 pub use through::CachedStore;
 
-use crate::api::AuthorizedEntries;
 use crate::store::{Agent, Store, StoreError};
 
 /// Unix seconds.
@@ -165,12 +164,6 @@ impl EntryCache {
 
     fn index_mut(&self) -> RwLockWriteGuard<'_, Index> {
         self.index.write().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl AuthorizedEntries for EntryCache {
-    fn of(&self, agent: &SpiffeId) -> Result<Vec<Arc<Entry>>, StoreError> {
-        Ok(self.authorized(agent))
     }
 }
 
