@@ -15,9 +15,10 @@ use tokio_util::sync::CancellationToken;
 
 pub use settings::AgentSettings;
 
+use crate::backoff::Backoff;
 use crate::cache::{Cache, CacheSettings, JwtSettings};
 use crate::data::DataDirectory;
-use crate::health::Health;
+use crate::health::{Health, one_line};
 use crate::identities::Identities;
 use crate::keys::KeyManager;
 use crate::own::OwnIdentity;
@@ -41,6 +42,9 @@ pub struct Agent<A> {
     /// Since when the server has been untrusted; forgotten when it is trusted again.
     untrusted_since: Option<SystemTime>,
 }
+
+/// A stay with the server of this length shows that it was no accident.
+const SOUND: Duration = Duration::from_secs(60);
 
 /// Why the agent stopped being served by its server.
 enum Lost {
@@ -132,6 +136,8 @@ impl<A: AgentHalf> Agent<A> {
         let mut own = OwnIdentity::remembered(self.data.data(), self.keys.as_ref(), target)
             .filter(|_| !self.data.data().bundle.is_empty());
         let mut denied = None;
+        // A server may let the node attest and deny it all the same: that must not go round and round.
+        let mut denials = Backoff::new(Duration::from_secs(1), Duration::from_secs(120));
         loop {
             let now = self.clock.now();
             let usable = own.take().filter(|own| own.is_valid(now));
@@ -146,8 +152,12 @@ impl<A: AgentHalf> Agent<A> {
                 state.id = Some(attested.id.clone());
                 state.svid_not_after = Some(attested.not_after);
             });
+            let began = Instant::now();
             let (last, lost) = Box::pin(self.serve(attested)).await;
             own = Some(last);
+            if began.elapsed() > SOUND {
+                denials.reset();
+            }
             match lost {
                 Lost::Expired => {
                     tracing::warn!("the agent's SVID has expired; the node has to attest again");
@@ -159,6 +169,7 @@ impl<A: AgentHalf> Agent<A> {
                         self.forget_workloads();
                     }
                     denied = Some(why);
+                    wait_or_jump(self.clock.as_ref(), denials.next()).await;
                 }
                 Lost::Rebootstrap => {
                     tracing::warn!(
@@ -187,14 +198,17 @@ impl<A: AgentHalf> Agent<A> {
             data.bootstrap.use_ = crate::data::REBOOTSTRAP;
         });
         if let Err(error) = forgotten {
-            tracing::error!(error = %error.report(), "the data directory cannot be written");
+            tracing::error!(
+                error = one_line(&error),
+                "the data directory cannot be written"
+            );
         }
     }
 
     /// Says that `fault` is in the way, in the log and on the health check.
     fn tell(&self, fault: &Explained, retry_in: Duration) {
         tracing::warn!(
-            error = %fault.report(),
+            error = one_line(fault),
             retry_in = ?retry_in,
             "the agent is not in touch with its server"
         );

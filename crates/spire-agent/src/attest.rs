@@ -94,7 +94,9 @@ pub async fn attest(
         }),
         params: Some(AgentX509svidParams { csr }),
     };
-    let result = converse(client, params, conversation).await?;
+    let result = converse(client, params, conversation)
+        .await
+        .map_err(|fault| with_hint(fault, half.name()))?;
     let chain = result.svid.map(|svid| svid.cert_chain).unwrap_or_default();
     let svid: Vec<CertificateDer<'static>> = chain.iter().map(|der| der.to_vec().into()).collect();
     vet(&svid, key, domain, roots_of(&bundle), now)?;
@@ -103,6 +105,18 @@ pub async fn attest(
         reattestable: result.reattestable,
         bundle,
     })
+}
+
+/// What an operator does about a proof that the server does not take.
+fn with_hint(fault: AttestFault, attestor: &str) -> AttestFault {
+    let AttestFault::Server(ServerFault::Refused(told)) = fault else {
+        return fault;
+    };
+    let hint = match attestor {
+        "join_token" => "a token is good once, until it ends: make another with `spire-server token generate` and give it to the agent as `join_token`, or in the file of `join_token_file`".to_owned(),
+        other => format!("compare the server's settings of NodeAttestor \"{other}\" with what this node has, and look into the server's log"),
+    };
+    AttestFault::Server(ServerFault::Refused(told.hint(hint)))
 }
 
 /// The SPIFFE ID of an SVID.

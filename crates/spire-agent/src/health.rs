@@ -32,15 +32,15 @@ impl AgentState {
             return None;
         }
         Some(match &self.fault {
-            Some(fault) => told(fault),
+            Some(fault) => one_line(fault),
             None if self.id.is_none() => "the node has not attested yet".into(),
             None => "the entries have not been fetched from the server yet".into(),
         })
     }
 }
 
-/// One line of it.
-fn told(fault: &Explained) -> String {
+/// All of it in one line: for logs and health checks.
+pub(crate) fn one_line(fault: &Explained) -> String {
     let causes = fault.causes.join("; ");
     let hint = fault.hint.as_deref().unwrap_or_default();
     match (causes.is_empty(), hint.is_empty()) {

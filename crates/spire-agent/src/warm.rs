@@ -23,6 +23,7 @@ use crate::agent::AgentSettings;
 use crate::cache::{Cache, Held, Snapshot};
 use crate::data::DataDirectory;
 use crate::files;
+use crate::health::one_line;
 use crate::identities::X509Identity;
 use crate::keys::{KeyKind, KeyManager, SEAL_SLOT};
 use crate::server_client::SyncedEntries;
@@ -106,7 +107,10 @@ impl WarmStart {
             None => match keys.generate(SEAL_SLOT, KeyKind::EcP256) {
                 Ok(key) => key,
                 Err(error) => {
-                    tracing::warn!(error = %error.explained().report(), "no warm start: there is no key to seal with");
+                    tracing::warn!(
+                        error = one_line(error.explained()),
+                        "no warm start: there is no key to seal with"
+                    );
                     return None;
                 }
             },

@@ -9,6 +9,7 @@ use crate::attest::{AttestFault, Attested, attest};
 use crate::backoff::Backoff;
 use crate::bootstrap::{Asking, first_roots};
 use crate::data::REBOOTSTRAP;
+use crate::health::one_line;
 use crate::keys::next_svid_key;
 use crate::own::OwnIdentity;
 use crate::server_client::{Credentials, Denied, ServerClient, ServerFault};
@@ -186,7 +187,7 @@ impl<A: AgentHalf> Agent<A> {
                 Ok(own) => return Ok(own),
                 Err(AttestFault::Server(denied @ ServerFault::Denied(..))) => return Err(denied),
                 Err(fault) => tracing::warn!(
-                    error = %fault.explained().report(),
+                    error = one_line(fault.explained()),
                     "the node cannot attest again now; its SVID is renewed instead"
                 ),
             }

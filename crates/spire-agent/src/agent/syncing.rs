@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::{Agent, Lost, wait_or_jump};
 use crate::backoff::Backoff;
 use crate::cache::Held;
+use crate::health::one_line;
 use crate::identities::X509Identity;
 use crate::keys::{KeyKind, PrivateKey, spki_of_certificate};
 use crate::own::OwnIdentity;
@@ -110,7 +111,10 @@ impl<A: AgentHalf> Agent<A> {
                 () = wanted => {}
             }
             if let Err(fault) = Box::pin(self.sign(stay)).await {
-                tracing::warn!(error = %fault.explained().report(), "X509-SVIDs cannot be made now");
+                tracing::warn!(
+                    error = one_line(fault.explained()),
+                    "X509-SVIDs cannot be made now"
+                );
             }
         }
     }
@@ -192,7 +196,7 @@ impl<A: AgentHalf> Agent<A> {
                 let wait = stay.rotate_backoff.next();
                 stay.rotate_after = Instant::now() + wait;
                 tracing::warn!(
-                    error = %fault.explained().report(),
+                    error = one_line(fault.explained()),
                     retry_in = ?wait,
                     not_after = %humantime::format_rfc3339_seconds(stay.own.not_after),
                     "the agent's certificate renewal failed"
@@ -208,7 +212,7 @@ impl<A: AgentHalf> Agent<A> {
             Ok(()) => Ok(()),
             Err(error) => {
                 // Key and certificate were compared when they were loaded, so this cannot be got over with them.
-                tracing::error!(error = %error.report(), "the agent's SVID cannot be used");
+                tracing::error!(error = one_line(&error), "the agent's SVID cannot be used");
                 Err(Lost::Expired)
             }
         }

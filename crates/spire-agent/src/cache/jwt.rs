@@ -11,6 +11,7 @@ use spiffe::SpiffeId;
 use tokio::time::Instant;
 
 use crate::backoff::Backoff;
+use crate::health::one_line;
 use crate::identities::{JwtError, JwtIdentity};
 use crate::server_client::{IssuedJwt, ServerClient, ServerFault};
 
@@ -97,7 +98,7 @@ impl JwtCache {
                 tracing::warn!(
                     entry.id = %entry.id,
                     spiffe_id = %entry.spiffe_id,
-                    error = %fault.explained().report(),
+                    error = one_line(fault.explained()),
                     "the JWT-SVID cannot be renewed; the one before is still valid"
                 );
                 Ok(valid)

@@ -167,6 +167,7 @@ async fn a_token_that_was_used() {
         report.contains("join token does not exist or has already been used"),
         "{report}"
     );
+    assert!(report.contains("spire-server token generate"), "{report}");
     fake.state().tokens.insert("token".into());
     agent.until(|state| state.last_sync.is_some()).await;
     agent.stop().await.unwrap();

@@ -121,6 +121,8 @@ fn what_is_not_set_has_upstream_s_defaults() {
     assert_eq!(config.sds.default_bundle_name, "ROOTCA");
     assert_eq!(config.sds.default_all_bundles_name, "ALL");
     assert_eq!(config.workload_key_type, KeyType::EcP256);
+    assert!(config.warm_start);
+    assert!(!with("warm_start = false").warm_start);
     assert_eq!(
         (
             config.x509_svid_cache_max_size,
