@@ -3,7 +3,7 @@
 use std::fs::Permissions;
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::Instant;
 
 use ah_identity_provider::pem::certificate_pem;
@@ -82,7 +82,10 @@ enum Files {
 impl Files {
     fn named_by(to: &str) -> Result<Self, Failure> {
         if Path::new(to).is_dir() {
-            return Ok(Self::Directory(to.into()));
+            // As Go joins paths: `.` is left out.
+            let named = Path::new(to).components();
+            let named = named.filter(|part| *part != Component::CurDir);
+            return Ok(Self::Directory(named.collect()));
         }
         let folder = if to.ends_with('/') {
             Some(Path::new(to))

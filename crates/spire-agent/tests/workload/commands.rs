@@ -97,6 +97,13 @@ fn api_fetch_writes_files_with_upstreams_modes() {
     written("bundle.0.pem", &rig.identities.ca.pem(), 0o644);
     written("federated_bundle.0.0.pem", &other.pem(), 0o644);
     assert_eq!(folder.read_dir().unwrap().count(), 4);
+    let mut here = command(&rig, &["api", "fetch", "-silent", "-write", "."]);
+    let fetched = Finished::from(here.current_dir(&folder).output().unwrap());
+    assert!(
+        fetched
+            .stdout
+            .starts_with("Writing SVID #0 to file svid.0.pem.\n")
+    );
 }
 
 // SR-1
