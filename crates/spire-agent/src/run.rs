@@ -158,7 +158,9 @@ async fn serve(config: AgentConfig, log_file: Option<LogFile>) -> Result<(), Exp
         api.disabled = config.disable_workload_api;
         api.allow_unauthenticated_verifiers = config.allow_unauthenticated_verifiers;
         api.allowed_foreign_jwt_claims = config.allowed_foreign_jwt_claims.clone();
-        api.log_selectors = config.log_selectors.clone();
+        if !config.log_selectors.is_empty() {
+            api.log_selectors = config.log_selectors.clone();
+        }
         api.rate_limit = config.experimental.rate_limit;
         let api = WorkloadApi::bind(api, identities, Arc::new(plugins.workload), None)?;
         let stop = drain.clone();

@@ -65,7 +65,8 @@ pub struct Config {
     pub allow_unauthenticated_verifiers: bool,
     /// `allowed_foreign_jwt_claims`: shown of JWT-SVIDs of other trust domains besides `sub`, `exp` and `aud`.
     pub allowed_foreign_jwt_claims: Vec<String>,
-    /// `log_selectors`: prefixes of selectors that may be logged.
+    /// `log_selectors`: prefixes of selectors that may be logged. What anybody on the machine can see of a process,
+    /// unless the configuration says more or less.
     pub log_selectors: Vec<String>,
     /// `experimental.ratelimit`
     pub rate_limit: WorkloadApiRateLimit,
@@ -82,7 +83,7 @@ impl Config {
             disabled: false,
             allow_unauthenticated_verifiers: false,
             allowed_foreign_jwt_claims: Vec::new(),
-            log_selectors: Vec::new(),
+            log_selectors: vec!["unix".to_owned()],
             rate_limit: WorkloadApiRateLimit::default(),
             quota: Quota::default(),
         }
