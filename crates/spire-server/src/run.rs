@@ -59,6 +59,10 @@ fn tell_unsupported(config: &ServerConfig) -> Result<(), String> {
             !config.proxy_protocol_trusted_cidrs.is_empty(),
             "proxy_protocol_trusted_cidrs is not supported: rate limits would count the proxy as one caller",
         ),
+        (
+            experimental.require_pq_kem,
+            "experimental.require_pq_kem is not supported: X25519MLKEM768 is preferred, and others would still be taken",
+        ),
     ];
     match refused.iter().find(|(set, _)| *set) {
         Some((_, why)) => Err((*why).to_owned()),
@@ -79,6 +83,10 @@ fn warn_unsupported(config: &ServerConfig) {
         ),
         (config.audit_log_enabled, "audit_log_enabled"),
         (config.profiling.enabled, "profiling_enabled"),
+        (
+            !config.experimental.feature_flags.is_empty(),
+            "experimental.feature_flags",
+        ),
         (telemetry.prometheus.is_some(), "telemetry.Prometheus"),
         (
             !(telemetry.statsd.is_empty()

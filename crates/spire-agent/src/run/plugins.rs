@@ -211,6 +211,10 @@ pub(super) fn tell_what_is_missing(config: &AgentConfig) {
         (config.experimental.broker.is_some(), "experimental.broker"),
         (config.profiling.enabled, "profiling_enabled"),
         (
+            !config.experimental.feature_flags.is_empty(),
+            "experimental.feature_flags",
+        ),
+        (
             telemetry.prometheus.is_some()
                 || !telemetry.statsd.is_empty()
                 || !telemetry.dog_statsd.is_empty()
