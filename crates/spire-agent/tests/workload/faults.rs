@@ -221,28 +221,31 @@ fn ten_thousand_streams_of_one_process_are_bounded_and_the_error_says_so() {
     rig.run(async {
         let channel = Channel::unix(rig.socket()).await.unwrap();
         let mut open = Vec::new();
-        let mut refused = 0;
-        for _ in 0..10_000 {
-            match stream(&channel).await {
-                Ok(stream) => open.push(stream),
-                Err(status) => {
-                    assert_eq!(status.code(), Code::ResourceExhausted);
-                    let text = format!(
-                        "too many calls: process {} has 300 open to the Workload API",
-                        std::process::id()
-                    );
-                    assert!(status.message().starts_with(&text), "{}", status.message());
-                    refused += 1;
-                }
-            }
+        for _ in 0..300 {
+            open.push(stream(&channel).await.unwrap());
         }
-        assert_eq!((open.len(), refused), (300, 9_700));
+        // HTTP/2 has its own limit of calls that end in a reset on one connection, about a thousand.
+        let mut refused = 0;
+        let mut another = Channel::unix(rig.socket()).await.unwrap();
+        while refused < 9_700 {
+            if refused % 900 == 899 {
+                another = Channel::unix(rig.socket()).await.unwrap();
+            }
+            let status = stream(&another).await.err().unwrap();
+            assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
+            let text = format!(
+                "too many calls: process {} has 300 open to the Workload API",
+                std::process::id()
+            );
+            assert!(status.message().starts_with(&text), "{}", status.message());
+            refused += 1;
+        }
         assert_eq!(rig.identities.served.receiver_count(), 300);
 
         // One over the number of connections is told so too, whichever it is.
         let mut more = Vec::new();
         let mut told = 0;
-        for _ in 0..4 {
+        for _ in 0..3 {
             more.push(Channel::unix(rig.socket()).await.unwrap());
         }
         for channel in &more {
@@ -251,7 +254,7 @@ fn ten_thousand_streams_of_one_process_are_bounded_and_the_error_says_so() {
             told += usize::from(refused.message().contains("holds 4 to the Workload API"));
         }
         assert_eq!(told, 1);
-        drop(more);
+        drop((another, more));
 
         // What is given back can be taken again.
         drop(open);
