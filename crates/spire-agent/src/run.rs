@@ -1,6 +1,5 @@
 //! `spire-agent run` and `spire-agent validate`.
 
-mod health_listener;
 mod plugins;
 
 use std::process::ExitCode;
@@ -15,6 +14,9 @@ use ah_identity_provider::{Code, Explained, SystemClock};
 use ah_spire_plugin::agent::AgentConfig;
 use ah_spire_plugin::goflag::Flags;
 use ah_spire_plugin::settings::{LogConfig, LogFormat, LogLevel};
+use ah_spire_telemetry::{
+    HealthChecks, HealthListener, Metrics, Program, PrometheusListener, State,
+};
 use nix::sys::stat::{Mode, umask};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -62,6 +64,7 @@ pub fn validate(flags: &Flags) -> ExitCode {
         for warning in &config.warnings {
             eprintln!("warning: {warning}");
         }
+        Metrics::new(&config.telemetry, Program::Agent, &config.trust_domain)?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -140,6 +143,14 @@ async fn serve(config: AgentConfig, log_file: Option<LogFile>) -> Result<(), Exp
         tracing::warn!(%error, "the limit of open files cannot be raised");
     }
 
+    // Before the node attests: what that takes is counted, too.
+    let metrics = Metrics::new(&config.telemetry, Program::Agent, &config.trust_domain)?;
+    let prometheus = match &config.telemetry.prometheus {
+        Some(prometheus) => Some(PrometheusListener::bind(prometheus, metrics.clone()).await?),
+        None => None,
+    };
+    metrics.started(env!("CARGO_PKG_VERSION"), &config.trust_domain);
+    let health_listener = HealthListener::bind(&config.health_checks).await?;
     let plugins = Plugins::open(&config).await?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -162,6 +173,7 @@ async fn serve(config: AgentConfig, log_file: Option<LogFile>) -> Result<(), Exp
             api.log_selectors = config.log_selectors.clone();
         }
         api.rate_limit = config.experimental.rate_limit;
+        api.metrics = metrics;
         let api = WorkloadApi::bind(api, identities, Arc::new(plugins.workload), None)?;
         let stop = drain.clone();
         tasks.spawn("Workload API", async move {
@@ -169,18 +181,19 @@ async fn serve(config: AgentConfig, log_file: Option<LogFile>) -> Result<(), Exp
             Ok::<(), Explained>(())
         });
     }
-    if config.health_checks.enabled {
-        let listener = health_listener::bind(&config.health_checks).await?;
-        tasks.spawn(
-            "health checks",
-            health_listener::serve(
-                listener,
-                config.health_checks.clone(),
-                health.clone(),
-                drain.clone(),
-            ),
-        );
+    if let Some(listener) = prometheus {
+        let stop = drain.clone();
+        tasks.spawn("Prometheus", async move {
+            listener.serve(stop).await;
+            Ok::<(), Explained>(())
+        });
     }
+    let checks = HealthChecks::default().with("agent", look_at(health.clone()));
+    let stop = drain.clone();
+    tasks.spawn("health checks", async move {
+        checks.run(health_listener, stop).await;
+        Ok::<(), Explained>(())
+    });
     tasks.spawn(
         "service manager",
         tell_manager(health.clone(), drain.clone()),
@@ -205,6 +218,22 @@ async fn serve(config: AgentConfig, log_file: Option<LogFile>) -> Result<(), Exp
             Ok(())
         }
         Err(error) => Err(Explained::new(Code::Other, error.to_string())),
+    }
+}
+
+/// Alive as long as it answers: what the agent waits for, it can get over.
+fn look_at(health: Health) -> impl Fn() -> std::future::Ready<State> {
+    move || {
+        let state = health.state();
+        std::future::ready(match state.not_ready() {
+            None => State::healthy(),
+            Some(why) => State {
+                started: state.serving,
+                live: true,
+                live_details: State::healthy().live_details,
+                ..State::failed("make_new_x509_err", why)
+            },
+        })
     }
 }
 

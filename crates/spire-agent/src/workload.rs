@@ -11,11 +11,13 @@ use std::time::Duration;
 use ah_identity_provider::Explained;
 use ah_spire_attest::peer::PeerInfo;
 use ah_spire_plugin::agent::WorkloadApiRateLimit;
+use ah_spire_telemetry::Metrics;
 use ah_spire_wire::Limits;
 use spiffe::TrustDomain;
 use tokio::net::UnixStream;
 use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
+use tower::Layer;
 
 use crate::identities::Identities;
 
@@ -32,6 +34,7 @@ mod explain;
 mod health;
 mod jwt;
 mod messages;
+mod metrics;
 mod quota;
 mod rates;
 mod refusal;
@@ -72,6 +75,8 @@ pub struct Config {
     pub rate_limit: WorkloadApiRateLimit,
     /// What one process and one user may hold open.
     pub quota: Quota,
+    /// Where calls are counted.
+    pub metrics: Metrics,
 }
 
 impl Config {
@@ -86,6 +91,7 @@ impl Config {
             log_selectors: vec!["unix".to_owned()],
             rate_limit: WorkloadApiRateLimit::default(),
             quota: Quota::default(),
+            metrics: Metrics::off(),
         }
     }
 }
@@ -189,7 +195,8 @@ async fn connection<I: Identities, A: Attest>(
         window: WINDOW,
         ..Limits::default()
     };
-    let service = Connection::new(shared, peer, admitted);
+    let rpc = shared.metrics.rpc.clone();
+    let service = rpc.layer(Connection::new(shared, peer, admitted));
     let served = ah_spire_wire::serve(stream, service, limits, std::future::pending());
     tokio::select! {
         served = served => if let Err(error) = served {

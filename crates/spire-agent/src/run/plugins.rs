@@ -205,7 +205,6 @@ fn unsupported(plugin: &PluginConfig, why: &str) -> Explained {
 
 /// Says which keys are read and have no effect.
 pub(super) fn tell_what_is_missing(config: &AgentConfig) {
-    let telemetry = &config.telemetry;
     let missing = [
         (config.admin_socket.is_some(), "admin_socket_path"),
         (config.experimental.broker.is_some(), "experimental.broker"),
@@ -213,14 +212,6 @@ pub(super) fn tell_what_is_missing(config: &AgentConfig) {
         (
             !config.experimental.feature_flags.is_empty(),
             "experimental.feature_flags",
-        ),
-        (
-            telemetry.prometheus.is_some()
-                || !telemetry.statsd.is_empty()
-                || !telemetry.dog_statsd.is_empty()
-                || !telemetry.m3.is_empty()
-                || telemetry.in_memory,
-            "telemetry",
         ),
     ];
     for (set, key) in missing {

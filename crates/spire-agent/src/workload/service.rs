@@ -12,13 +12,14 @@ use ah_spire_wire::model::Selector;
 use ah_spire_wire::workload::{JwtBundlesRequest, X509BundlesRequest, X509svidRequest};
 use http::{Request, Response};
 use hyper::body::Incoming;
-use tonic::Status;
 use tonic::body::Body;
 use tonic::service::Routes;
+use tonic::{Code, Status};
 use tower::Service;
 
 use super::caller::Attest;
 use super::messages::MessageCache;
+use super::metrics::WorkloadMetrics;
 use super::quota::{Admitted, CallPlace};
 use super::refusal::{Refused, is_own};
 use super::stream::Updates;
@@ -70,6 +71,7 @@ pub(super) struct Shared<I, A> {
     pub(super) config: Config,
     pub(super) identities: Arc<I>,
     pub(super) messages: MessageCache,
+    pub(super) metrics: WorkloadMetrics,
     attestor: Arc<A>,
     rates: Rates,
     others: Option<Routes>,
@@ -83,6 +85,7 @@ impl<I: Identities, A: Attest> Shared<I, A> {
         others: Option<Routes>,
     ) -> Self {
         Self {
+            metrics: WorkloadMetrics::new(&config.metrics),
             rates: Rates::new(config.rate_limit),
             config,
             identities,
@@ -94,11 +97,20 @@ impl<I: Identities, A: Attest> Shared<I, A> {
 
     /// The selectors of `peer`, found out anew.
     pub(super) async fn attest(&self, peer: &PeerInfo) -> Result<Vec<Selector>, Status> {
-        self.attestor.attest(peer).await.map_err(|error| {
-            let hint = error.explained().hint.as_deref();
-            tracing::error!(pid = peer.pid(), %error, hint, "workload attestation failed");
-            Status::unavailable("workload attestation failed")
-        })
+        let attestation = self.metrics.attestation.start();
+        match self.attestor.attest(peer).await {
+            Ok(selectors) => {
+                attestation.done(Code::Ok);
+                self.metrics.selectors.observe(selectors.len() as f64);
+                Ok(selectors)
+            }
+            Err(error) => {
+                attestation.done(Code::Unavailable);
+                let hint = error.explained().hint.as_deref();
+                tracing::error!(pid = peer.pid(), %error, hint, "workload attestation failed");
+                Err(Status::unavailable("workload attestation failed"))
+            }
+        }
     }
 
     /// The selectors of whoever calls `method`, if it may call now.
@@ -181,6 +193,7 @@ impl<I: Identities, A: Attest> Connection<I, A> {
         place: CallPlace,
     ) -> Response<Body> {
         let Self { shared, caller } = self;
+        shared.metrics.connection.increment();
         let peer = &caller.peer;
         let asked = match method {
             Method::FetchJwtSvid => return unary(jwt::fetch(&shared, peer, request).await),
