@@ -31,6 +31,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
 use ah_identity_provider::Clock;
+use ah_spire_telemetry::RpcMetrics;
 use ah_spire_wire::model::{JwtKey, Selector};
 use ah_spire_wire::server::agent::agent_server::AgentServer;
 use ah_spire_wire::server::bundle::bundle_server::BundleServer;
@@ -62,12 +63,14 @@ pub struct Core<S> {
     pub store: Arc<S>,
     /// What signs.
     pub authority: Arc<dyn Authority>,
-    /// Which entries an agent serves.
+    /// Which entries an agent serves. What is written to `store` is in it when the write returns.
     pub entries: Arc<EntryCache>,
     /// The configured node attestors besides `join_token`.
     pub attestors: Arc<dyn Attestors>,
     /// `admin_ids`
     pub admin_ids: BTreeSet<SpiffeId>,
+    /// Counts the calls.
+    pub rpc: RpcMetrics,
     /// How often who may call.
     pub limits: RateLimits,
     /// The time that certificates and tokens are judged at.

@@ -1,6 +1,5 @@
 //! `spire-server run`: the parts put together, and their end.
 
-mod health;
 mod keys;
 mod trust;
 
@@ -13,8 +12,11 @@ use std::time::{Duration, SystemTime};
 use ah_daemon::signals::Signals;
 use ah_daemon::systemd;
 use ah_daemon::tasks::{Shutdown, Tasks};
-use ah_identity_provider::{Clock, SystemClock};
+use ah_identity_provider::{Clock, Explained, SystemClock};
 use ah_spire_plugin::server::ServerConfig;
+use ah_spire_telemetry::{
+    HealthChecks, HealthListener, Metrics, Program, PrometheusListener, RpcMetrics, State,
+};
 use nix::sys::stat::{Mode, umask};
 use spiffe::SpiffeId;
 use tokio::signal::unix::{SignalKind, signal};
@@ -24,11 +26,11 @@ use self::keys::Keys;
 use crate::api::{Core, RateLimits};
 use crate::ca::{Authorities, Manager, Profile, ServerSvids, Settings, Subject};
 use crate::endpoints::{ClientTrust, Configs, LocalSocket, Network, bind};
-use crate::entries::{EntryCache, Follow};
+use crate::entries::{CachedStore, EntryCache, Follow};
 use crate::keys::{DiskKeys, MemoryKeys};
 use crate::log::Log;
 use crate::plugins::{NodeAttestors, OwnAuthorities, Wanted};
-use crate::store::{Agents, Entries, JoinTokens, SqlStore};
+use crate::store::{Metered, SqlStore, Store};
 
 /// How long calls under way may take to end.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -44,7 +46,14 @@ pub async fn validate(config: &ServerConfig) -> Result<(), String> {
     let wanted = Wanted::read(config)?;
     tell_unsupported(config)?;
     wanted.upstream(&config.trust_domain, Arc::new(SystemClock))?;
+    metrics(config)?;
     Ok(())
+}
+
+/// Where this server counts. Sinks that it does not have are refused by name.
+fn metrics(config: &ServerConfig) -> Result<Metrics, String> {
+    Metrics::new(&config.telemetry, Program::Server, &config.trust_domain)
+        .map_err(|refused| refused.report())
 }
 
 /// What is configured and this server does not do: refused where leaving it out would be unsafe.
@@ -71,7 +80,6 @@ fn tell_unsupported(config: &ServerConfig) -> Result<(), String> {
 }
 
 fn warn_unsupported(config: &ServerConfig) {
-    let telemetry = &config.telemetry;
     for (set, what) in [
         (
             config.federation.bundle_endpoint.is_some(),
@@ -86,13 +94,6 @@ fn warn_unsupported(config: &ServerConfig) {
         (
             !config.experimental.feature_flags.is_empty(),
             "experimental.feature_flags",
-        ),
-        (telemetry.prometheus.is_some(), "telemetry.Prometheus"),
-        (
-            !(telemetry.statsd.is_empty()
-                && telemetry.dog_statsd.is_empty()
-                && telemetry.m3.is_empty()),
-            "telemetry.Statsd, DogStatsd and M3",
         ),
         (
             !config.max_attested_node_info_staleness.is_zero(),
@@ -162,18 +163,24 @@ async fn serve(config: ServerConfig, wanted: Wanted, log: Arc<Log>) -> Result<()
 }
 
 /// A server whose parts are there and whose sockets are bound.
-struct Started {
-    store: Arc<SqlStore>,
-    core: Arc<Core<SqlStore>>,
-    manager: Arc<Manager<SqlStore, Keys>>,
+struct Started<S> {
+    database: SqlStore,
+    core: Arc<Core<S>>,
+    manager: Arc<Manager<S, Keys>>,
     svids: ServerSvids,
     trust: trust::Follower,
     local: LocalSocket,
     network: Network,
-    health: Option<tokio::net::TcpListener>,
+    health: Option<HealthListener>,
+    prometheus: Option<PrometheusListener>,
 }
 
-async fn start(config: &ServerConfig, wanted: Wanted, log: Arc<Log>) -> Result<Started, String> {
+async fn start(
+    config: &ServerConfig,
+    wanted: Wanted,
+    log: Arc<Log>,
+) -> Result<Started<impl Store>, String> {
+    let told = |fault: Explained| fault.report();
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let ours = config.trust_domain.clone();
     std::fs::create_dir_all(&config.data_dir).map_err(|error| {
@@ -183,10 +190,16 @@ async fn start(config: &ServerConfig, wanted: Wanted, log: Arc<Log>) -> Result<S
         )
     })?;
     tracing::info!(db_type = %wanted.store.database_type, "Opening SQL database");
-    let store = SqlStore::open(&wanted.store)
+    let metrics = metrics(config)?;
+    metrics.started(env!("CARGO_PKG_VERSION"), &ours);
+    let database = SqlStore::open(&wanted.store)
         .await
         .map_err(|error| error.to_string())?;
-    let store = Arc::new(store);
+    let store = Metered::new(database.clone(), &metrics);
+    tracing::info!("Building in-memory entry cache");
+    let entries = EntryCache::load(&store, ours.clone()).await;
+    let entries = Arc::new(entries.map_err(|error| format!("cannot read the entries: {error}"))?);
+    let store = Arc::new(CachedStore::new(store, entries.clone()));
     let upstream = wanted.upstream(&ours, clock.clone())?;
     let keys = match &wanted.keys {
         Some(path) => Keys::Disk(DiskKeys::open(path).map_err(|error| error.to_string())?),
@@ -218,11 +231,8 @@ async fn start(config: &ServerConfig, wanted: Wanted, log: Arc<Log>) -> Result<S
     let manager = Arc::new(manager.map_err(|error| format!("cannot start the CA: {error}"))?);
     let svids = ServerSvids::new(authorities.clone(), manager.tainted())
         .map_err(|error| format!("cannot sign the server's X509-SVID: {error}"))?;
-    tracing::info!("Building in-memory entry cache");
-    let entries = EntryCache::load(store.as_ref(), ours.clone()).await;
-    let entries = Arc::new(entries.map_err(|error| format!("cannot read the entries: {error}"))?);
     let own = OwnAuthorities {
-        store: SqlStore::clone(&store),
+        store: database.clone(),
         trust_domain: ours.clone(),
     };
     let attestors = NodeAttestors::open(wanted.x509pop, own).await?;
@@ -231,15 +241,16 @@ async fn start(config: &ServerConfig, wanted: Wanted, log: Arc<Log>) -> Result<S
         trust_domain: ours.clone(),
         admin_ids: admin_ids.clone(),
     };
-    let trust = trust::Follower::start(store.clone(), &clients).await?;
+    let trust = trust::Follower::start(database.clone(), &clients).await?;
     let configs = Configs::new(svids.subscribe(), trust.subscribe(), clients, clock.clone());
     let core = Arc::new(Core {
         trust_domain: ours,
-        store: store.clone(),
+        store,
         authority: manager.clone(),
         entries,
         attestors: Arc::new(attestors),
         admin_ids,
+        rpc: RpcMetrics::new(&metrics),
         limits: RateLimits::new(config.rate_limit.attestation, config.rate_limit.signing),
         clock,
         agent_id_as_selector: config.experimental.agent_spiffe_id_as_selector,
@@ -249,20 +260,25 @@ async fn start(config: &ServerConfig, wanted: Wanted, log: Arc<Log>) -> Result<S
     });
     let address = address(&config.bind_address, config.bind_port).await?;
     let listener = bind(address).map_err(|error| error.to_string())?;
-    let health = match config.health_checks.enabled {
-        true => Some(health::bind(&config.health_checks).await?),
-        false => None,
+    let health = HealthListener::bind(&config.health_checks).await;
+    let prometheus = match &config.telemetry.prometheus {
+        Some(prometheus) => {
+            let bound = PrometheusListener::bind(prometheus, metrics).await;
+            Some(bound.map_err(told)?)
+        }
+        None => None,
     };
     let local = LocalSocket::bind(&config.socket).map_err(|error| error.to_string())?;
     Ok(Started {
-        store,
+        database,
         core,
         manager,
         svids,
         trust,
         local,
         network: Network::new(listener, configs),
-        health,
+        health: health.map_err(told)?,
+        prometheus,
     })
 }
 
@@ -274,7 +290,7 @@ async fn address(host: &str, port: u16) -> Result<SocketAddr, String> {
         .ok_or_else(|| format!("bind_address \"{host}\" has no address"))
 }
 
-impl Started {
+impl<S: Store> Started<S> {
     async fn run(self, config: ServerConfig, shutdown: Shutdown) -> Result<(), String> {
         let drain = shutdown.drain.clone();
         let mut tasks = Tasks::new(shutdown);
@@ -295,15 +311,15 @@ impl Started {
         );
         tasks.spawn("svid_rotator", until(Box::pin(self.svids.run())));
         tasks.spawn("trust", until(Box::pin(self.trust.run())));
-        let (core, store) = (self.core.clone(), self.store.clone());
+        let core = self.core.clone();
         let follow = follow(&config);
         tasks.spawn(
             "entry_cache",
             until(Box::pin(async move {
-                core.entries.follow(store.as_ref(), &follow).await
+                core.entries.follow(core.store.as_ref(), &follow).await
             })),
         );
-        let (core, store) = (self.core.clone(), self.store.clone());
+        let core = self.core.clone();
         let pruned = config.prune_attested_nodes;
         tasks.spawn(
             "pruner",
@@ -312,19 +328,23 @@ impl Started {
                 turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
                 loop {
                     turns.tick().await;
-                    prune(store.as_ref(), &core, pruned).await;
+                    prune(core.store.as_ref(), pruned).await;
                 }
             })),
         );
-        if let Some(listener) = self.health {
-            let served = health::serve(
-                listener,
-                config.health_checks.clone(),
-                self.core.clone(),
-                drain.clone(),
-            );
-            tasks.spawn("health", served);
+        if let Some(listener) = self.prometheus {
+            let stop = drain.clone();
+            tasks.spawn("Prometheus", async move {
+                listener.serve(stop).await;
+                Ok::<(), String>(())
+            });
         }
+        let checks = checks(&self.core);
+        let (listener, stop) = (self.health, drain.clone());
+        tasks.spawn("health", async move {
+            checks.run(listener, stop).await;
+            Ok::<(), String>(())
+        });
         if let Ok(address) = self.network.address() {
             tracing::info!(%address, network = "tcp", "Starting Server APIs");
         }
@@ -346,7 +366,7 @@ impl Started {
         let ended = tasks.run(DRAIN).await;
         watchdog.abort();
         systemd::stopping("stopping");
-        self.store.close().await;
+        self.database.close().await;
         let drained = ended.map_err(|error| error.to_string())?;
         if !drained.cut_off.is_empty() {
             tracing::warn!(tasks = ?drained.cut_off, "Cut off: they did not end in time");
@@ -354,6 +374,29 @@ impl Started {
         tracing::info!("Server stopped gracefully");
         Ok(())
     }
+}
+
+/// The parts that a load balancer or a person asks after, under upstream's names. The CA and the server's SVID are there
+/// before anything listens, and serve on when they cannot be renewed.
+fn checks<S: Store>(core: &Arc<Core<S>>) -> HealthChecks {
+    let look = |key: &'static str| {
+        let core = core.clone();
+        move || {
+            let core = core.clone();
+            async move {
+                match core.store.bundle(&core.trust_domain).await {
+                    Ok(Some(_)) => State::healthy(),
+                    Ok(None) => State::failed(key, "bundle is missing"),
+                    Err(error) => State::failed(key, format!("unable to fetch bundle: {error}")),
+                }
+            }
+        }
+    };
+    HealthChecks::default()
+        .with("catalog.datastore", look("list_bundle_err"))
+        .with("server", look("get_bundle_err"))
+        .with("server.ca", || std::future::ready(State::healthy()))
+        .with("server.ca.rotator", || std::future::ready(State::healthy()))
 }
 
 fn follow(config: &ServerConfig) -> Follow {
@@ -369,16 +412,11 @@ fn follow(config: &ServerConfig) -> Follow {
 }
 
 /// Takes out what has expired. What fails is told, and tried again at the next turn.
-async fn prune(
-    store: &SqlStore,
-    core: &Core<SqlStore>,
-    agents: Option<ah_spire_plugin::server::PruneAttestedNodes>,
-) {
+async fn prune(store: &impl Store, agents: Option<ah_spire_plugin::server::PruneAttestedNodes>) {
     let now = crate::moment::now();
     match store.prune_entries(now).await {
         Ok(gone) => gone.iter().for_each(|entry| {
             tracing::info!(entry_id = %entry.id, spiffe_id = %entry.spiffe_id, "Pruned an expired registration");
-            core.entries.remove(&entry.id);
         }),
         Err(error) => tracing::error!(%error, "Cannot prune entries"),
     }
@@ -394,7 +432,6 @@ async fn prune(
     {
         Ok(gone) => gone.iter().for_each(|id| {
             tracing::info!(spiffe_id = %id, "Pruned an expired agent");
-            core.entries.remove_agent(id);
         }),
         Err(error) => tracing::error!(%error, "Cannot prune agents"),
     }

@@ -6,11 +6,11 @@
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
-use std::time::Duration;
 
 use ah_spire_wire::server::agent::agent_client::AgentClient;
 use ah_spire_wire::server::agent::{AgentX509svidParams, AttestAgentRequest, attest_agent_request};
 use ah_spire_wire::{Channel, types};
+use ah_testkit::process::eventually;
 use tempfile::TempDir;
 
 /// Part 1, as the guide has it.
@@ -64,16 +64,13 @@ impl Server {
             .spawn()
             .unwrap();
         let mut server = Self { child, folder };
-        // The health check is the event that is waited for.
-        loop {
-            let checked = server.sh("spire-server healthcheck -socketPath /run/spire/server.sock");
-            if checked.status.success() {
-                return server;
-            }
+        eventually("the server is healthy", || {
             let ended = server.child.try_wait().unwrap();
             assert!(ended.is_none(), "{ended:?}\n{}", server.log());
-            std::thread::sleep(Duration::from_millis(20));
-        }
+            let checked = server.sh("spire-server healthcheck -socketPath /run/spire/server.sock");
+            checked.status.success().then_some(())
+        });
+        server
     }
 
     fn log(&self) -> String {

@@ -125,7 +125,13 @@ struct Spire {
 
 impl Spire {
     fn deploy(machine: &Machine) -> Self {
-        machine.shell(SERVER_CONFIGURATION);
+        Self::deploy_with(machine, "", "")
+    }
+
+    /// With `server` and `agent` at the end of their configuration files.
+    fn deploy_with(machine: &Machine, server: &str, agent: &str) -> Self {
+        let (server_end, agent_end) = (format!("{server}\nEOF"), format!("{agent}\nEOF"));
+        machine.shell(&SERVER_CONFIGURATION.replace("\nEOF", &server_end));
         let server = machine.start("root", "spire-server run -config /etc/spire/server.conf");
         healthy(machine, "spire-server", "/run/spire/server.sock");
         let printed = machine.shell(TOKEN).stdout;
@@ -133,7 +139,8 @@ impl Spire {
             .lines()
             .find_map(|line| line.strip_prefix("Token: "))
             .unwrap_or_else(|| panic!("no token in {printed:?}"));
-        machine.shell(&AGENT_CONFIGURATION.replace("abc123def456...", token));
+        let configuration = AGENT_CONFIGURATION.replace("\nEOF", &agent_end);
+        machine.shell(&configuration.replace("abc123def456...", token));
         let agent = machine.start("root", "spire-agent run -config /etc/spire/agent.conf");
         healthy(machine, "spire-agent", "/run/spire/agent.sock");
         Self {
@@ -235,4 +242,46 @@ fn rotations_by_the_agent_cost_no_session() {
     executor.wait_for_nth("enrollment moved to a new connection", 2);
     assert_eq!(executor.count("retrying in"), 0);
     assert_eq!(access_point.count("executor disconnected"), 0);
+}
+
+// Inventory section 10: upstream's names, on upstream's paths.
+#[test]
+fn health_and_metrics_of_both_are_told() {
+    let Some(machine) = Machine::new() else {
+        return;
+    };
+    let watched = |health: u16, metrics: u16| {
+        format!(
+            "\nhealth_checks {{ listener_enabled = true bind_port = \"{health}\" }}\n\
+             telemetry {{ Prometheus {{ port = {metrics} }} }}"
+        )
+    };
+    let _spire = Spire::deploy_with(&machine, &watched(8001, 9001), &watched(8002, 9002));
+    machine.shell(ENTRIES);
+    for (health, part) in [(8001, "\"server\":{}"), (8002, "\"agent\":{}")] {
+        for path in ["live", "ready"] {
+            let ask = format!("curl -sf http://localhost:{health}/{path}");
+            let told = eventually("it is ready", || {
+                let answer = machine.command_as("root", ["bash", "-c", &ask]).output();
+                let answer = answer.expect("curl runs");
+                answer.status.success().then_some(answer.stdout)
+            });
+            let told = String::from_utf8_lossy(&told).into_owned();
+            assert!(told.contains(part), "{told}");
+        }
+    }
+    let server = machine
+        .shell("curl -sf http://localhost:9001/metrics")
+        .stdout;
+    for name in [
+        "spire_server_rpc_entry_v1_batch_create_entry{",
+        "spire_server_datastore_registration_entry_create{",
+        "spire_server_started{",
+    ] {
+        assert!(server.contains(name), "{name} is not in\n{server}");
+    }
+    let agent = machine
+        .shell("curl -sf http://localhost:9002/metrics")
+        .stdout;
+    assert!(agent.contains("spire_agent_started{"), "{agent}");
 }

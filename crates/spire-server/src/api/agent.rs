@@ -22,7 +22,7 @@ use super::{
 };
 use crate::ids::{self, Kind};
 use crate::moment;
-use crate::store::{self, AgentFilter, Created, Store, StoreError};
+use crate::store::{self, AgentFilter, Store, StoreError};
 
 /// What an agent may call its version, in bytes.
 const LONGEST_VERSION: usize = 255;
@@ -81,7 +81,6 @@ impl<S: Store> Service for Agents<S> {
         let id = self.agent_id(request.into_inner().id.as_ref())?;
         let deleted = self.0.store.delete_agent(&id).await;
         deleted.map_err(|error| not_found_or(error, "failed to remove agent"))?;
-        self.0.entries.remove_agent(&id);
         tracing::info!(spiffe_id = %id, "Agent deleted");
         Ok(Response::new(()))
     }
@@ -93,8 +92,7 @@ impl<S: Store> Service for Agents<S> {
             agent.new_serial_number.clear();
         };
         let banned = self.0.store.update_agent(&id, ban).await;
-        let banned = banned.map_err(|error| not_found_or(error, "failed to ban agent"))?;
-        self.0.entries.put_agent(banned);
+        banned.map_err(|error| not_found_or(error, "failed to ban agent"))?;
         tracing::info!(spiffe_id = %id, "Agent banned");
         Ok(Response::new(()))
     }
@@ -184,12 +182,9 @@ impl<S: Store> Service for Agents<S> {
         created.map_err(|error| internal("failed to create token", error))?;
         if let Some(agent_id) = agent_id {
             let created = self.0.store.create_entry(alias(agent_id, parent)).await;
-            let created = created.map_err(|error| {
+            created.map_err(|error| {
                 internal("failed to create join token registration entry", error)
             })?;
-            if let Created::New(entry) = created {
-                self.0.entries.put(entry);
-            }
         }
         Ok(Response::new(JoinToken {
             value: token,

@@ -202,7 +202,6 @@ async fn admit<S: Store>(
     };
     let put = core.store.put_agent(&agent).await;
     put.map_err(|error| internal("failed to create attested agent", error))?;
-    core.entries.put_agent(agent);
     Ok((svid, attested))
 }
 

@@ -168,22 +168,14 @@ impl<S: Store> Entries<S> {
         let entry = convert::entry(wire, &self.0.trust_domain, &EntryMask::ALL)
             .map_err(|why| invalid("failed to convert entry", why))?;
         let created = self.0.store.create_entry(entry).await;
-        let created =
-            created.map_err(|error| failed(store_code(&error), "failed to create entry", error))?;
-        if let Created::New(entry) = &created {
-            self.0.entries.put(entry.clone());
-        }
-        Ok(created)
+        created.map_err(|error| failed(store_code(&error), "failed to create entry", error))
     }
 
     async fn update(&self, wire: &types::Entry, input: &EntryMask) -> Result<model::Entry, Status> {
         let entry = convert::entry(wire, &self.0.trust_domain, input)
             .map_err(|why| invalid("failed to convert entry", why))?;
         let updated = self.0.store.update_entry(entry, input).await;
-        let updated =
-            updated.map_err(|error| failed(store_code(&error), "failed to update entry", error))?;
-        self.0.entries.put(updated.clone());
-        Ok(updated)
+        updated.map_err(|error| failed(store_code(&error), "failed to update entry", error))
     }
 
     async fn delete(&self, id: &str) -> Result<(), Status> {
@@ -191,10 +183,7 @@ impl<S: Store> Entries<S> {
             return Err(Status::invalid_argument("missing entry ID"));
         }
         match self.0.store.delete_entry(id).await {
-            Ok(_) => {
-                self.0.entries.remove(id);
-                Ok(())
-            }
+            Ok(_) => Ok(()),
             Err(StoreError::NotFound(_)) => Err(Status::not_found("entry not found")),
             Err(error) => Err(internal("failed to delete entry", error)),
         }

@@ -11,6 +11,8 @@ use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 
 use super::accept_loop;
+use tower::Layer;
+
 use crate::api::{Calls, Core, Peer, local_routes};
 use crate::store::Store;
 
@@ -64,6 +66,7 @@ impl LocalSocket {
         let routes = local_routes(&core);
         let connection = |(stream, _)| {
             let calls = Calls::new(core.clone(), routes.clone(), Peer::Local);
+            let calls = core.rpc.layer(calls);
             let stop = stop.clone().cancelled_owned();
             async move {
                 if let Err(error) = serve(stream, calls, Limits::default(), stop).await {

@@ -14,6 +14,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::tls::{Configs, peer_svid};
 use super::{HANDSHAKES, accept_loop};
+use tower::Layer;
+
 use crate::api::{Calls, Core, Peer, network_routes};
 use crate::store::Store;
 
@@ -93,7 +95,8 @@ impl Network {
                         return;
                     }
                 };
-                let calls = Calls::new(core, routes, peer);
+                let rpc = core.rpc.clone();
+                let calls = rpc.layer(Calls::new(core, routes, peer));
                 let age = MOST_AGE.mul_f64(rand::random_range(0.9..1.1));
                 let enough = async move {
                     tokio::select! {

@@ -25,16 +25,6 @@ impl<S> CachedStore<S> {
     pub fn new(store: S, cache: Arc<EntryCache>) -> Self {
         Self { store, cache }
     }
-
-    /// The cache.
-    pub fn cache(&self) -> &Arc<EntryCache> {
-        &self.cache
-    }
-
-    /// What is below: to be followed with [`EntryCache::follow`], and closed.
-    pub fn inner(&self) -> &S {
-        &self.store
-    }
 }
 
 impl<S: Entries + 'static> Entries for CachedStore<S> {

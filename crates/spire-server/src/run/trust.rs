@@ -18,13 +18,13 @@ const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Follows the bundles of the own trust domain and of those that administrators come from.
 pub(super) struct Follower {
-    store: Arc<SqlStore>,
+    store: SqlStore,
     domains: BTreeSet<TrustDomain>,
     newest: watch::Sender<Arc<TrustBundles>>,
 }
 
 impl Follower {
-    pub(super) async fn start(store: Arc<SqlStore>, clients: &ClientTrust) -> Result<Self, String> {
+    pub(super) async fn start(store: SqlStore, clients: &ClientTrust) -> Result<Self, String> {
         let foreign = clients.admin_ids.iter().map(|id| id.trust_domain().clone());
         let domains = foreign.chain([clients.trust_domain.clone()]).collect();
         let follower = Self {

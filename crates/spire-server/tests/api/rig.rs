@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::{Duration, SystemTime};
 
 use ah_identity_provider::{PrivateKey, SystemClock, TrustBundles};
+use ah_spire_telemetry::RpcMetrics;
 use ah_spire_wire::model::{Bundle, JwtKey, X509Authority};
 use ah_spire_wire::server::agent::agent_client::AgentClient;
 use ah_spire_wire::server::agent::{
@@ -28,7 +29,7 @@ use spiffe::{SpiffeId, TrustDomain};
 use spire_server::api::{Ask, Attested, Attestors, Authority, Core, LogLevel, RateLimits};
 use spire_server::ca::{JwtSvid, JwtSvidRequest, SignError, Signer, X509Svid, X509SvidRequest};
 use spire_server::endpoints::{ClientTrust, Configs, LocalSocket, Network, ServerSvid, bind};
-use spire_server::entries::EntryCache;
+use spire_server::entries::{CachedStore, EntryCache};
 use spire_server::store::{Bundles, SqlStore, StoreConfig};
 use tempfile::TempDir;
 use tokio::sync::watch;
@@ -213,7 +214,7 @@ pub(crate) struct Identity {
 
 pub(crate) struct Rig {
     pub(crate) authority: Arc<TestAuthority>,
-    pub(crate) store: Arc<SqlStore>,
+    pub(crate) store: Arc<CachedStore<SqlStore>>,
     pub(crate) cache: Arc<EntryCache>,
     pub(crate) socket: PathBuf,
     pub(crate) address: SocketAddr,
@@ -242,7 +243,7 @@ impl Rig {
             connection_string: folder.path().join("db.sqlite3").display().to_string(),
             ..StoreConfig::default()
         };
-        let store = Arc::new(SqlStore::open(&config).await.unwrap());
+        let store = SqlStore::open(&config).await.unwrap();
         let authority = Arc::new(TestAuthority::new(DOMAIN));
         let ours = TrustDomain::new(DOMAIN).unwrap();
         let bundle = Bundle {
@@ -269,10 +270,9 @@ impl Rig {
         };
         let (bundles, trusted) = watch::channel(Arc::new(trusted));
         let admin_ids: BTreeSet<SpiffeId> = admin_ids.iter().cloned().collect();
-        let cache = EntryCache::load(store.as_ref(), ours.clone())
-            .await
-            .unwrap();
+        let cache = EntryCache::load(&store, ours.clone()).await.unwrap();
         let cache = Arc::new(cache);
+        let store = Arc::new(CachedStore::new(store, cache.clone()));
         let core = Arc::new(Core {
             trust_domain: ours.clone(),
             store: store.clone(),
@@ -280,6 +280,7 @@ impl Rig {
             entries: cache.clone(),
             attestors: Arc::new(Echo),
             admin_ids: admin_ids.clone(),
+            rpc: RpcMetrics::default(),
             limits: RateLimits::new(false, true),
             clock: Arc::new(SystemClock),
             agent_id_as_selector: false,
