@@ -9,6 +9,12 @@ let
   option = "services.spire.agent";
   cfg = config.services.spire.agent;
   paths = import ./common/paths.nix { inherit lib; };
+  account = import ./common/account.nix {
+    user = "spire-agent";
+    description = "SPIRE agent";
+    group = "spire";
+    directory = "/run/spire";
+  };
 
   state = "/var/lib/spire/agent";
   file = pkgs.writeText "agent.conf" (
@@ -116,22 +122,8 @@ in
       cfg.joinToken != null
     ) "${option}.joinToken can be read by every user in the Nix store until an agent has used it: write it into a file and name that in ${option}.joinTokenFile.";
 
-    users.users.spire-agent = {
-      isSystemUser = true;
-      group = "spire-agent";
-      extraGroups = [ "spire" ];
-      description = "SPIRE agent";
-    };
-    users.groups.spire-agent = { };
-    # Members may put sockets into /run/spire.
-    users.groups.spire = { };
-
-    # Server and agent run as different users: sticky, so that neither removes the other's socket.
-    systemd.tmpfiles.settings.spire."/run/spire".d = {
-      mode = "1775";
-      user = "root";
-      group = "spire";
-    };
+    inherit (account) users;
+    systemd.tmpfiles = account.tmpfiles;
     environment.systemPackages = [ cfg.package ];
     environment.etc."spire/agent.conf".source = file;
 

@@ -9,6 +9,12 @@ let
   option = "services.spire.server";
   cfg = config.services.spire.server;
   paths = import ./common/paths.nix { inherit lib; };
+  account = import ./common/account.nix {
+    user = "spire-server";
+    description = "SPIRE server";
+    group = "spire";
+    directory = "/run/spire";
+  };
   sandbox = import ./common/sandbox.nix // {
     CapabilityBoundingSet = "";
     ProtectProc = "invisible";
@@ -203,22 +209,8 @@ in
 
     warnings = lib.optional password "${option}.dataStore.connectionString holds a password, which every user can read in the Nix store: write $NAME in its place, and NAME=… into the file that ${option}.environmentFile names.";
 
-    users.users.spire-server = {
-      isSystemUser = true;
-      group = "spire-server";
-      extraGroups = [ "spire" ];
-      description = "SPIRE server";
-    };
-    users.groups.spire-server = { };
-    # Members may put sockets into /run/spire.
-    users.groups.spire = { };
-
-    # Server and agent run as different users: sticky, so that neither removes the other's socket.
-    systemd.tmpfiles.settings.spire."/run/spire".d = {
-      mode = "1775";
-      user = "root";
-      group = "spire";
-    };
+    inherit (account) users;
+    systemd.tmpfiles = account.tmpfiles;
     environment.systemPackages = [ cfg.package ];
     environment.etc."spire/server.conf".source = file;
     environment.etc."spire/entries.json".source = entries;

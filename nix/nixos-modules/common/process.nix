@@ -16,6 +16,12 @@ let
   cfg = config.services.agent-harbor.${role};
   paths = import ./paths.nix { inherit lib; };
   table = import ./settings.nix { inherit lib role; };
+  account = import ./account.nix {
+    inherit user;
+    description = title;
+    group = "ah";
+    directory = "/run/ah";
+  };
 
   declare =
     name: kind:
@@ -149,24 +155,7 @@ in
       }
     ];
 
-  users = {
-    users.${user} = {
-      isSystemUser = true;
-      group = user;
-      extraGroups = [ "ah" ];
-      description = title;
-    };
-    groups.${user} = { };
-    # Members may put sockets into /run/ah.
-    groups.ah = { };
-  };
-
-  # Access point and executors run as different users: sticky, so that none removes another's socket.
-  tmpfiles.settings.agent-harbor."/run/ah".d = {
-    mode = "1775";
-    user = "root";
-    group = "ah";
-  };
+  inherit (account) users tmpfiles;
 
   unit = {
     description = title;
