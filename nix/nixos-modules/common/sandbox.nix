@@ -5,6 +5,7 @@
   MemoryDenyWriteExecute = true;
   NoNewPrivileges = true;
   PrivateDevices = true;
+  PrivateMounts = true;
   PrivateTmp = true;
   ProtectClock = true;
   ProtectControlGroups = true;
