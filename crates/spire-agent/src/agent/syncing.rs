@@ -72,6 +72,11 @@ impl<A: AgentHalf> Agent<A> {
             return (stay.own, lost);
         }
         loop {
+            if self.was_set_back() {
+                tracing::warn!("the clock was set back: all SVIDs are replaced");
+                stay.rotate_now = true;
+                self.cache.taint(|_| true);
+            }
             let wait = match Box::pin(self.round(&mut stay)).await {
                 Ok(()) => {
                     backoff.reset();
