@@ -1,5 +1,4 @@
 //! Two SPIRE servers on one PostgreSQL, behind one DNS name, and an agent that knows the name alone.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::net::TcpListener;
 use std::path::PathBuf;
