@@ -114,8 +114,14 @@ Hint                    : h
     );
     let update = ["entry", "update", "-entryID", "e", "-jwtSVIDIncludeJTI"];
     let updated = ok(&rig, &[&update[..], &CREATE[2..]].concat()).await;
-    assert!(updated.contains("Revision                : 1\n"), "{updated}");
-    assert!(updated.contains("JwtSvidIncludeJti: true\n"), "{updated}");
+    assert!(
+        updated.contains("Revision                : 1\n"),
+        "{updated}"
+    );
+    assert!(
+        updated.contains("JwtSvidIncludeJti       : true\n"),
+        "{updated}"
+    );
     assert_eq!(
         ok(&rig, &["entry", "delete", "-entryID", "e"]).await,
         "Deleted entry with ID: e\n\n\nDeleted 1 entries successfully"
