@@ -188,7 +188,7 @@ fn an_agent_goes_from_one_server_to_the_other_and_lives_through_the_loss_of_the_
     site.postgres.stop();
     let refused = site.create("one", &id, "fourth");
     assert_eq!(refused.code, 1, "{refused:?}");
-    assert!(refused.stderr.contains("database"), "{refused:?}");
+    assert!(refused.stderr.contains("datastore"), "{refused:?}");
     let served = site.fetch(&["x509"]);
     assert!(served.stdout.contains("Received 3 svids"), "{served:?}");
     site.postgres.start();

@@ -200,18 +200,24 @@ impl<A: AgentHalf> Agent<A> {
             }
         }
         let on_disk = ServerFault::Refused;
-        let (key, kept) = match next_svid_key(self.keys.as_ref(), Some(&own.slot)) {
+        // What the disk lacks comes first: the new key could take the place of the one that belongs to what it has.
+        let written = self.data.update(|_| {});
+        let made = written.and_then(|()| {
+            next_svid_key(self.keys.as_ref(), Some(&own.slot))
+                .map_err(|error| error.explained().clone())
+        });
+        let (key, kept) = match made {
             Ok(key) => (key, true),
             Err(error) if due => {
                 tracing::error!(
-                    error = one_line(error.explained()),
+                    error = one_line(&error),
                     "the agent's new key cannot be kept, and is lost with a restart"
                 );
                 let key = PrivateKey::generate(KeyKind::EcP256);
                 let key = key.map_err(|error| on_disk(error.explained().clone()))?;
                 (key, false)
             }
-            Err(error) => return Err(on_disk(error.explained().clone())),
+            Err(error) => return Err(on_disk(error)),
         };
         let csr = key
             .request(None)
