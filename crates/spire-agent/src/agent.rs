@@ -41,6 +41,8 @@ pub struct Agent<A> {
     known: SyncedEntries,
     /// Since when the server has been untrusted; forgotten when it is trusted again.
     untrusted_since: Option<SystemTime>,
+    /// When the wall clock was last looked at, and what it said.
+    wall: (Instant, SystemTime),
 }
 
 /// A stay with the server of this length shows that it was no accident.
@@ -91,6 +93,7 @@ impl<A: AgentHalf> Agent<A> {
         let cache = Cache::new(limits, client.clone(), clock.clone(), health.clone());
         let cache = Arc::new(cache);
         let warm = WarmStart::open(&settings, &data, keys.as_ref());
+        let wall = (Instant::now(), clock.now());
         let mut agent = Self {
             settings,
             half,
@@ -103,6 +106,7 @@ impl<A: AgentHalf> Agent<A> {
             warm,
             known: SyncedEntries::new(),
             untrusted_since: None,
+            wall,
         };
         agent.start_warm();
         Ok(agent)
@@ -191,6 +195,14 @@ impl<A: AgentHalf> Agent<A> {
         }
     }
 
+    /// Whether the clock was set back since this was last asked: what is held may be from the future.
+    fn was_set_back(&mut self) -> bool {
+        let (then, wall) = self.wall;
+        let now = self.clock.now();
+        self.wall = (Instant::now(), now);
+        now + JUMP < wall + then.elapsed()
+    }
+
     fn forget_server(&mut self) {
         let forgotten = self.data.update(|data| {
             data.svid.clear();
@@ -254,10 +266,12 @@ impl<A: AgentHalf> Agent<A> {
     }
 }
 
+/// A step of the wall clock that is none of its own going.
+const JUMP: Duration = Duration::from_secs(60);
+
 /// Waits for `wait`, in steps short enough to see that the machine slept or its clock was set: then it returns early.
 async fn wait_or_jump(clock: &dyn Clock, wait: Duration) {
     const STEP: Duration = Duration::from_secs(5);
-    const JUMP: Duration = Duration::from_secs(60);
     let deadline = Instant::now() + wait;
     loop {
         let (began, wall) = (Instant::now(), clock.now());
@@ -266,9 +280,8 @@ async fn wait_or_jump(clock: &dyn Clock, wait: Duration) {
             return;
         }
         tokio::time::sleep(step).await;
-        let passed = began.elapsed();
-        let shown = clock.now().duration_since(wall);
-        if shown.is_ok_and(|shown| shown > passed + JUMP) {
+        let (passed, now) = (began.elapsed(), clock.now());
+        if now > wall + passed + JUMP || now + JUMP < wall + passed {
             tracing::info!("the clock jumped, or the machine slept: looking at everything again");
             return;
         }

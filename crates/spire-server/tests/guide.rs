@@ -151,7 +151,7 @@ async fn the_lines_of_the_guide_run() {
     let told = server.ok(ENTRIES);
     let parent = format!("spiffe://example.org/spire/agent/join_token/{token}");
     assert_eq!(
-        told.matches(&format!("Parent ID        : {parent}\n"))
+        told.matches(&format!("Parent ID               : {parent}\n"))
             .count(),
         2
     );

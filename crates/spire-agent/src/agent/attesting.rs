@@ -10,7 +10,7 @@ use crate::backoff::Backoff;
 use crate::bootstrap::{Asking, first_roots};
 use crate::data::REBOOTSTRAP;
 use crate::health::one_line;
-use crate::keys::next_svid_key;
+use crate::keys::{KeyKind, PrivateKey, next_svid_key};
 use crate::own::OwnIdentity;
 use crate::server_client::{Credentials, Denied, ServerClient, ServerFault};
 
@@ -97,9 +97,9 @@ impl<A: AgentHalf> Agent<A> {
         self.remember(attested).map_err(on_disk)
     }
 
-    /// Puts what the server gave on the disk, and takes it into use.
+    /// Puts what the server gave on the disk, and takes it into use. A disk that is full does not waste a join token.
     fn remember(&mut self, attested: Attested) -> Result<OwnIdentity, Explained> {
-        self.data.update(|data| {
+        let saved = self.data.take(|data| {
             data.svid = attested.svid;
             data.reattestable = attested.reattestable;
             data.bundle = crate::server_client::roots_of(&attested.bundle);
@@ -108,7 +108,8 @@ impl<A: AgentHalf> Agent<A> {
                 since: None,
                 attempts: 0,
             };
-        })?;
+        });
+        tell_unsaved(saved, "the agent's new SVID");
         self.untrusted_since = None;
         let own = self.remembered().ok_or_else(|| {
             Explained::new(
@@ -181,7 +182,13 @@ impl<A: AgentHalf> Agent<A> {
 
     /// A new SVID before the old one ends. A node that can attests again, so that the server sees what it is now;
     /// where that fails the old SVID vouches for the next.
-    pub(super) async fn rotate(&mut self, own: &OwnIdentity) -> Result<OwnIdentity, ServerFault> {
+    ///
+    /// With `due` a key that cannot be kept is used all the same: a full disk must not cost the node its identity.
+    pub(super) async fn rotate(
+        &mut self,
+        own: &OwnIdentity,
+        due: bool,
+    ) -> Result<OwnIdentity, ServerFault> {
         if own.reattestable {
             match Box::pin(self.attest_once()).await {
                 Ok(own) => return Ok(own),
@@ -193,8 +200,25 @@ impl<A: AgentHalf> Agent<A> {
             }
         }
         let on_disk = ServerFault::Refused;
-        let key = next_svid_key(self.keys.as_ref(), Some(&own.slot))
-            .map_err(|error| on_disk(error.explained().clone()))?;
+        // What the disk lacks comes first: the new key could take the place of the one that belongs to what it has.
+        let written = self.data.update(|_| {});
+        let made = written.and_then(|()| {
+            next_svid_key(self.keys.as_ref(), Some(&own.slot))
+                .map_err(|error| error.explained().clone())
+        });
+        let (key, kept) = match made {
+            Ok(key) => (key, true),
+            Err(error) if due => {
+                tracing::error!(
+                    error = one_line(&error),
+                    "the agent's new key cannot be kept, and is lost with a restart"
+                );
+                let key = PrivateKey::generate(KeyKind::EcP256);
+                let key = key.map_err(|error| on_disk(error.explained().clone()))?;
+                (key, false)
+            }
+            Err(error) => return Err(on_disk(error)),
+        };
         let csr = key
             .request(None)
             .map_err(|error| on_disk(error.explained().clone()))?;
@@ -203,8 +227,17 @@ impl<A: AgentHalf> Agent<A> {
         let roots = self.data.data().bundle.clone();
         let domain = &self.settings.trust_domain;
         crate::attest::vet(&svid, &key, domain, roots, self.clock.now())?;
-        self.data.update(|data| data.svid = svid).map_err(on_disk)?;
-        let renewed = self.remembered().ok_or_else(|| {
+        let renewed = if kept {
+            let saved = self.data.take(|data| data.svid = svid);
+            tell_unsaved(saved, "the agent's new SVID");
+            self.remembered()
+        } else {
+            // What is on the disk stays: a whole pair, as long as it holds.
+            let (slot, target) = (own.slot.clone(), self.settings.availability_target);
+            let renewed = OwnIdentity::new(&svid, key, slot, own.reattestable, target);
+            renewed.map(|renewed| OwnIdentity { kept, ..renewed })
+        };
+        let renewed = renewed.ok_or_else(|| {
             on_disk(Explained::new(
                 Code::Other,
                 "the agent's new SVID is not found with its key",
@@ -216,5 +249,16 @@ impl<A: AgentHalf> Agent<A> {
             "the agent's certificate was rotated"
         );
         Ok(renewed)
+    }
+}
+
+/// Says that `what` is in use and not on the disk.
+pub(super) fn tell_unsaved(saved: Result<(), Explained>, what: &'static str) {
+    if let Err(error) = saved {
+        tracing::error!(
+            what,
+            error = one_line(&error),
+            "used although it cannot be written; writing is tried again"
+        );
     }
 }

@@ -11,6 +11,7 @@ use rustls_pki_types::CertificateDer;
 use spiffe::TrustDomain;
 use tokio::time::Instant;
 
+use super::attesting::tell_unsaved;
 use super::{Agent, Lost, wait_or_jump};
 use crate::backoff::Backoff;
 use crate::cache::Held;
@@ -30,6 +31,9 @@ const LAST_WAIT: Duration = Duration::from_secs(8 * 60);
 /// The longest time, in intervals.
 const LAST_WAIT_INTERVALS: u32 = 48;
 
+/// Between two times that it is tried to keep the agent's key, once the disk had no room for it.
+const KEEP_WAIT: Duration = Duration::from_secs(5);
+
 /// How one stay with the server goes.
 struct Stay {
     own: OwnIdentity,
@@ -39,6 +43,8 @@ struct Stay {
     rotate_now: bool,
     rotate_after: Instant,
     rotate_backoff: Backoff,
+    /// An own SVID whose key is not on the disk is not replaced before.
+    keep_after: Instant,
     /// Signing is not tried before.
     sign_after: Instant,
     sign_backoff: Backoff,
@@ -56,6 +62,7 @@ impl<A: AgentHalf> Agent<A> {
             tainted: BTreeSet::new(),
             rotate_now: false,
             rotate_after: Instant::now(),
+            keep_after: Instant::now(),
             rotate_backoff: Backoff::new(Duration::from_secs(5), Duration::from_secs(120)),
             sign_after: Instant::now(),
             sign_backoff: Backoff::new(Duration::from_millis(500), Duration::from_secs(60)),
@@ -65,6 +72,11 @@ impl<A: AgentHalf> Agent<A> {
             return (stay.own, lost);
         }
         loop {
+            if self.was_set_back() {
+                tracing::warn!("the clock was set back: all SVIDs are replaced");
+                stay.rotate_now = true;
+                self.cache.taint(|_| true);
+            }
             let wait = match Box::pin(self.round(&mut stay)).await {
                 Ok(()) => {
                     backoff.reset();
@@ -174,10 +186,15 @@ impl<A: AgentHalf> Agent<A> {
 
     async fn rotate_if_due(&mut self, stay: &mut Stay) -> Result<(), ServerFault> {
         let due = stay.rotate_now || self.clock.now() >= stay.own.rotate_at;
-        if !due || Instant::now() < stay.rotate_after {
+        let wanted = if due {
+            Instant::now() >= stay.rotate_after
+        } else {
+            !stay.own.kept && Instant::now() >= stay.keep_after
+        };
+        if !wanted {
             return Ok(());
         }
-        match Box::pin(self.rotate(&stay.own)).await {
+        match Box::pin(self.rotate(&stay.own, due)).await {
             Ok(own) => {
                 self.health
                     .change(|state| state.svid_not_after = Some(own.not_after));
@@ -192,6 +209,10 @@ impl<A: AgentHalf> Agent<A> {
             }
             // The old SVID is still good: only what the server says about the agent itself ends the stay.
             Err(fault @ ServerFault::Denied(..)) => Err(fault),
+            Err(_) if !due => {
+                stay.keep_after = Instant::now() + KEEP_WAIT;
+                Ok(())
+            }
             Err(fault) => {
                 let wait = stay.rotate_backoff.next();
                 stay.rotate_after = Instant::now() + wait;
@@ -221,17 +242,18 @@ impl<A: AgentHalf> Agent<A> {
     /// Remembers the roots when they changed, and trusts them from now on.
     async fn take_roots(&mut self, bundle: &Bundle, stay: &Stay) -> Result<(), ServerFault> {
         let roots = roots_of(bundle);
-        if self.data.data().bundle == roots {
+        let changed = self.data.data().bundle != roots;
+        // With a full disk too: the next SVIDs are of the new roots.
+        let saved = self.data.take(|data| data.bundle.clone_from(&roots));
+        if !changed {
             return Ok(());
         }
+        tell_unsaved(saved, "the trust bundle");
         tracing::info!(
             authorities = roots.len(),
             sequence = bundle.sequence,
             "the trust bundle changed"
         );
-        self.data
-            .update(|data| data.bundle = roots.clone())
-            .map_err(ServerFault::Refused)?;
         self.client
             .replace(&stay.own.credentials(roots))
             .await

@@ -11,7 +11,7 @@ fn start(node: &Node, fake: &Fake) -> Process {
     Process::start(&mut command(node, fake, "run"))
 }
 
-fn command(node: &Node, fake: &Fake, name: &str) -> Command {
+pub(crate) fn command(node: &Node, fake: &Fake, name: &str) -> Command {
     let directory = node.directory.path().display();
     let config = node.directory.path().join("agent.conf");
     let port = fake.address.port();

@@ -9,6 +9,7 @@
 
 mod fake;
 mod faults;
+mod full_disk;
 mod killed;
 mod lies;
 mod normal;

@@ -22,6 +22,9 @@ use crate::keys::{KeyError, KeyType};
 /// How far before now certificates begin, for clocks that are behind.
 pub const BACKDATE: Duration = Duration::from_secs(10);
 
+/// How far the clock of an upstream authority may be ahead.
+const SKEW: Duration = Duration::from_secs(60);
+
 /// What is signed, as the server's configuration says.
 #[derive(Clone, Debug)]
 pub struct Profile {
@@ -116,10 +119,15 @@ impl Authorities {
         self.jwt.store(authority);
     }
 
+    /// One from the future, after the clock was set back, signs nothing until the next rotation replaces it: nobody
+    /// would take it.
     pub(super) fn active_x509(&self, now: SystemTime) -> Result<Arc<X509Authority>, SignError> {
+        let soon = now.checked_add(SKEW).unwrap_or(now);
         self.x509
             .load_full()
-            .filter(|authority| authority.not_after() > now)
+            .filter(|authority| {
+                authority.certificate.not_before <= soon && authority.not_after() > now
+            })
             .ok_or(SignError::NotReady("X509 CA"))
     }
 

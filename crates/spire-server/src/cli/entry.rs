@@ -520,7 +520,7 @@ pub(super) fn sort(entries: &mut [Entry]) {
 fn printed(entry: &Entry) -> String {
     let mut out = String::new();
     let mut line = |name: &str, value: &str| {
-        out.push_str(&format!("{name:<17}: {value}\n"));
+        out.push_str(&format!("{name:<24}: {value}\n"));
     };
     let id = |id: &Option<Spiffeid>| {
         let id = id.as_ref();

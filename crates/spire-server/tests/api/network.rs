@@ -60,7 +60,7 @@ struct RpcStatus {
 }
 
 /// The reason in the details of a refusal, as upstream's agents read it.
-fn reason(status: &Status) -> Option<Reason> {
+pub(crate) fn reason(status: &Status) -> Option<Reason> {
     assert_eq!(
         status.code(),
         Code::PermissionDenied,
@@ -77,7 +77,7 @@ fn reason(status: &Status) -> Option<Reason> {
     Some(details.reason())
 }
 
-async fn agents(rig: &Rig, identity: Option<&Identity>) -> AgentClient<Channel> {
+pub(crate) async fn agents(rig: &Rig, identity: Option<&Identity>) -> AgentClient<Channel> {
     let channel = rig.network(identity).await.unwrap();
     AgentClient::with_origin(channel, Channel::origin())
 }

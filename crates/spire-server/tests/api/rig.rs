@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use ah_identity_provider::{PrivateKey, SystemClock, TrustBundles};
+use ah_identity_provider::{Clock, PrivateKey, TrustBundles};
 use ah_spire_telemetry::RpcMetrics;
 use ah_spire_wire::model::{Bundle, JwtKey, X509Authority};
 use ah_spire_wire::server::agent::agent_client::AgentClient;
@@ -205,6 +205,22 @@ impl LogLevel for Level {
     }
 }
 
+/// The machine's clock, as many seconds ahead as a test wants it.
+#[derive(Debug, Default)]
+pub(crate) struct TestClock(AtomicU64);
+
+impl TestClock {
+    pub(crate) fn jump(&self, seconds: u64) {
+        self.0.fetch_add(seconds, Ordering::SeqCst);
+    }
+}
+
+impl Clock for TestClock {
+    fn now(&self) -> SystemTime {
+        SystemTime::now() + Duration::from_secs(self.0.load(Ordering::SeqCst))
+    }
+}
+
 /// A chain with its key.
 #[derive(Clone)]
 pub(crate) struct Identity {
@@ -220,6 +236,7 @@ pub(crate) struct Rig {
     pub(crate) address: SocketAddr,
     pub(crate) bundles: watch::Sender<Arc<TrustBundles>>,
     pub(crate) folder: TempDir,
+    pub(crate) clock: Arc<TestClock>,
     _svid: watch::Sender<Option<Arc<ServerSvid>>>,
     _chain: watch::Sender<Vec<Vec<u8>>>,
     stop: CancellationToken,
@@ -273,6 +290,7 @@ impl Rig {
         let cache = EntryCache::load(&store, ours.clone()).await.unwrap();
         let cache = Arc::new(cache);
         let store = Arc::new(CachedStore::new(store, cache.clone()));
+        let clock = Arc::new(TestClock::default());
         let core = Arc::new(Core {
             trust_domain: ours.clone(),
             store: store.clone(),
@@ -282,7 +300,7 @@ impl Rig {
             admin_ids: admin_ids.clone(),
             rpc: RpcMetrics::default(),
             limits: RateLimits::new(false, true),
-            clock: Arc::new(SystemClock),
+            clock: clock.clone(),
             agent_id_as_selector: false,
             log: Arc::new(Level(AtomicI32::new(types::LogLevel::Info.into()))),
             own_chain,
@@ -294,7 +312,7 @@ impl Rig {
             trust_domain: ours,
             admin_ids,
         };
-        let configs = Configs::new(svid, trusted, clients, Arc::new(SystemClock));
+        let configs = Configs::new(svid, trusted, clients, clock.clone());
         let network = Network::new(bind("127.0.0.1:0".parse().unwrap()).unwrap(), configs);
         let address = network.address().unwrap();
         let stop = CancellationToken::new();
@@ -308,6 +326,7 @@ impl Rig {
             address,
             bundles,
             folder,
+            clock,
             _svid: svid_sender,
             _chain: chain_sender,
             stop,
