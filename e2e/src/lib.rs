@@ -9,8 +9,8 @@ use std::process::Command;
 use ah_testkit::process::{Finished, Process};
 use tempfile::TempDir;
 
-/// The binaries that are installed on it.
-const PROGRAMS: [&str; 3] = ["ah", "spire-server", "spire-agent"];
+/// The binaries of the project.
+pub const PROGRAMS: [&str; 3] = ["ah", "spire-server", "spire-agent"];
 
 /// Makes the machine, then holds it. `$1` is an empty directory, `$2` where the binaries are.
 const SETUP: &str = r#"
@@ -122,7 +122,7 @@ impl Machine {
 }
 
 /// The directory of the binaries: the one that the running test was built into.
-fn programs() -> PathBuf {
+pub fn programs() -> PathBuf {
     let test = std::env::current_exe().expect("this test has a path");
     let directory = test
         .ancestors()
