@@ -8,6 +8,7 @@ mod attest;
 mod authorize;
 mod bundle;
 mod caller;
+mod changes;
 mod convert;
 mod csr;
 mod debug;
@@ -32,6 +33,7 @@ use std::time::{Duration, SystemTime};
 
 use ah_identity_provider::Clock;
 use ah_spire_telemetry::RpcMetrics;
+use ah_spire_wire::changes::changes_server::ChangesServer;
 use ah_spire_wire::model::{JwtKey, Selector};
 use ah_spire_wire::server::agent::agent_server::AgentServer;
 use ah_spire_wire::server::bundle::bundle_server::BundleServer;
@@ -44,6 +46,7 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use spiffe::{SpiffeId, TrustDomain};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tonic::service::Routes;
 use tonic::{Code, Status};
@@ -155,6 +158,7 @@ pub fn network_routes<S: Store>(core: &Arc<Core<S>>) -> Routes {
         .add_service(served!(BundleServer, bundle::Bundles(core.clone())))
         .add_service(served!(EntryServer, entry::Entries(core.clone())))
         .add_service(served!(SvidServer, svid::Svids(core.clone())))
+        .add_service(served!(ChangesServer, changes::Watches(core.clone())))
 }
 
 /// The services that are served over the local socket.
@@ -170,7 +174,12 @@ pub struct Calls<S> {
     core: Arc<Core<S>>,
     routes: Routes,
     peer: Arc<Peer>,
+    going: Going,
 }
+
+/// Cancelled when the connection is to end: calls that would last end themselves then.
+#[derive(Clone, Default)]
+struct Going(CancellationToken);
 
 impl<S> Calls<S> {
     /// Calls of `peer` to `routes`.
@@ -179,6 +188,16 @@ impl<S> Calls<S> {
             core,
             routes,
             peer: Arc::new(peer),
+            going: Going::default(),
+        }
+    }
+
+    /// Calls that have no end of their own end when `going` is cancelled.
+    #[must_use]
+    pub fn until(self, going: CancellationToken) -> Self {
+        Self {
+            going: Going(going),
+            ..self
         }
     }
 }
@@ -189,6 +208,7 @@ impl<S> Clone for Calls<S> {
             core: self.core.clone(),
             routes: self.routes.clone(),
             peer: self.peer.clone(),
+            going: self.going.clone(),
         }
     }
 }
@@ -207,12 +227,14 @@ impl<S: Store> Service<Request<Incoming>> for Calls<S> {
             core,
             mut routes,
             peer,
+            going,
         } = self.clone();
         Box::pin(async move {
             match authorize::authorize(&core, &peer, request.uri().path()).await {
                 Ok(caller) => request.extensions_mut().insert(caller),
                 Err(status) => return Ok(status.into_http()),
             };
+            request.extensions_mut().insert(going);
             routes.call(request).await
         })
     }
