@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
+use ah_spire_wire::changes::changes_server::{Changes, ChangesServer};
+use ah_spire_wire::changes::{Changed, WatchRequest};
 use ah_spire_wire::server::agent::agent_server::{Agent, AgentServer};
 use ah_spire_wire::server::agent::*;
 use ah_spire_wire::server::bundle::bundle_server::{Bundle, BundleServer};
@@ -23,7 +25,7 @@ use rustls::crypto::aws_lc_rs;
 use rustls::server::WebPkiClientVerifier;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
@@ -113,12 +115,16 @@ pub(crate) struct State {
     pub(crate) held: HashSet<&'static str>,
     /// How many entries were sent whole.
     pub(crate) sent: usize,
+    /// Whether it tells of changes; upstream's does not.
+    pub(crate) tells: bool,
 }
 
 #[derive(Clone)]
 pub(crate) struct Fake {
     state: Arc<Mutex<State>>,
     changed: Arc<watch::Sender<u64>>,
+    /// Sends what it holds to all that listen; an error ends their streams.
+    news: broadcast::Sender<Result<(), Option<types::permission_denied_details::Reason>>>,
     pub(crate) address: SocketAddr,
     stop: Arc<Mutex<CancellationToken>>,
 }
@@ -148,10 +154,12 @@ impl Fake {
             calls: BTreeMap::new(),
             held: HashSet::new(),
             sent: 0,
+            tells: false,
         };
         let mut fake = Self {
             state: Arc::new(Mutex::new(state)),
             changed: Arc::new(watch::Sender::new(0)),
+            news: broadcast::Sender::new(64),
             address: ([127, 0, 0, 1], 0).into(),
             stop: Arc::default(),
         };
@@ -179,7 +187,8 @@ impl Fake {
                     let routes = Routes::new(AgentServer::new(fake.clone()))
                         .add_service(BundleServer::new(fake.clone()))
                         .add_service(EntryServer::new(fake.clone()))
-                        .add_service(SvidServer::new(fake.clone()));
+                        .add_service(SvidServer::new(fake.clone()))
+                        .add_service(ChangesServer::new(fake.clone()));
                     let serving = ah_spire_wire::serve(
                         stream,
                         routes,
@@ -193,6 +202,16 @@ impl Fake {
                 });
             }
         });
+    }
+
+    /// Tells all that listen that something changed.
+    pub(crate) fn tell(&self) {
+        self.news.send(Ok(())).unwrap();
+    }
+
+    /// Ends the streams of all that listen, with a denial or without a word.
+    pub(crate) fn hang_up(&self, reason: Option<types::permission_denied_details::Reason>) {
+        self.news.send(Err(reason)).unwrap();
     }
 
     /// Closes the port and all connections.
@@ -347,6 +366,43 @@ fn denying(reason: types::permission_denied_details::Reason) -> Status {
 }
 
 type Answers<T> = ReceiverStream<Result<T, Status>>;
+
+#[tonic::async_trait]
+impl Changes for Fake {
+    type WatchStream = Answers<Changed>;
+
+    async fn watch(
+        &self,
+        _request: Request<WatchRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let mut news = self.news.subscribe();
+        self.note("Watch").await;
+        if !self.state().tells {
+            return Err(Status::unimplemented("unknown service"));
+        }
+        self.authorize()?;
+        let (sender, receiver) = tokio::sync::mpsc::channel(1);
+        tokio::spawn(async move {
+            loop {
+                let told = tokio::select! {
+                    told = news.recv() => told.unwrap(),
+                    () = sender.closed() => return,
+                };
+                match told {
+                    Ok(()) => {
+                        let _ = sender.send(Ok(Changed {})).await;
+                    }
+                    Err(Some(reason)) => {
+                        let _ = sender.send(Err(denying(reason))).await;
+                        return;
+                    }
+                    Err(None) => return,
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+}
 
 #[tonic::async_trait]
 impl Agent for Fake {

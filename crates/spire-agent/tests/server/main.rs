@@ -11,5 +11,6 @@ mod fake;
 mod faults;
 mod killed;
 mod lies;
+mod news;
 mod normal;
 mod rig;
