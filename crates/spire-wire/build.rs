@@ -1,8 +1,9 @@
 //! Compiles the protobufs of SPIFFE and SPIRE without any tool on PATH.
 
-const FILES: [&str; 12] = [
+const FILES: [&str; 13] = [
     "agent.proto",
     "bundle.proto",
+    "changes.proto",
     "common.proto",
     "debug.proto",
     "entry.proto",

@@ -3,6 +3,7 @@
 
 mod attesting;
 mod settings;
+mod signing;
 mod syncing;
 
 use std::sync::Arc;

@@ -9,6 +9,7 @@ mod audit;
 mod authorize;
 mod bundle;
 mod caller;
+mod changes;
 mod convert;
 mod csr;
 mod debug;
@@ -34,6 +35,7 @@ use std::time::{Duration, SystemTime};
 use ah_identity_provider::Clock;
 use ah_spire_attest::peer::PeerInfo;
 use ah_spire_telemetry::RpcMetrics;
+use ah_spire_wire::changes::changes_server::ChangesServer;
 use ah_spire_wire::model::{JwtKey, Selector};
 use ah_spire_wire::server::agent::agent_server::AgentServer;
 use ah_spire_wire::server::bundle::bundle_server::BundleServer;
@@ -47,6 +49,7 @@ use hyper::body::Incoming;
 use spiffe::{SpiffeId, TrustDomain};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tonic::service::Routes;
 use tonic::{Code, Status};
@@ -161,6 +164,7 @@ pub fn network_routes<S: Store>(core: &Arc<Core<S>>) -> Routes {
         .add_service(served!(BundleServer, bundle::Bundles(core.clone())))
         .add_service(served!(EntryServer, entry::Entries(core.clone())))
         .add_service(served!(SvidServer, svid::Svids(core.clone())))
+        .add_service(served!(ChangesServer, changes::Watches(core.clone())))
 }
 
 /// The services that are served over the local socket.
@@ -178,7 +182,12 @@ pub struct Calls<S> {
     peer: Arc<Peer>,
     /// What the audit log says of a local peer.
     process: Arc<Fields>,
+    going: Going,
 }
+
+/// Cancelled when the connection is to end: calls that would last end themselves then.
+#[derive(Clone, Default)]
+struct Going(CancellationToken);
 
 impl<S> Calls<S> {
     /// Calls of `peer` to `routes`.
@@ -188,6 +197,16 @@ impl<S> Calls<S> {
             routes,
             peer: Arc::new(peer),
             process: Arc::default(),
+            going: Going::default(),
+        }
+    }
+
+    /// Calls that have no end of their own end when `going` is cancelled.
+    #[must_use]
+    pub fn until(self, going: CancellationToken) -> Self {
+        Self {
+            going: Going(going),
+            ..self
         }
     }
 
@@ -212,6 +231,7 @@ impl<S> Clone for Calls<S> {
             routes: self.routes.clone(),
             peer: self.peer.clone(),
             process: self.process.clone(),
+            going: self.going.clone(),
         }
     }
 }
@@ -231,6 +251,7 @@ impl<S: Store> Service<Request<Incoming>> for Calls<S> {
             mut routes,
             peer,
             process,
+            going,
         } = self.clone();
         Box::pin(async move {
             let path = request.uri().path();
@@ -246,6 +267,7 @@ impl<S: Store> Service<Request<Incoming>> for Calls<S> {
             };
             request.extensions_mut().insert(caller);
             request.extensions_mut().insert(audit.clone());
+            request.extensions_mut().insert(going);
             let response = routes.call(request).await?;
             audit.answered(&response);
             Ok(response)

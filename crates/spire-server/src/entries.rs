@@ -34,6 +34,8 @@ pub struct EntryCache {
     index: RwLock<Index>,
     clock: Clock,
     subscribers: Mutex<HashMap<SpiffeId, watch::Sender<u64>>>,
+    /// Counts the changes of bundles.
+    bundles: watch::Sender<u64>,
     /// What this server changed while the store was being read: newer than what was read.
     own: Mutex<Option<Own>>,
     state: tokio::sync::Mutex<State>,
@@ -76,6 +78,7 @@ impl EntryCache {
             index: RwLock::new(Index::new(trust_domain)),
             clock,
             subscribers: Mutex::default(),
+            bundles: watch::Sender::new(0),
             own: Mutex::default(),
             state: tokio::sync::Mutex::default(),
         }
@@ -108,10 +111,24 @@ impl EntryCache {
         if let Some(sender) = subscribers.get(agent) {
             return sender.subscribe();
         }
-        subscribers.retain(|_, sender| sender.receiver_count() > 0);
+        // Only when it would have to grow: a look at all of them for each that comes takes long with many.
+        if subscribers.len() == subscribers.capacity() {
+            subscribers.retain(|_, sender| sender.receiver_count() > 0);
+        }
         let (sender, receiver) = watch::channel(0);
         subscribers.insert(agent.clone(), sender);
         receiver
+    }
+
+    /// Changes each time that this server has changed a bundle.
+    pub fn subscribe_to_bundles(&self) -> watch::Receiver<u64> {
+        self.bundles.subscribe()
+    }
+
+    /// This server has changed a bundle.
+    pub fn bundles_changed(&self) {
+        self.bundles
+            .send_modify(|generation| *generation = generation.wrapping_add(1));
     }
 
     /// This server has created or updated the entry.

@@ -124,7 +124,8 @@ pub trait Entries: Send + Sync {
 
 /// Attested agents.
 pub trait Agents: Send + Sync {
-    /// Creates or replaces the agent with its selectors, in one transaction.
+    /// Creates or replaces the agent with its selectors, in one transaction. One that is banned is not replaced:
+    /// [`StoreError::Precondition`].
     fn put_agent(&self, agent: &Agent) -> impl Future<Output = Result<(), StoreError>> + Send;
     /// By SPIFFE ID.
     fn agent(

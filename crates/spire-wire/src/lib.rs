@@ -48,6 +48,13 @@ pub mod server {
     pub use crate::packages::spire::api::server::trustdomain::v1 as trustdomain;
 }
 
+/// How a server of this project tells its agents of changes, beside upstream's services.
+pub mod changes {
+    pub use crate::packages::ah::spire::v1::{
+        Changed, WatchRequest, changes_client, changes_server,
+    };
+}
+
 /// What the datastore keeps as protobuf, in the formats that upstream reads and writes.
 pub mod stored {
     pub use crate::packages::spire::{common, journal};

@@ -1,28 +1,25 @@
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::future::pending;
-use std::sync::Arc;
 use std::time::Duration;
 
-use ah_identity_provider::{Backoff, CertificateFacts, Explained};
+use ah_identity_provider::Backoff;
 use ah_spire_attest::node::AgentHalf;
-use ah_spire_wire::model::{Bundle, Entry};
-use ah_tls::{Trust, parse_spiffe_id, verify_spiffe_server};
+use ah_spire_wire::model::Bundle;
+use ah_tls::verify_spiffe_server;
 use rustls_pki_types::CertificateDer;
 use spiffe::TrustDomain;
 use tokio::time::Instant;
 
 use super::attesting::tell_unsaved;
-use super::{Agent, Lost, wait_or_jump};
-use crate::cache::Held;
+use super::signing::SIGN_AT_ONCE;
+use super::{Agent, Lost, SOUND, wait_or_jump};
 use crate::health::one_line;
-use crate::identities::X509Identity;
-use crate::keys::{KeyKind, PrivateKey, spki_of_certificate};
 use crate::own::OwnIdentity;
-use crate::rotation::rotate_at;
-use crate::server_client::{IssuedSvid, ServerFault, roots_of, trust_of};
+use crate::server_client::{Heard, News, ServerFault, roots_of, trust_of};
 
-/// Requests that a server signs at once for one address.
-const SIGN_AT_ONCE: usize = 500;
+/// However long the interval is, the first attempt after a failure comes within this time, and so does a renewal that is
+/// due: an interval may be long where the server tells of changes.
+const FIRST_WAIT: Duration = Duration::from_secs(5);
 
 /// The longest time between two attempts while the server fails, whatever the interval.
 const LAST_WAIT: Duration = Duration::from_secs(8 * 60);
@@ -34,7 +31,7 @@ const LAST_WAIT_INTERVALS: u32 = 48;
 const KEEP_WAIT: Duration = Duration::from_secs(5);
 
 /// How one stay with the server goes.
-struct Stay {
+pub(super) struct Stay {
     own: OwnIdentity,
     /// Sequence of the bundle that the server was told of.
     told: Option<u64>,
@@ -45,16 +42,22 @@ struct Stay {
     /// An own SVID whose key is not on the disk is not replaced before.
     keep_after: Instant,
     /// Signing is not tried before.
-    sign_after: Instant,
-    sign_backoff: Backoff,
-    sign_at_once: usize,
+    pub(super) sign_after: Instant,
+    pub(super) sign_backoff: Backoff,
+    pub(super) sign_at_once: usize,
+    /// What the server tells, where it does.
+    news: Option<News>,
+    news_backoff: Backoff,
 }
 
 impl<A: AgentHalf> Agent<A> {
     /// Keeps the cache in step until the server is lost. Returns the newest own identity besides.
     pub(super) async fn serve(&mut self, own: OwnIdentity) -> (OwnIdentity, Lost) {
         let interval = self.settings.sync_interval;
-        let mut backoff = Backoff::new(interval, LAST_WAIT.min(interval * LAST_WAIT_INTERVALS));
+        let mut backoff = Backoff::new(
+            interval.min(FIRST_WAIT),
+            LAST_WAIT.min(interval.saturating_mul(LAST_WAIT_INTERVALS)),
+        );
         let mut stay = Stay {
             own,
             told: None,
@@ -66,6 +69,8 @@ impl<A: AgentHalf> Agent<A> {
             sign_after: Instant::now(),
             sign_backoff: Backoff::new(Duration::from_millis(500), Duration::from_secs(60)),
             sign_at_once: SIGN_AT_ONCE,
+            news: None,
+            news_backoff: Backoff::new(Duration::from_secs(1), Duration::from_secs(60)),
         };
         if let Err(lost) = self.take_credentials(&stay.own).await {
             return (stay.own, lost);
@@ -81,7 +86,8 @@ impl<A: AgentHalf> Agent<A> {
                     backoff.reset();
                     self.untrusted_since = None;
                     // A tenth of it is random, so that the agents of a fleet do not ask in step.
-                    interval.mul_f64(0.95 + rand::random::<f64>() / 10.0)
+                    let wait = interval.mul_f64(0.95 + rand::random::<f64>() / 10.0);
+                    wait.min(self.until_rotation(&stay).max(FIRST_WAIT))
                 }
                 Err(fault) => {
                     let wait = backoff.next_wait();
@@ -102,11 +108,14 @@ impl<A: AgentHalf> Agent<A> {
         }
     }
 
-    /// Until the next round; meanwhile whoever comes and has no SVID yet gets one.
+    /// Until the next round, which is earlier when the server tells of a change; meanwhile whoever comes and has no SVID
+    /// yet gets one.
     async fn wait_and_sign(&mut self, stay: &mut Stay, wait: Duration) {
         let clock = self.clock.clone();
         let waited = wait_or_jump(clock.as_ref(), wait);
         tokio::pin!(waited);
+        // What changed while nothing was told is found by the round that listens anew.
+        let mut listen_again = None;
         loop {
             let cache = self.cache.clone();
             let sign_after = stay.sign_after;
@@ -119,6 +128,21 @@ impl<A: AgentHalf> Agent<A> {
             };
             tokio::select! {
                 () = &mut waited => return,
+                heard = next(&mut stay.news) => match heard {
+                    Heard::Changed => return,
+                    ended => {
+                        let lasted = stay.news.take().is_some_and(|news| news.age() > SOUND);
+                        if matches!(ended, Heard::Denied) {
+                            return;
+                        }
+                        if lasted {
+                            stay.news_backoff.reset();
+                        }
+                        listen_again = Some(Instant::now() + stay.news_backoff.next_wait());
+                        continue;
+                    }
+                },
+                () = at(listen_again) => return,
                 () = wanted => {}
             }
             if let Err(fault) = Box::pin(self.sign(stay)).await {
@@ -133,6 +157,10 @@ impl<A: AgentHalf> Agent<A> {
     /// Asks the server for everything that may have changed.
     async fn round(&mut self, stay: &mut Stay) -> Result<(), ServerFault> {
         self.rotate_if_due(stay).await?;
+        // Before anything is asked for, so that what changes from now on is heard.
+        if stay.news.is_none() {
+            stay.news = self.client.news().await?;
+        }
         let entries = if self.settings.use_sync_authorized_entries {
             self.client.sync_entries(&self.known).await?
         } else {
@@ -181,6 +209,13 @@ impl<A: AgentHalf> Agent<A> {
             warm.keep(&self.cache);
         }
         signed
+    }
+
+    /// Until the agent's own SVID or one of the workloads' is due.
+    fn until_rotation(&self, stay: &Stay) -> Duration {
+        let next = self.cache.next_rotation();
+        let next = next.map_or(stay.own.rotate_at, |next| next.min(stay.own.rotate_at));
+        next.duration_since(self.clock.now()).unwrap_or_default()
     }
 
     async fn rotate_if_due(&mut self, stay: &mut Stay) -> Result<(), ServerFault> {
@@ -291,163 +326,18 @@ impl<A: AgentHalf> Agent<A> {
             verify_spiffe_server(&chain, &trust, &identity.entry.spiffe_id, now).is_ok()
         });
     }
+}
 
-    /// Makes the X509-SVIDs that are missing or due.
-    async fn sign(&mut self, stay: &mut Stay) -> Result<(), ServerFault> {
-        let unsigned = self.cache.unsigned();
-        let outcome = Box::pin(self.sign_all(unsigned, stay)).await;
-        self.cache.end_round();
-        match &outcome {
-            Ok(all) if *all => {
-                stay.sign_backoff.reset();
-                stay.sign_after = Instant::now();
-            }
-            _ => stay.sign_after = Instant::now() + stay.sign_backoff.next_wait(),
-        }
-        outcome.map(|_| ())
-    }
-
-    /// Whether all were signed. A batch that is too much for the server is halved for the next time.
-    async fn sign_all(
-        &mut self,
-        unsigned: Vec<Arc<Entry>>,
-        stay: &mut Stay,
-    ) -> Result<bool, ServerFault> {
-        let domain = &self.settings.trust_domain;
-        let trust = Arc::new(trust_of(domain, self.data.data().bundle.clone()));
-        let mut all = true;
-        let mut left = unsigned.as_slice();
-        while !left.is_empty() {
-            let (batch, rest) = left.split_at(stay.sign_at_once.min(left.len()));
-            let made = make_keys(batch.to_vec(), self.settings.workload_key)
-                .await
-                .map_err(ServerFault::Refused)?;
-            let requests = made
-                .iter()
-                .map(|made| (made.entry.id.clone(), made.csr.clone()));
-            let mut issued = match self.client.sign_x509(requests.collect()).await {
-                Ok(issued) => issued,
-                Err(fault) => {
-                    stay.sign_at_once = (stay.sign_at_once / 2).max(1);
-                    return Err(fault);
-                }
-            };
-            let held = self.held(made, &mut issued, &trust);
-            tracing::info!(
-                asked = batch.len(),
-                got = held.len(),
-                "X509-SVIDs were signed"
-            );
-            all &= held.len() == batch.len();
-            self.cache.put(held);
-            stay.sign_at_once = SIGN_AT_ONCE.min(stay.sign_at_once * 2);
-            left = rest;
-        }
-        Ok(all)
-    }
-
-    fn held(
-        &self,
-        made: Vec<Made>,
-        issued: &mut BTreeMap<String, IssuedSvid>,
-        trust: &Trust,
-    ) -> Vec<Held> {
-        let now = self.clock.now();
-        let mut all = Vec::with_capacity(made.len());
-        for made in made {
-            let Some(svid) = issued.remove(&made.entry.id) else {
-                continue;
-            };
-            let (id, spiffe_id) = (made.entry.id.clone(), made.entry.spiffe_id.clone());
-            match vet(svid, made, trust, self.settings.availability_target, now) {
-                Ok(held) => all.push(held),
-                Err(why) => tracing::error!(
-                    entry.id = %id,
-                    spiffe_id = %spiffe_id,
-                    error = why,
-                    "the server sent an X509-SVID that is not served"
-                ),
-            }
-        }
-        all
+async fn next(news: &mut Option<News>) -> Heard {
+    match news {
+        Some(news) => news.next().await,
+        None => pending().await,
     }
 }
 
-/// A key and a request for an entry.
-struct Made {
-    entry: Arc<Entry>,
-    key: Arc<PrivateKey>,
-    csr: Vec<u8>,
-}
-
-/// Off the runtime: RSA keys take their time.
-async fn make_keys(entries: Vec<Arc<Entry>>, kind: KeyKind) -> Result<Vec<Made>, Explained> {
-    let making = tokio::task::spawn_blocking(move || {
-        entries
-            .into_iter()
-            .map(|entry| {
-                let key = PrivateKey::generate(kind)?;
-                let csr = key.request(Some(&entry.spiffe_id))?;
-                Ok(Made { entry, key, csr })
-            })
-            .collect::<Result<Vec<_>, crate::keys::KeyError>>()
-    });
-    let failed = |cause: &dyn std::fmt::Display| {
-        Explained::new(
-            ah_identity_provider::Code::Other,
-            "cannot make keys for X509-SVIDs",
-        )
-        .cause(cause)
-    };
-    match making.await {
-        Ok(Ok(made)) => Ok(made),
-        Ok(Err(error)) => Err(error.explained().clone()),
-        Err(error) => Err(failed(&error)),
+async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => pending().await,
     }
-}
-
-/// Serves only what the entry says, for our own key, by an authority of the bundle.
-fn vet(
-    issued: IssuedSvid,
-    made: Made,
-    trust: &Trust,
-    availability_target: Option<Duration>,
-    now: std::time::SystemTime,
-) -> Result<Held, String> {
-    let leaf = issued.chain.first().ok_or("it has no certificate")?;
-    if spki_of_certificate(leaf).is_none_or(|spki| spki != made.key.spki()) {
-        return Err("it was issued for another key".into());
-    }
-    let facts = CertificateFacts::from_der(&CertificateDer::from(leaf.as_slice()))
-        .map_err(|e| e.to_string())?;
-    let id = facts.uris.first().and_then(|uri| parse_spiffe_id(uri).ok());
-    if id.as_ref() != Some(&made.entry.spiffe_id) {
-        let got = id.map_or_else(|| "no SPIFFE ID".to_owned(), |id| id.to_string());
-        return Err(format!("it is for {got}"));
-    }
-    let chain: Vec<CertificateDer<'_>> = issued
-        .chain
-        .iter()
-        .map(|der| der.as_slice().into())
-        .collect();
-    verify_spiffe_server(&chain, trust, &made.entry.spiffe_id, now).map_err(|refused| {
-        let told = refused.explained();
-        format!("{}: {}", told.text, told.causes.join("; "))
-    })?;
-    let rotate_at = rotate_at(
-        facts.not_before,
-        facts.not_after,
-        availability_target,
-        rand::random(),
-    );
-    let identity = X509Identity {
-        entry: made.entry,
-        chain: issued.chain,
-        key: made.key.pkcs8().clone(),
-        not_after: facts.not_after,
-    };
-    Ok(Held {
-        identity: Arc::new(identity),
-        rotate_at,
-    })
 }

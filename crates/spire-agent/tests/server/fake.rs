@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use ah_spire_wire::changes::changes_server::ChangesServer;
 use ah_spire_wire::server::agent::agent_server::AgentServer;
 use ah_spire_wire::server::bundle::bundle_server::BundleServer;
 use ah_spire_wire::server::entry::entry_server::EntryServer;
@@ -19,7 +20,7 @@ use rustls::crypto::aws_lc_rs;
 use rustls::server::WebPkiClientVerifier;
 use rustls_pki_types::PrivateKeyDer;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::service::Routes;
@@ -60,12 +61,16 @@ pub(crate) struct State {
     pub(crate) held: HashSet<&'static str>,
     /// How many entries were sent whole.
     pub(crate) sent: usize,
+    /// Whether it tells of changes; upstream's does not.
+    pub(crate) tells: bool,
 }
 
 #[derive(Clone)]
 pub(crate) struct Fake {
     state: Arc<Mutex<State>>,
     changed: Arc<watch::Sender<u64>>,
+    /// Sends what it holds to all that listen; an error ends their streams.
+    news: broadcast::Sender<Result<(), Option<types::permission_denied_details::Reason>>>,
     pub(crate) address: SocketAddr,
     stop: Arc<Mutex<CancellationToken>>,
 }
@@ -95,10 +100,12 @@ impl Fake {
             calls: BTreeMap::new(),
             held: HashSet::new(),
             sent: 0,
+            tells: false,
         };
         let mut fake = Self {
             state: Arc::new(Mutex::new(state)),
             changed: Arc::new(watch::Sender::new(0)),
+            news: broadcast::Sender::new(64),
             address: ([127, 0, 0, 1], 0).into(),
             stop: Arc::default(),
         };
@@ -126,7 +133,8 @@ impl Fake {
                     let routes = Routes::new(AgentServer::new(fake.clone()))
                         .add_service(BundleServer::new(fake.clone()))
                         .add_service(EntryServer::new(fake.clone()))
-                        .add_service(SvidServer::new(fake.clone()));
+                        .add_service(SvidServer::new(fake.clone()))
+                        .add_service(ChangesServer::new(fake.clone()));
                     let serving = ah_spire_wire::serve(
                         stream,
                         routes,
@@ -140,6 +148,16 @@ impl Fake {
                 });
             }
         });
+    }
+
+    /// Tells all that listen that something changed.
+    pub(crate) fn tell(&self) {
+        self.news.send(Ok(())).unwrap();
+    }
+
+    /// Ends the streams of all that listen, with a denial or without a word.
+    pub(crate) fn hang_up(&self, reason: Option<types::permission_denied_details::Reason>) {
+        self.news.send(Err(reason)).unwrap();
     }
 
     /// Closes the port and all connections.

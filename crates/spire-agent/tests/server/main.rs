@@ -12,5 +12,6 @@ mod faults;
 mod full_disk;
 mod killed;
 mod lies;
+mod news;
 mod normal;
 mod rig;

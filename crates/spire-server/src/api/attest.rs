@@ -15,7 +15,7 @@ use super::audit::{Audit, Fields};
 use super::{Attested, Caller, Core, csr::Csr, failed, internal, invalid, unix};
 use crate::ca::{X509Svid, X509SvidRequest};
 use crate::ids;
-use crate::store::{Agent, Store};
+use crate::store::{Agent, Store, StoreError};
 
 const JOIN_TOKEN: &str = "join_token";
 
@@ -194,10 +194,9 @@ async fn admit<S: Store>(
     attested.selectors.dedup();
     let before = core.store.agent(&attested.id).await;
     let before = before.map_err(|error| internal("failed to fetch agent", error))?;
+    let banned = || Status::permission_denied("failed to attest: agent is banned");
     if before.as_ref().is_some_and(Agent::is_banned) {
-        return Err(Status::permission_denied(
-            "failed to attest: agent is banned",
-        ));
+        return Err(banned());
     }
     let svid = sign(core, &attested.id, csr)?;
     let agent = Agent {
@@ -211,9 +210,12 @@ async fn admit<S: Store>(
         can_reattest: attested.can_reattest,
         version: before.map(|agent| agent.version).unwrap_or_default(),
     };
-    let put = core.store.put_agent(&agent).await;
-    put.map_err(|error| internal("failed to create attested agent", error))?;
-    Ok((svid, attested))
+    match core.store.put_agent(&agent).await {
+        Ok(()) => Ok((svid, attested)),
+        // Since it was looked up.
+        Err(StoreError::Precondition(_)) => Err(banned()),
+        Err(error) => Err(internal("failed to create attested agent", error)),
+    }
 }
 
 /// Signs an agent's certificate.

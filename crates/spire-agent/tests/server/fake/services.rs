@@ -2,6 +2,8 @@
 
 use std::time::SystemTime;
 
+use ah_spire_wire::changes::changes_server::Changes;
+use ah_spire_wire::changes::{Changed, WatchRequest};
 use ah_spire_wire::server::agent::agent_server::Agent;
 use ah_spire_wire::server::agent::*;
 use ah_spire_wire::server::bundle::bundle_server::Bundle;
@@ -17,6 +19,43 @@ use tonic::{Request, Response, Status, Streaming};
 use super::{DOMAIN, Fake, denying};
 
 type Answers<T> = ReceiverStream<Result<T, Status>>;
+
+#[tonic::async_trait]
+impl Changes for Fake {
+    type WatchStream = Answers<Changed>;
+
+    async fn watch(
+        &self,
+        _request: Request<WatchRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let mut news = self.news.subscribe();
+        self.note("Watch").await;
+        if !self.state().tells {
+            return Err(Status::unimplemented("unknown service"));
+        }
+        self.authorize()?;
+        let (sender, receiver) = tokio::sync::mpsc::channel(1);
+        tokio::spawn(async move {
+            loop {
+                let told = tokio::select! {
+                    told = news.recv() => told.unwrap(),
+                    () = sender.closed() => return,
+                };
+                match told {
+                    Ok(()) => {
+                        let _ = sender.send(Ok(Changed {})).await;
+                    }
+                    Err(Some(reason)) => {
+                        let _ = sender.send(Err(denying(reason))).await;
+                        return;
+                    }
+                    Err(None) => return,
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+}
 
 #[tonic::async_trait]
 impl Agent for Fake {

@@ -9,6 +9,7 @@ use crate::common::{Database, add, agent, entry, id, selectors};
 
 on_both!(
     an_agent_comes_back_as_it_went_in,
+    a_ban_stands_whoever_attests_at_that_time,
     agents_are_found_by_what_they_are,
     agents_are_pruned_when_their_certificates_ended,
     a_join_token_s_own_entry_goes_with_its_agent,
@@ -70,6 +71,43 @@ async fn an_agent_comes_back_as_it_went_in(database: &Database) {
             .selectors
             .is_empty()
     );
+}
+
+// inventory §6 agent ban
+async fn a_ban_stands_whoever_attests_at_that_time(database: &Database) {
+    let store = database.open().await;
+    let one = agent("a", &["t:a"]);
+    store.put_agent(&one).await.unwrap();
+    let attesting: Vec<_> = (0..16)
+        .map(|n| {
+            let (store, mut again) = (store.clone(), one.clone());
+            again.selectors = selectors(&[&format!("t:{n}")]);
+            tokio::spawn(async move { store.put_agent(&again).await })
+        })
+        .collect();
+    let ban = |agent: &mut spire_server::store::Agent| agent.serial_number.clear();
+    let banned = store.update_agent(&one.id, ban).await.unwrap();
+    for one in attesting {
+        // Before the ban, or refused.
+        match one.await.unwrap() {
+            Ok(()) | Err(StoreError::Precondition(_)) => {}
+            Err(other) => panic!("{other}"),
+        }
+    }
+    assert_eq!(store.agent(&one.id).await.unwrap(), Some(banned.clone()));
+    let told = store.agent_events(None).await.unwrap();
+    let refused = store.put_agent(&one).await;
+    assert!(
+        matches!(refused, Err(StoreError::Precondition(_))),
+        "{refused:?}"
+    );
+    // Nothing of it is left behind.
+    assert_eq!(store.agent(&one.id).await.unwrap(), Some(banned));
+    assert_eq!(store.agent_events(None).await.unwrap(), told);
+    // An agent that was evicted begins anew.
+    store.delete_agent(&one.id).await.unwrap();
+    store.put_agent(&one).await.unwrap();
+    assert_eq!(store.agent(&one.id).await.unwrap(), Some(one));
 }
 
 // inventory §6 agent list, count: -attestationType, -banned, -canReattest, -expiresBefore, -matchSelectorsOn
