@@ -155,6 +155,7 @@ documents! {
     spiffe_works_as_typed: "docs/providers/spiffe.md",
     exec_works_as_typed: "docs/providers/exec.md",
     configuration_works_as_typed: "docs/configuration.md",
+    monitoring_works_as_typed: "docs/monitoring.md",
     operations_works_as_typed: "docs/operations.md",
     troubleshooting_works_as_typed: "docs/troubleshooting.md",
 }
@@ -168,6 +169,7 @@ fn every_link_leads_to_a_file() {
         "docs/access-point.md",
         "docs/executor.md",
         "docs/configuration.md",
+        "docs/monitoring.md",
         "docs/operations.md",
         "docs/protocol.md",
         "docs/providers/dev.md",
