@@ -78,6 +78,7 @@ pub enum AgentCommand {
 Examples:
   ah agent doctor --remote-server https://127.0.0.1:4433 --name worker-1
   ah agent doctor --config /etc/ah/executor.toml
+  ah agent doctor --production --config /etc/ah/executor.toml
   ah agent doctor --remote-server https://access-point.example.com:4433 --identity files \\
     --cert /etc/ah/executor.pem --key /etc/ah/executor-key.pem --ca /etc/ah/ca.pem --json")]
     Doctor(Box<DoctorArgs>),

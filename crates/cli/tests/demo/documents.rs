@@ -156,6 +156,7 @@ documents! {
     exec_works_as_typed: "docs/providers/exec.md",
     configuration_works_as_typed: "docs/configuration.md",
     monitoring_works_as_typed: "docs/monitoring.md",
+    production_works_as_typed: "docs/production.md",
     operations_works_as_typed: "docs/operations.md",
     troubleshooting_works_as_typed: "docs/troubleshooting.md",
 }
@@ -170,6 +171,7 @@ fn every_link_leads_to_a_file() {
         "docs/executor.md",
         "docs/configuration.md",
         "docs/monitoring.md",
+        "docs/production.md",
         "docs/operations.md",
         "docs/protocol.md",
         "docs/providers/dev.md",
