@@ -36,6 +36,7 @@ const WORKERS: usize = 2;
 const TARGETS: &[&str] = &[
     "spire_agent",
     "ah_spire_attest",
+    "ah_spire_telemetry",
     "ah_spire_wire",
     "ah_daemon",
     "ah_tls",

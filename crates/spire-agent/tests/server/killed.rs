@@ -39,7 +39,11 @@ fn command(node: &Node, fake: &Fake, name: &str) -> Command {
 fn get(line: &str, path: &str) -> (String, String) {
     use std::io::{Read, Write};
     let mut stream = std::net::TcpStream::connect(field(line, "address=")).unwrap();
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    )
+    .unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
@@ -93,10 +97,13 @@ async fn asked_to_end_while_there_is_no_server() {
     let node = Node::new(&fake);
     let mut agent = start(&node, &fake);
     agent.wait_for("error: failed to connect to spire server");
-    let listener = agent.wait_for("serving health checks");
-    let (status, body) = get(&listener, "/ready");
-    assert_eq!(status, "HTTP/1.1 500 Internal Server Error");
-    assert!(body.contains("failed to connect to spire server"), "{body}");
+    let listener = agent.wait_for("Serving health checks");
+    eventually("the failed check is told", || {
+        let (status, body) = get(&listener, "/ready");
+        assert_eq!(status, "HTTP/1.1 500 Internal Server Error");
+        body.contains("failed to connect to spire server")
+            .then_some(())
+    });
     let (status, body) = get(&listener, "/live");
     assert_eq!(
         (status.as_str(), body.as_str()),
