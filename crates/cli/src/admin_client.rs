@@ -32,6 +32,18 @@ impl AdminClient {
         self.ask(Method::GET, "/api/v1/access-point", None).await
     }
 
+    /// What keeps it from being ready; empty when it is.
+    pub async fn not_ready(&self) -> Result<Vec<String>, Explained> {
+        let response = self.request(Method::GET, "/readyz", None).await?;
+        let body = response.into_body().collect().await;
+        let body = body
+            .map_err(|error| self.garbled(&error.to_string()))?
+            .to_bytes();
+        let readiness: Readiness =
+            serde_json::from_slice(&body).map_err(|error| self.garbled(&error.to_string()))?;
+        Ok(readiness.reasons)
+    }
+
     /// The executors that `filter` admits.
     pub async fn list(&self, filter: &ListFilter) -> Result<Listing, Explained> {
         self.ask(Method::GET, &listing_path(filter), None).await
@@ -151,6 +163,11 @@ impl AdminClient {
         .cause(why)
         .hint("check that the socket is an access point's, of this version")
     }
+}
+
+#[derive(serde::Deserialize)]
+struct Readiness {
+    reasons: Vec<String>,
 }
 
 #[derive(serde::Deserialize)]

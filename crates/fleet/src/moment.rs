@@ -11,3 +11,11 @@ pub(crate) fn rfc3339(time: SystemTime) -> String {
     let time = time.replace_nanosecond(0).unwrap_or(time);
     time.format(&Rfc3339).unwrap_or_else(|_| time.to_string())
 }
+
+/// Milliseconds since 1970, as the protocol tells the time.
+pub(crate) fn unix_millis(time: SystemTime) -> i64 {
+    let since = time
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}

@@ -13,7 +13,7 @@ use ah_testkit::process::{Finished, Process, eventually};
 use ah_testkit::workload_api::{Answer, Svids, WorkloadApi};
 use tempfile::TempDir;
 
-fn root() -> PathBuf {
+pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
@@ -154,6 +154,9 @@ documents! {
     files_works_as_typed: "docs/providers/files.md",
     spiffe_works_as_typed: "docs/providers/spiffe.md",
     exec_works_as_typed: "docs/providers/exec.md",
+    configuration_works_as_typed: "docs/configuration.md",
+    monitoring_works_as_typed: "docs/monitoring.md",
+    production_works_as_typed: "docs/production.md",
     operations_works_as_typed: "docs/operations.md",
     troubleshooting_works_as_typed: "docs/troubleshooting.md",
 }
@@ -167,6 +170,9 @@ fn every_link_leads_to_a_file() {
         "docs/install.md",
         "docs/access-point.md",
         "docs/executor.md",
+        "docs/configuration.md",
+        "docs/monitoring.md",
+        "docs/production.md",
         "docs/operations.md",
         "docs/protocol.md",
         "docs/providers/dev.md",
@@ -274,7 +280,7 @@ fn the_list_of_metrics_is_whole() {
     }
 }
 
-fn scrape(address: std::net::SocketAddr) -> String {
+pub(crate) fn scrape(address: std::net::SocketAddr) -> String {
     use std::io::{Read, Write};
     let mut stream = std::net::TcpStream::connect(address).unwrap();
     stream

@@ -92,13 +92,17 @@ fn router(operator: Operator, door: Door) -> axum::Router {
         .route("/attempts/{selector}", get(why))
         .route("/events", get(events))
         .layer(middleware::from_fn_with_state(door.clone(), guard));
+    let reader = match door {
+        Door::AdminSocket => get(metrics),
+        Door::Tcp { .. } => get(scraped),
+    };
     axum::Router::new()
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(readyz))
         .route("/openapi.json", get(document))
         .route(
             "/metrics",
-            get(metrics).layer(middleware::from_fn_with_state(door, guard_metrics)),
+            reader.layer(middleware::from_fn_with_state(door, guard_metrics)),
         )
         .nest("/api/v1", rest)
         .with_state(operator)
@@ -221,6 +225,12 @@ async fn readyz(State(operator): State<Operator>) -> impl IntoResponse {
 async fn metrics(State(operator): State<Operator>) -> impl IntoResponse {
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], operator.metrics())
+}
+
+/// As [`metrics`], for whoever collects them: when they were last read is told.
+async fn scraped(State(operator): State<Operator>) -> impl IntoResponse {
+    operator.note_scrape();
+    metrics(State(operator)).await
 }
 
 async fn document() -> impl IntoResponse {

@@ -158,6 +158,11 @@ impl Operator {
         self.0.metrics.render(&self.0.sample())
     }
 
+    /// Notes that somebody collected the metrics.
+    pub(super) fn note_scrape(&self) {
+        *lock(&self.0.scraped) = Some(self.0.clock.now());
+    }
+
     /// What keeps this access point from being ready; empty when it is.
     pub fn not_ready(&self) -> Vec<String> {
         let shared = &self.0;
@@ -197,7 +202,12 @@ impl Operator {
             listening: shared.listening.clone(),
             certificate: published.identity.leaf().into(),
             provider: published.provider,
+            certificate_not_before: published.identity.leaf().not_before.into(),
             rotations: health.rotations,
+            renewal_failures: health.failures,
+            rules: shared.policy.load().rules.iter().collect(),
+            audit_log: shared.audit.target().to_string(),
+            metrics_read: (*lock(&shared.scraped)).map(Into::into),
             identity_warning: health.warning,
             executors: shared.registry.len(),
         }
