@@ -11,8 +11,8 @@ use ah_spire_wire::types::permission_denied_details::Reason;
 use spire_server::endpoints::LocalSocket;
 use tonic::Code;
 
-use crate::network::{agents, reason};
-use crate::rig::{Rig, refused};
+use crate::network::agents;
+use crate::rig::{Rig, reason, refused};
 
 // Also a clock that jumps ahead by hours.
 #[tokio::test]
