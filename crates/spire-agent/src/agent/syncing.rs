@@ -158,9 +158,7 @@ impl<A: AgentHalf> Agent<A> {
     async fn round(&mut self, stay: &mut Stay) -> Result<(), ServerFault> {
         self.rotate_if_due(stay).await?;
         // Before anything is asked for, so that what changes from now on is heard.
-        if stay.news.is_none() {
-            stay.news = self.client.news().await?;
-        }
+        stay.news = self.client.news(stay.news.take()).await?;
         let entries = if self.settings.use_sync_authorized_entries {
             self.client.sync_entries(&self.known).await?
         } else {

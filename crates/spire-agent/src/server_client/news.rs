@@ -1,4 +1,5 @@
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ah_spire_wire::Channel;
@@ -13,10 +14,12 @@ use super::{ServerClient, ServerFault};
 /// A server that tells of changes says so at once.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What a server tells of changes, for as long as the connection lasts.
+/// What a server tells of changes. It outlives the connection's use for calls, so that nothing is missed between two.
 pub(crate) struct News {
     stream: Streaming<Changed>,
     since: Instant,
+    /// The connection's, which tells it from others.
+    of: Arc<AtomicBool>,
 }
 
 /// What was heard.
@@ -30,10 +33,14 @@ pub(crate) enum Heard {
 }
 
 impl ServerClient {
-    /// Once it is there, no change is missed. `None` when the server on this connection does not tell of changes.
-    pub(crate) async fn news(&self) -> Result<Option<News>, ServerFault> {
+    /// What is told on the present connection: `held`, or a new stream. Once it is there, no change is missed. `None` when
+    /// the server does not tell of changes.
+    pub(crate) async fn news(&self, held: Option<News>) -> Result<Option<News>, ServerFault> {
         const WHAT: &str = "listening for changes";
         let connection = self.connection().await?;
+        if let Some(held) = held.filter(|held| Arc::ptr_eq(&held.of, &connection.silent)) {
+            return Ok(Some(held));
+        }
         if connection.silent.load(Ordering::Relaxed) {
             return Ok(None);
         }
@@ -44,6 +51,7 @@ impl ServerClient {
                 return Ok(Some(News {
                     stream: answer.into_inner(),
                     since: Instant::now(),
+                    of: connection.silent,
                 }));
             }
             Ok(Err(status)) => {
