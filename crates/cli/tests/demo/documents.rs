@@ -154,6 +154,7 @@ documents! {
     monitoring_works_as_typed: "docs/monitoring.md",
     production_works_as_typed: "docs/production.md",
     operations_works_as_typed: "docs/operations.md",
+    dashboard_works_as_typed: "docs/dashboard.md",
     troubleshooting_works_as_typed: "docs/troubleshooting.md",
 }
 
@@ -165,6 +166,7 @@ fn every_link_leads_to_a_file() {
         "ARCHITECTURE.md",
         "docs/install.md",
         "docs/access-point.md",
+        "docs/dashboard.md",
         "docs/executor.md",
         "docs/configuration.md",
         "docs/monitoring.md",
