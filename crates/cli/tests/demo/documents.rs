@@ -162,6 +162,7 @@ fn every_link_leads_to_a_file() {
     let documents = [
         "README.md",
         "ARCHITECTURE.md",
+        "docs/install.md",
         "docs/access-point.md",
         "docs/executor.md",
         "docs/nixos.md",
@@ -179,10 +180,26 @@ fn every_link_leads_to_a_file() {
         let text = fs::read_to_string(&path).unwrap();
         for link in text.split("](").skip(1) {
             let link = link.split(')').next().unwrap();
-            let target = path.parent().unwrap().join(link);
+            let (file, section) = link.split_once('#').unwrap_or((link, ""));
+            let target = path.parent().unwrap().join(file);
             assert!(target.exists(), "{document}: {link}");
+            if !section.is_empty() {
+                let text = fs::read_to_string(&target).unwrap();
+                let mut headings = text.lines().filter(|line| line.starts_with('#'));
+                let named = |heading: &str| anchor(heading) == section;
+                assert!(headings.any(named), "{document}: {link}");
+            }
         }
     }
+}
+
+/// How a heading is linked to.
+fn anchor(heading: &str) -> String {
+    let words = heading.trim_start_matches('#').trim().to_lowercase();
+    let kept = words
+        .chars()
+        .filter(|c| c.is_alphanumeric() || " -".contains(*c));
+    kept.collect::<String>().replace(' ', "-")
 }
 
 /// Every flag of the two processes is told of, in their documents or in those of the providers.
