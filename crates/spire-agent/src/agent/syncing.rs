@@ -3,7 +3,7 @@ use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ah_identity_provider::{CertificateFacts, Explained};
+use ah_identity_provider::{Backoff, CertificateFacts, Explained};
 use ah_spire_attest::node::AgentHalf;
 use ah_spire_wire::model::{Bundle, Entry};
 use ah_tls::{Trust, parse_spiffe_id, verify_spiffe_server};
@@ -13,7 +13,6 @@ use tokio::time::Instant;
 
 use super::attesting::tell_unsaved;
 use super::{Agent, Lost, wait_or_jump};
-use crate::backoff::Backoff;
 use crate::cache::Held;
 use crate::health::one_line;
 use crate::identities::X509Identity;
@@ -85,7 +84,7 @@ impl<A: AgentHalf> Agent<A> {
                     interval.mul_f64(0.95 + rand::random::<f64>() / 10.0)
                 }
                 Err(fault) => {
-                    let wait = backoff.next();
+                    let wait = backoff.next_wait();
                     self.tell(fault.explained(), wait);
                     if let ServerFault::Denied(why, _) = fault {
                         return (stay.own, Lost::Denied(why));
@@ -214,7 +213,7 @@ impl<A: AgentHalf> Agent<A> {
                 Ok(())
             }
             Err(fault) => {
-                let wait = stay.rotate_backoff.next();
+                let wait = stay.rotate_backoff.next_wait();
                 stay.rotate_after = Instant::now() + wait;
                 tracing::warn!(
                     error = one_line(fault.explained()),
@@ -303,7 +302,7 @@ impl<A: AgentHalf> Agent<A> {
                 stay.sign_backoff.reset();
                 stay.sign_after = Instant::now();
             }
-            _ => stay.sign_after = Instant::now() + stay.sign_backoff.next(),
+            _ => stay.sign_after = Instant::now() + stay.sign_backoff.next_wait(),
         }
         outcome.map(|_| ())
     }
