@@ -155,6 +155,7 @@ documents! {
     spiffe_works_as_typed: "docs/providers/spiffe.md",
     exec_works_as_typed: "docs/providers/exec.md",
     operations_works_as_typed: "docs/operations.md",
+    dashboard_works_as_typed: "docs/dashboard.md",
     troubleshooting_works_as_typed: "docs/troubleshooting.md",
 }
 
@@ -165,6 +166,7 @@ fn every_link_leads_to_a_file() {
         "README.md",
         "ARCHITECTURE.md",
         "docs/access-point.md",
+        "docs/dashboard.md",
         "docs/executor.md",
         "docs/operations.md",
         "docs/protocol.md",

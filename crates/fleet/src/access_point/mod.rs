@@ -6,6 +6,7 @@
 mod attempts;
 mod bars;
 mod connection;
+mod dashboard;
 mod doors;
 pub mod http;
 mod metrics;
@@ -31,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 pub use doors::{AdminSocket, serve_http, serve_https};
 pub use operations::{
     AccessPointView, AttemptView, EventFilter, ExecutorView, FleetEvent, Known, ListFilter,
-    Listing, LiveView, NearestView, NotDone, Selector, Why, WhyFilter,
+    Listing, LiveView, NearestView, NotDone, Selector, Why, WhyFilter, path_segment,
 };
 pub use registry::Duplicates;
 

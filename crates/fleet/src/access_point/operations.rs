@@ -1,6 +1,7 @@
 //! What operators ask of an access point: list, show, why, revoke, reinstate, disconnect, watch (FL-1).
 
 mod filters;
+mod recent;
 mod selector;
 mod views;
 mod why;
@@ -20,7 +21,8 @@ use crate::store::{
 };
 
 pub use filters::{EventFilter, ListFilter};
-pub use selector::{NotDone, Selector};
+pub(super) use recent::AuditFilter;
+pub use selector::{NotDone, Selector, path_segment};
 use selector::{fingerprint, unknown};
 pub use views::{AccessPointView, ExecutorView, FleetEvent, Listing, LiveView};
 use views::{live, remembered, unwritten};

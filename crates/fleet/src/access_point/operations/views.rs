@@ -55,6 +55,17 @@ pub struct ExecutorView {
     pub history: Vec<HistoryEntry>,
 }
 
+impl ExecutorView {
+    /// `revoked`, `enrolled` or `offline`: what is barred is called so, live or not.
+    pub fn state(&self) -> &'static str {
+        match (&self.revocation, &self.live) {
+            (Some(_), _) => "revoked",
+            (None, Some(_)) => "enrolled",
+            (None, None) => "offline",
+        }
+    }
+}
+
 /// The live session of an executor.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct LiveView {
