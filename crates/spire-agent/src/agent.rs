@@ -8,14 +8,13 @@ mod syncing;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use ah_identity_provider::{Clock, Explained};
+use ah_identity_provider::{Backoff, Clock, Explained};
 use ah_spire_attest::node::AgentHalf;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub use settings::AgentSettings;
 
-use crate::backoff::Backoff;
 use crate::cache::{Cache, CacheSettings, JwtSettings};
 use crate::data::DataDirectory;
 use crate::health::{Health, one_line};
@@ -169,7 +168,7 @@ impl<A: AgentHalf> Agent<A> {
                         self.forget_workloads();
                     }
                     denied = Some(why);
-                    wait_or_jump(self.clock.as_ref(), denials.next()).await;
+                    wait_or_jump(self.clock.as_ref(), denials.next_wait()).await;
                 }
                 Lost::Rebootstrap => {
                     tracing::warn!(

@@ -5,7 +5,6 @@
 
 pub mod agent;
 pub mod attest;
-mod backoff;
 pub mod bootstrap;
 mod cache;
 pub mod cli;

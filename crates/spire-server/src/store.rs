@@ -16,6 +16,7 @@ use spiffe::{SpiffeId, TrustDomain};
 
 pub use config::{BadConfig, StoreConfig};
 pub use metered::Metered;
+pub(crate) use metered::counted;
 pub use model::{
     Agent, AgentFilter, EntryFilter, EntryMask, JoinToken, Match, Page, Paged, Profile,
     Relationship,

@@ -81,6 +81,20 @@ pub struct HttpTls {
     pub key: PathBuf,
 }
 
+impl AccessPointSettings {
+    /// Whether a socket that was handed over may be listened on: what [`Self::fleet_listen`] is held to (DV-2).
+    ///
+    /// # Errors
+    /// A dev identity, and an address that others reach.
+    pub(crate) fn may_take(&self, handed_over: SocketAddr) -> Result<(), Explained> {
+        if self.identity.stays_here() && !is_loopback(handed_over.ip()) {
+            let address = handed_over.to_string();
+            return Err(dev_leaves("ListenStream=", "listen on", &address));
+        }
+        Ok(())
+    }
+}
+
 impl Settings for AccessPointSettings {
     type Args = AccessPointArgs;
     const PATH: &'static [&'static str] = &["agent", "access-point"];

@@ -1,12 +1,11 @@
 use std::time::Duration;
 
-use ah_identity_provider::{Code, Explained};
+use ah_identity_provider::{Backoff, Code, Explained};
 use ah_spire_attest::node::AgentHalf;
 use ah_spire_plugin::agent::RebootstrapMode;
 
 use super::{Agent, wait_or_jump};
 use crate::attest::{AttestFault, Attested, attest};
-use crate::backoff::Backoff;
 use crate::bootstrap::{Asking, first_roots};
 use crate::data::REBOOTSTRAP;
 use crate::health::one_line;
@@ -54,7 +53,7 @@ impl<A: AgentHalf> Agent<A> {
             if let Some(why) = why {
                 told = told.cause(why.as_str());
             }
-            let wait = backoff.next();
+            let wait = backoff.next_wait();
             self.tell(&told, wait);
             let reattestable = self.data.data().reattestable || self.data.data().svid.is_empty();
             if let AttestFault::Server(server) = &fault

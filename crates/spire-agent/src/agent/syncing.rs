@@ -3,7 +3,7 @@ use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ah_identity_provider::{CertificateFacts, Explained};
+use ah_identity_provider::{Backoff, CertificateFacts, Explained};
 use ah_spire_attest::node::AgentHalf;
 use ah_spire_wire::model::{Bundle, Entry};
 use ah_tls::{Trust, parse_spiffe_id, verify_spiffe_server};
@@ -12,7 +12,6 @@ use spiffe::TrustDomain;
 use tokio::time::Instant;
 
 use super::{Agent, Lost, wait_or_jump};
-use crate::backoff::Backoff;
 use crate::cache::Held;
 use crate::health::one_line;
 use crate::identities::X509Identity;
@@ -73,7 +72,7 @@ impl<A: AgentHalf> Agent<A> {
                     interval.mul_f64(0.95 + rand::random::<f64>() / 10.0)
                 }
                 Err(fault) => {
-                    let wait = backoff.next();
+                    let wait = backoff.next_wait();
                     self.tell(fault.explained(), wait);
                     if let ServerFault::Denied(why, _) = fault {
                         return (stay.own, Lost::Denied(why));
@@ -193,7 +192,7 @@ impl<A: AgentHalf> Agent<A> {
             // The old SVID is still good: only what the server says about the agent itself ends the stay.
             Err(fault @ ServerFault::Denied(..)) => Err(fault),
             Err(fault) => {
-                let wait = stay.rotate_backoff.next();
+                let wait = stay.rotate_backoff.next_wait();
                 stay.rotate_after = Instant::now() + wait;
                 tracing::warn!(
                     error = one_line(fault.explained()),
@@ -281,7 +280,7 @@ impl<A: AgentHalf> Agent<A> {
                 stay.sign_backoff.reset();
                 stay.sign_after = Instant::now();
             }
-            _ => stay.sign_after = Instant::now() + stay.sign_backoff.next(),
+            _ => stay.sign_after = Instant::now() + stay.sign_backoff.next_wait(),
         }
         outcome.map(|_| ())
     }

@@ -2,7 +2,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use ah_identity_provider::Clock;
+use ah_identity_provider::{Backoff, Clock};
 use ah_spire_wire::model::Entry;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -10,7 +10,6 @@ use serde::Deserialize;
 use spiffe::SpiffeId;
 use tokio::time::Instant;
 
-use crate::backoff::Backoff;
 use crate::health::one_line;
 use crate::identities::{JwtError, JwtIdentity};
 use crate::server_client::{IssuedJwt, ServerClient, ServerFault};
@@ -202,7 +201,7 @@ async fn sign(
                 ));
             }
         };
-        let wait = backoff.next();
+        let wait = backoff.next_wait();
         let passes = matches!(
             fault,
             ServerFault::Unreachable(_) | ServerFault::Exhausted(_)

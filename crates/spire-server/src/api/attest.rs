@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 
+use super::audit::{Audit, Fields};
 use super::{Attested, Caller, Core, csr::Csr, failed, internal, invalid, unix};
 use crate::ca::{X509Svid, X509SvidRequest};
 use crate::ids;
@@ -33,23 +34,28 @@ impl Answers {
 pub(super) fn start<S: Store>(
     core: Arc<Core<S>>,
     caller: Caller,
+    audit: Audit,
     requests: Streaming<AttestAgentRequest>,
 ) -> ReceiverStream<Result<AttestAgentResponse, Status>> {
+    audit.apart();
     let (sender, stream) = mpsc::channel(1);
     tokio::spawn(async move {
         let gone = sender.clone();
         let attestation = Attestation {
             core,
             caller,
+            audit: audit.clone(),
             requests,
             answers: Arc::new(Answers(sender.clone())),
         };
-        tokio::select! {
-            ended = attestation.run() => if let Err(status) = ended {
-                // Fails when nobody listens any more.
-                let _ = sender.send(Err(status)).await;
-            },
-            () = gone.closed() => {}
+        let ended = tokio::select! {
+            ended = attestation.run() => ended,
+            () = gone.closed() => Err(Status::cancelled("the agent has gone")),
+        };
+        audit.ended(&ended);
+        if let Err(status) = ended {
+            // Fails when nobody listens any more.
+            let _ = sender.send(Err(status)).await;
         }
     });
     ReceiverStream::new(stream)
@@ -58,6 +64,7 @@ pub(super) fn start<S: Store>(
 struct Attestation<S> {
     core: Arc<Core<S>>,
     caller: Caller,
+    audit: Audit,
     requests: Streaming<AttestAgentRequest>,
     answers: Arc<Answers>,
 }
@@ -77,11 +84,15 @@ impl<S: Store> Attestation<S> {
         // Before the token is used up: a request that cannot be signed shall not cost one.
         let csr = Csr::read(&csr).map_err(|why| invalid("failed to parse CSR", why))?;
         let kind = data.r#type.clone();
+        self.audit
+            .about(|| Fields::default().with("node_attestor_type", kind.clone()));
         let attested = if kind == JOIN_TOKEN {
             self.join_token(&data.payload).await?
         } else {
             self.challenge(data).await?
         };
+        self.audit
+            .about(|| Fields::default().with("agent_id", attested.id.to_string()));
         let (svid, attested) = admit(&self.core, attested, kind, csr).await?;
         let step = attest_agent_response::Step::Result(attest_agent_response::Result {
             reattestable: attested.can_reattest,

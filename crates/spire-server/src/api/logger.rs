@@ -7,6 +7,7 @@ use ah_spire_wire::server::logger::{GetLoggerRequest, ResetLogLevelRequest, SetL
 use ah_spire_wire::types::{LogLevel, Logger};
 use tonic::{Request, Response, Status};
 
+use super::audit::{Audit, Fields};
 use super::{Core, internal};
 use crate::store::Store;
 
@@ -25,7 +26,12 @@ impl<S: Store> Service for Loggers<S> {
         &self,
         request: Request<SetLogLevelRequest>,
     ) -> Result<Response<Logger>, Status> {
-        match LogLevel::try_from(request.into_inner().new_level) {
+        let audit = Audit::of(&request);
+        let level = LogLevel::try_from(request.into_inner().new_level);
+        if let Ok(level) = &level {
+            audit.about(|| Fields::default().with("new_log_level", level.as_str_name()));
+        }
+        match level {
             Ok(LogLevel::Unspecified) => Err(Status::invalid_argument(
                 "newLevel value cannot be LogLevel_UNSPECIFIED",
             )),

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use ah_identity_provider::Clock;
+use ah_spire_telemetry::Metrics;
 use ah_spire_wire::{der, key_kind};
 use arc_swap::ArcSwapOption;
 use aws_lc_rs::digest::{SHA256, digest};
@@ -15,6 +16,7 @@ use spiffe::{SpiffeId, TrustDomain};
 
 use super::authority::{JwtAuthority, X509Authority, from_unix, hex, to_unix};
 use super::certificate::{Issuer, Template};
+use super::metrics::Signed;
 use super::name::Subject;
 use super::{JwtSvid, JwtSvidRequest, SignError, Signer, X509Svid, X509SvidRequest};
 use crate::keys::{KeyError, KeyType};
@@ -78,17 +80,27 @@ pub struct Authorities {
     profile: Profile,
     svid_subject: Subject,
     clock: Arc<dyn Clock>,
+    metrics: Metrics,
+    signed: Signed,
     pub(super) x509: ArcSwapOption<X509Authority>,
     pub(super) jwt: ArcSwapOption<JwtAuthority>,
 }
 
 impl Authorities {
-    /// Without an active authority yet.
+    /// Without an active authority yet, and counting nothing.
     pub fn new(profile: Profile, clock: Arc<dyn Clock>) -> Self {
+        Self::counted(profile, clock, Metrics::off())
+    }
+
+    /// As [`Self::new`]. What is signed is counted in `metrics`, and so is what the manager and the server's own SVID
+    /// do with these authorities.
+    pub fn counted(profile: Profile, clock: Arc<dyn Clock>, metrics: Metrics) -> Self {
         Self {
             profile,
             svid_subject: Subject::us("SPIRE"),
             clock,
+            signed: Signed::new(&metrics),
+            metrics,
             x509: ArcSwapOption::empty(),
             jwt: ArcSwapOption::empty(),
         }
@@ -101,6 +113,10 @@ impl Authorities {
 
     pub(super) fn clock(&self) -> &Arc<dyn Clock> {
         &self.clock
+    }
+
+    pub(super) fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// The active X.509 authority.
@@ -165,7 +181,9 @@ impl Authorities {
             dns_names: &[],
             is_ca: true,
         };
-        issue(&template, &ca)
+        let issued = issue(&template, &ca)?;
+        self.signed.x509_ca_svid.increment();
+        Ok(issued)
     }
 
     fn sign(
@@ -188,7 +206,9 @@ impl Authorities {
             dns_names: &request.dns_names,
             is_ca: false,
         };
-        issue(&template, &ca)
+        let issued = issue(&template, &ca)?;
+        self.signed.x509_svid.increment();
+        Ok(issued)
     }
 
     fn check_member(&self, id: &SpiffeId, what: &str) -> Result<(), SignError> {
@@ -284,6 +304,7 @@ impl Signer for Authorities {
         let signature = jws_signature(authority.key.key_type(), signature)?;
         token.push('.');
         URL_SAFE_NO_PAD.encode_string(signature, &mut token);
+        self.signed.jwt_svid.increment();
         Ok(JwtSvid {
             token,
             issued_at: from_unix(issued_at),

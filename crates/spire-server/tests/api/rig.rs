@@ -285,6 +285,7 @@ impl Rig {
             clock: Arc::new(SystemClock),
             agent_id_as_selector: false,
             log: Arc::new(Level(AtomicI32::new(types::LogLevel::Info.into()))),
+            audit_log: false,
             own_chain,
             started: SystemTime::now(),
         });

@@ -4,10 +4,10 @@ use std::time::Duration;
 use ah_identity_provider::Clock;
 use tokio::time::Instant;
 
-use super::kit::{MemoryStore, PausedClock, start, verify};
+use super::kit::{MemoryStore, PausedClock, started, verify};
 use crate::ca::ServerSvids;
 use crate::endpoints::ServerSvid;
-use crate::keys::{KeyType, LocalKey, MemoryKeys, SigningKey};
+use crate::keys::{KeyType, LocalKey, SigningKey};
 
 fn holds_together(svid: &ServerSvid, store: &MemoryStore, clock: &PausedClock) {
     let bundle = store.own();
@@ -24,9 +24,7 @@ fn holds_together(svid: &ServerSvid, store: &MemoryStore, clock: &PausedClock) {
 #[tokio::test(start_paused = true)]
 async fn the_servers_svid_is_new_at_half_of_its_life_and_when_its_ca_is_tainted() {
     let (store, clock) = (MemoryStore::default(), PausedClock::new());
-    let manager = start(&store, MemoryKeys::default(), clock.clone())
-        .await
-        .unwrap();
+    let manager = started(&store, &clock).await;
     let svids = ServerSvids::new(manager.authorities().clone(), manager.tainted()).unwrap();
     let (mut newest, chains) = (svids.subscribe(), svids.chains());
     let begun = Instant::now();
