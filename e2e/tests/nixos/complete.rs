@@ -10,7 +10,15 @@ use ah_testkit::need;
 use crate::evaluate::{modules, nix, root};
 
 /// Flags that make no sense in the settings of a service.
-const NO_SETTINGS: [&str; 5] = ["config", "help", "once", "validate", "version"];
+const NO_SETTINGS: [&str; 7] = [
+    "config",
+    "help",
+    "once",
+    "print_config",
+    "print_config_schema",
+    "validate",
+    "version",
+];
 
 /// Settings whose flag the help does not show, as it is not to be used.
 const HIDDEN: &str = "vault_token";
