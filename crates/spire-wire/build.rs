@@ -1,7 +1,9 @@
 //! Compiles the protobufs of SPIFFE and SPIRE without any tool on PATH.
 
-const FILES: [&str; 12] = [
+const FILES: [&str; 14] = [
     "agent.proto",
+    "agent_debug.proto",
+    "agent_logger.proto",
     "bundle.proto",
     "common.proto",
     "debug.proto",

@@ -1,4 +1,4 @@
-//! The server's log: upstream's lines, a level that can be changed, a file that can be opened again.
+//! The log: upstream's lines, a level that can be changed, a file that can be opened again.
 
 use std::fmt::{self, Write as _};
 use std::io;
@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicI32, Ordering};
 
 use ah_daemon::logging::LogFile;
 use ah_spire_plugin::settings::{LogConfig, LogFormat, LogLevel as Configured};
-use ah_spire_wire::types::LogLevel;
+use ah_spire_wire::types::{LogLevel, Logger};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use tonic::Status;
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Level, Subscriber};
@@ -20,32 +21,21 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, reload};
 
-use crate::api;
-
-/// Targets of our own; others are told at a level less.
-const TARGETS: [&str; 6] = [
-    "spire_server",
-    "ah_spire_attest",
-    "ah_spire_plugin",
-    "ah_spire_wire",
-    "ah_daemon",
-    "ah_tls",
-];
-
 /// The running log.
 pub struct Log {
     filter: reload::Handle<Targets, Registry>,
+    targets: &'static [&'static str],
     launch: LogLevel,
     current: AtomicI32,
     file: Option<LogFile>,
 }
 
 impl Log {
-    /// Starts the log of this process.
+    /// Starts the log of this process. `targets` are its own; others are told at a level less.
     ///
     /// # Errors
     /// The file cannot be written, or there is a log already.
-    pub fn start(config: &LogConfig) -> Result<Self, String> {
+    pub fn start(config: &LogConfig, targets: &'static [&'static str]) -> Result<Self, String> {
         let launch = match config.level {
             Configured::Panic => LogLevel::Panic,
             Configured::Fatal => LogLevel::Fatal,
@@ -60,7 +50,7 @@ impl Log {
                 .map_err(|error| format!("unable to open log file {}: {error}", path.display()))
         });
         let file = file.transpose()?;
-        let (filter, handle) = reload::Layer::new(filter(launch));
+        let (filter, handle) = reload::Layer::new(filter(launch, targets));
         let lines = Lines {
             json: config.format == LogFormat::Json,
             source: config.source_location,
@@ -77,6 +67,7 @@ impl Log {
             .map_err(|error| error.to_string())?;
         Ok(Self {
             filter: handle,
+            targets,
             launch,
             current: AtomicI32::new(launch.into()),
             file,
@@ -93,26 +84,89 @@ impl Log {
     }
 }
 
-impl api::LogLevel for Log {
-    fn current(&self) -> LogLevel {
+impl Log {
+    /// The level now.
+    pub fn current(&self) -> LogLevel {
         let current = self.current.load(Ordering::Relaxed);
         LogLevel::try_from(current).unwrap_or(self.launch)
     }
 
-    fn launch(&self) -> LogLevel {
+    /// The level that the configuration names.
+    pub fn launch(&self) -> LogLevel {
         self.launch
     }
 
-    fn set(&self, level: LogLevel) -> Result<(), String> {
+    /// Changes the level.
+    ///
+    /// # Errors
+    /// The log has ended.
+    pub fn set(&self, level: LogLevel) -> Result<(), String> {
         self.filter
-            .reload(filter(level))
+            .reload(filter(level, self.targets))
             .map_err(|error| error.to_string())?;
         self.current.store(level.into(), Ordering::Relaxed);
         Ok(())
     }
 }
 
-fn filter(level: LogLevel) -> Targets {
+/// The level with this name on a command line, in whatever case.
+pub fn level_named(name: &str) -> Option<LogLevel> {
+    Some(match name.to_ascii_lowercase().as_str() {
+        "panic" => LogLevel::Panic,
+        "fatal" => LogLevel::Fatal,
+        "error" => LogLevel::Error,
+        "warn" | "warning" => LogLevel::Warn,
+        "info" => LogLevel::Info,
+        "debug" => LogLevel::Debug,
+        "trace" => LogLevel::Trace,
+        _ => return None,
+    })
+}
+
+/// The level that a `SetLogLevelRequest` asks for.
+///
+/// # Errors
+/// `InvalidArgument`, in upstream's words.
+pub fn level_asked_for(number: i32) -> Result<LogLevel, Status> {
+    match LogLevel::try_from(number) {
+        Ok(LogLevel::Unspecified) => Err(Status::invalid_argument(
+            "newLevel value cannot be LogLevel_UNSPECIFIED",
+        )),
+        Ok(level) => Ok(level),
+        Err(_) => Err(Status::invalid_argument("unsupported log level")),
+    }
+}
+
+/// What `logger get` prints.
+///
+/// # Errors
+/// A level is not told.
+pub fn describe_levels(logger: &Logger) -> Result<String, String> {
+    let current = level_name(logger.current_level(), "current")?;
+    let launch = level_name(logger.launch_level(), "launch")?;
+    Ok(format!(
+        "Logger Level : {current}\nLaunch Level : {launch}\n\n"
+    ))
+}
+
+fn level_name(level: LogLevel, which: &str) -> Result<&'static str, String> {
+    Ok(match level {
+        LogLevel::Unspecified => {
+            return Err(format!(
+                "internal error: returned {which} log level is undefined; please report this as a bug"
+            ));
+        }
+        LogLevel::Panic => "panic",
+        LogLevel::Fatal => "fatal",
+        LogLevel::Error => "error",
+        LogLevel::Warn => "warning",
+        LogLevel::Info => "info",
+        LogLevel::Debug => "debug",
+        LogLevel::Trace => "trace",
+    })
+}
+
+fn filter(level: LogLevel, targets: &[&str]) -> Targets {
     let (ours, others) = match level {
         LogLevel::Panic | LogLevel::Fatal => (LevelFilter::OFF, LevelFilter::OFF),
         LogLevel::Error => (LevelFilter::ERROR, LevelFilter::ERROR),
@@ -121,7 +175,7 @@ fn filter(level: LogLevel) -> Targets {
         LogLevel::Debug => (LevelFilter::DEBUG, LevelFilter::INFO),
         LogLevel::Trace => (LevelFilter::TRACE, LevelFilter::DEBUG),
     };
-    let ours = TARGETS.iter().map(|target| (*target, ours));
+    let ours = targets.iter().map(|target| (*target, ours));
     Targets::new().with_default(others).with_targets(ours)
 }
 
