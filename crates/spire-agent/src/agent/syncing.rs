@@ -1,28 +1,21 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
-use std::sync::Arc;
 use std::time::Duration;
 
-use ah_identity_provider::{CertificateFacts, Explained};
 use ah_spire_attest::node::AgentHalf;
 use ah_spire_wire::model::{Bundle, Entry};
-use ah_tls::{Trust, parse_spiffe_id, verify_spiffe_server};
+use ah_tls::verify_spiffe_server;
 use rustls_pki_types::CertificateDer;
 use spiffe::TrustDomain;
 use tokio::time::Instant;
 
+use super::signing::SIGN_AT_ONCE;
 use super::{Agent, Lost, wait_or_jump};
 use crate::backoff::Backoff;
-use crate::cache::Held;
 use crate::health::one_line;
-use crate::identities::X509Identity;
-use crate::keys::{KeyKind, PrivateKey, spki_of_certificate};
+use crate::metrics::{SyncStats, counted};
 use crate::own::OwnIdentity;
-use crate::rotation::rotate_at;
-use crate::server_client::{IssuedSvid, ServerFault, roots_of, trust_of};
-
-/// Requests that a server signs at once for one address.
-const SIGN_AT_ONCE: usize = 500;
+use crate::server_client::{ServerFault, SyncedEntries, roots_of, trust_of};
 
 /// The longest time between two attempts while the server fails, whatever the interval.
 const LAST_WAIT: Duration = Duration::from_secs(8 * 60);
@@ -31,7 +24,7 @@ const LAST_WAIT: Duration = Duration::from_secs(8 * 60);
 const LAST_WAIT_INTERVALS: u32 = 48;
 
 /// How one stay with the server goes.
-struct Stay {
+pub(super) struct Stay {
     own: OwnIdentity,
     /// Sequence of the bundle that the server was told of.
     told: Option<u64>,
@@ -40,9 +33,9 @@ struct Stay {
     rotate_after: Instant,
     rotate_backoff: Backoff,
     /// Signing is not tried before.
-    sign_after: Instant,
-    sign_backoff: Backoff,
-    sign_at_once: usize,
+    pub(super) sign_after: Instant,
+    pub(super) sign_backoff: Backoff,
+    pub(super) sign_at_once: usize,
 }
 
 impl<A: AgentHalf> Agent<A> {
@@ -122,17 +115,8 @@ impl<A: AgentHalf> Agent<A> {
     /// Asks the server for everything that may have changed.
     async fn round(&mut self, stay: &mut Stay) -> Result<(), ServerFault> {
         self.rotate_if_due(stay).await?;
-        let entries = if self.settings.use_sync_authorized_entries {
-            self.client.sync_entries(&self.known).await?
-        } else {
-            self.client.authorized_entries().await?
-        };
-        let bundle = self.client.bundle().await?;
-        let own = &self.settings.trust_domain;
-        let domains = entries.values().flat_map(|entry| &entry.federates_with);
-        let domains: BTreeSet<TrustDomain> =
-            domains.filter(|domain| *domain != own).cloned().collect();
-        let federated = self.client.federated_bundles(domains).await?;
+        let call = self.metrics.fetch_entries.start();
+        let (entries, bundle, federated) = counted(call, Box::pin(self.fetch()).await)?;
 
         self.take_roots(&bundle, stay).await?;
         self.taint(&bundle, stay);
@@ -172,6 +156,28 @@ impl<A: AgentHalf> Agent<A> {
         signed
     }
 
+    /// Everything at once: entries without the bundles that they name are of no use.
+    async fn fetch(
+        &self,
+    ) -> Result<(SyncedEntries, Bundle, BTreeMap<TrustDomain, Bundle>), ServerFault> {
+        let entries = if self.settings.use_sync_authorized_entries {
+            self.client.sync_entries(&self.known).await?
+        } else {
+            self.client.authorized_entries().await?
+        };
+        let bundle = self.client.bundle().await?;
+        let own = &self.settings.trust_domain;
+        let domains = entries.values().flat_map(|entry| &entry.federates_with);
+        let domains: BTreeSet<TrustDomain> =
+            domains.filter(|domain| *domain != own).cloned().collect();
+        let federated = self.client.federated_bundles(domains).await?;
+        if self.settings.use_sync_authorized_entries {
+            let stats = stats(&self.known, &entries);
+            self.metrics.synced(stats, federated.len() + 1);
+        }
+        Ok((entries, bundle, federated))
+    }
+
     async fn rotate_if_due(&mut self, stay: &mut Stay) -> Result<(), ServerFault> {
         let due = stay.rotate_now || self.clock.now() >= stay.own.rotate_at;
         if !due || Instant::now() < stay.rotate_after {
@@ -179,8 +185,10 @@ impl<A: AgentHalf> Agent<A> {
         }
         match Box::pin(self.rotate(&stay.own)).await {
             Ok(own) => {
-                self.health
-                    .change(|state| state.svid_not_after = Some(own.not_after));
+                self.health.change(|state| {
+                    state.svid = own.svid.as_slice().into();
+                    state.svid_not_after = Some(own.not_after);
+                });
                 stay.own = own;
                 stay.rotate_now = false;
                 stay.rotate_backoff.reset();
@@ -270,163 +278,27 @@ impl<A: AgentHalf> Agent<A> {
             verify_spiffe_server(&chain, &trust, &identity.entry.spiffe_id, now).is_ok()
         });
     }
-
-    /// Makes the X509-SVIDs that are missing or due.
-    async fn sign(&mut self, stay: &mut Stay) -> Result<(), ServerFault> {
-        let unsigned = self.cache.unsigned();
-        let outcome = Box::pin(self.sign_all(unsigned, stay)).await;
-        self.cache.end_round();
-        match &outcome {
-            Ok(all) if *all => {
-                stay.sign_backoff.reset();
-                stay.sign_after = Instant::now();
-            }
-            _ => stay.sign_after = Instant::now() + stay.sign_backoff.next(),
-        }
-        outcome.map(|_| ())
-    }
-
-    /// Whether all were signed. A batch that is too much for the server is halved for the next time.
-    async fn sign_all(
-        &mut self,
-        unsigned: Vec<Arc<Entry>>,
-        stay: &mut Stay,
-    ) -> Result<bool, ServerFault> {
-        let domain = &self.settings.trust_domain;
-        let trust = Arc::new(trust_of(domain, self.data.data().bundle.clone()));
-        let mut all = true;
-        let mut left = unsigned.as_slice();
-        while !left.is_empty() {
-            let (batch, rest) = left.split_at(stay.sign_at_once.min(left.len()));
-            let made = make_keys(batch.to_vec(), self.settings.workload_key)
-                .await
-                .map_err(ServerFault::Refused)?;
-            let requests = made
-                .iter()
-                .map(|made| (made.entry.id.clone(), made.csr.clone()));
-            let mut issued = match self.client.sign_x509(requests.collect()).await {
-                Ok(issued) => issued,
-                Err(fault) => {
-                    stay.sign_at_once = (stay.sign_at_once / 2).max(1);
-                    return Err(fault);
-                }
-            };
-            let held = self.held(made, &mut issued, &trust);
-            tracing::info!(
-                asked = batch.len(),
-                got = held.len(),
-                "X509-SVIDs were signed"
-            );
-            all &= held.len() == batch.len();
-            self.cache.put(held);
-            stay.sign_at_once = SIGN_AT_ONCE.min(stay.sign_at_once * 2);
-            left = rest;
-        }
-        Ok(all)
-    }
-
-    fn held(
-        &self,
-        made: Vec<Made>,
-        issued: &mut BTreeMap<String, IssuedSvid>,
-        trust: &Trust,
-    ) -> Vec<Held> {
-        let now = self.clock.now();
-        let mut all = Vec::with_capacity(made.len());
-        for made in made {
-            let Some(svid) = issued.remove(&made.entry.id) else {
-                continue;
-            };
-            let (id, spiffe_id) = (made.entry.id.clone(), made.entry.spiffe_id.clone());
-            match vet(svid, made, trust, self.settings.availability_target, now) {
-                Ok(held) => all.push(held),
-                Err(why) => tracing::error!(
-                    entry.id = %id,
-                    spiffe_id = %spiffe_id,
-                    error = why,
-                    "the server sent an X509-SVID that is not served"
-                ),
-            }
-        }
-        all
-    }
 }
 
-/// A key and a request for an entry.
-struct Made {
-    entry: Arc<Entry>,
-    key: Arc<PrivateKey>,
-    csr: Vec<u8>,
-}
-
-/// Off the runtime: RSA keys take their time.
-async fn make_keys(entries: Vec<Arc<Entry>>, kind: KeyKind) -> Result<Vec<Made>, Explained> {
-    let making = tokio::task::spawn_blocking(move || {
-        entries
-            .into_iter()
-            .map(|entry| {
-                let key = PrivateKey::generate(kind)?;
-                let csr = key.request(Some(&entry.spiffe_id))?;
-                Ok(Made { entry, key, csr })
-            })
-            .collect::<Result<Vec<_>, crate::keys::KeyError>>()
-    });
-    let failed = |cause: &dyn std::fmt::Display| {
-        Explained::new(
-            ah_identity_provider::Code::Other,
-            "cannot make keys for X509-SVIDs",
-        )
-        .cause(cause)
+/// What became of `known` with `synced`.
+fn stats(known: &SyncedEntries, synced: &SyncedEntries) -> SyncStats {
+    let before = |id: &String| known.get(id);
+    let found = synced.iter().map(|(id, entry)| (before(id), entry));
+    let mut stats = SyncStats {
+        total: synced.len(),
+        dropped: known.keys().filter(|id| !synced.contains_key(*id)).count(),
+        ..SyncStats::default()
     };
-    match making.await {
-        Ok(Ok(made)) => Ok(made),
-        Ok(Err(error)) => Err(error.explained().clone()),
-        Err(error) => Err(failed(&error)),
+    for (before, entry) in found {
+        match before {
+            None => stats.missing += 1,
+            Some(before) if is_stale(before, entry) => stats.stale += 1,
+            Some(_) => {}
+        }
     }
+    stats
 }
 
-/// Serves only what the entry says, for our own key, by an authority of the bundle.
-fn vet(
-    issued: IssuedSvid,
-    made: Made,
-    trust: &Trust,
-    availability_target: Option<Duration>,
-    now: std::time::SystemTime,
-) -> Result<Held, String> {
-    let leaf = issued.chain.first().ok_or("it has no certificate")?;
-    if spki_of_certificate(leaf).is_none_or(|spki| spki != made.key.spki()) {
-        return Err("it was issued for another key".into());
-    }
-    let facts = CertificateFacts::from_der(&CertificateDer::from(leaf.as_slice()))
-        .map_err(|e| e.to_string())?;
-    let id = facts.uris.first().and_then(|uri| parse_spiffe_id(uri).ok());
-    if id.as_ref() != Some(&made.entry.spiffe_id) {
-        let got = id.map_or_else(|| "no SPIFFE ID".to_owned(), |id| id.to_string());
-        return Err(format!("it is for {got}"));
-    }
-    let chain: Vec<CertificateDer<'_>> = issued
-        .chain
-        .iter()
-        .map(|der| der.as_slice().into())
-        .collect();
-    verify_spiffe_server(&chain, trust, &made.entry.spiffe_id, now).map_err(|refused| {
-        let told = refused.explained();
-        format!("{}: {}", told.text, told.causes.join("; "))
-    })?;
-    let rotate_at = rotate_at(
-        facts.not_before,
-        facts.not_after,
-        availability_target,
-        rand::random(),
-    );
-    let identity = X509Identity {
-        entry: made.entry,
-        chain: issued.chain,
-        key: made.key.pkcs8().clone(),
-        not_after: facts.not_after,
-    };
-    Ok(Held {
-        identity: Arc::new(identity),
-        rotate_at,
-    })
+fn is_stale(before: &Entry, entry: &Entry) -> bool {
+    before.revision != entry.revision || before.created_at != entry.created_at
 }

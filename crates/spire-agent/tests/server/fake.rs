@@ -94,6 +94,8 @@ pub(crate) struct State {
     pub(crate) sequence: u64,
     pub(crate) federated: BTreeMap<String, types::Bundle>,
     pub(crate) tokens: HashSet<String>,
+    /// Whoever took a token is answered again, as this project's server does; by token, with the public key.
+    pub(crate) takers: Option<BTreeMap<String, Vec<u8>>>,
     pub(crate) reattestable: bool,
     pub(crate) agent_id: String,
     pub(crate) agent_life: Duration,
@@ -135,6 +137,7 @@ impl Fake {
             sequence: 1,
             federated: BTreeMap::new(),
             tokens: HashSet::from(["token".to_owned()]),
+            takers: Some(BTreeMap::new()),
             reattestable: false,
             agent_id: format!("spiffe://{DOMAIN}/spire/agent/join_token/token"),
             agent_life: Duration::from_secs(3600),
@@ -202,9 +205,13 @@ impl Fake {
 
     /// Listens again where it did.
     pub(crate) async fn come_back(&self) {
+        self.come_back_at(self.address).await;
+    }
+
+    pub(crate) async fn come_back_at(&self, address: SocketAddr) {
         *self.stop.lock().unwrap() = CancellationToken::new();
         let listener = loop {
-            match TcpListener::bind(self.address).await {
+            match TcpListener::bind(address).await {
                 Ok(listener) => break listener,
                 Err(_) => tokio::task::yield_now().await,
             }
@@ -364,6 +371,9 @@ impl Agent for Fake {
         self.note("AttestAgent").await;
         let payload = params.data.unwrap().payload;
         let token = String::from_utf8(payload.to_vec()).unwrap();
+        let csr = params.params.unwrap().csr;
+        let read = CertificateSigningRequestParams::from_der(&csr.clone().into()).unwrap();
+        let key = read.public_key.subject_public_key_info();
         let (id, life, reattestable) = {
             let mut state = self.state();
             if let Some(reason @ types::permission_denied_details::Reason::AgentBanned) =
@@ -371,7 +381,8 @@ impl Agent for Fake {
             {
                 return Err(denying(reason));
             }
-            let known = state.tokens.contains(&token);
+            let taker = state.takers.as_ref().and_then(|takers| takers.get(&token));
+            let known = state.tokens.contains(&token) || taker == Some(&key);
             if !known {
                 return Err(Status::invalid_argument(
                     "failed to attest: join token does not exist or has already been used",
@@ -379,10 +390,14 @@ impl Agent for Fake {
             }
             if !state.reattestable {
                 state.tokens.remove(&token);
+                if let Some(takers) = &mut state.takers {
+                    takers.insert(token, key);
+                }
             }
             (state.agent_id.clone(), state.agent_life, state.reattestable)
         };
-        let svid = self.issue(&params.params.unwrap().csr, &id, life);
+        self.note("AttestAnswer").await;
+        let svid = self.issue(&csr, &id, life);
         let result = attest_agent_response::Result {
             svid: Some(svid),
             reattestable,

@@ -7,9 +7,14 @@
     reason = "a test fails by panicking"
 )]
 
+mod admin;
+mod bootstrap;
 mod fake;
 mod faults;
 mod killed;
 mod lies;
+mod manager;
+mod measured;
 mod normal;
+mod program;
 mod rig;
