@@ -274,7 +274,7 @@ fn health_and_metrics_of_both_are_told() {
         .shell("curl -sf http://localhost:9001/metrics")
         .stdout;
     for name in [
-        "spire_server_rpc_entry_v1_batch_create_entry{",
+        "spire_server_rpc_entry_v1_entry_batch_create_entry{",
         "spire_server_datastore_registration_entry_create{",
         "spire_server_started{",
     ] {

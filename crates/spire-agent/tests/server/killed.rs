@@ -90,10 +90,13 @@ async fn asked_to_end_while_there_is_no_server() {
     let node = Node::new(&fake);
     let mut agent = start(&node, &fake);
     agent.wait_for("error: failed to connect to spire server");
-    let listener = agent.wait_for("serving health checks");
-    let (status, body) = get(&listener, "/ready");
-    assert_eq!(status, "HTTP/1.1 500 Internal Server Error");
-    assert!(body.contains("failed to connect to spire server"), "{body}");
+    let listener = agent.wait_for("Serving health checks");
+    eventually("the failed check is told", || {
+        let (status, body) = get(&listener, "/ready");
+        assert_eq!(status, "HTTP/1.1 500 Internal Server Error");
+        body.contains("failed to connect to spire server")
+            .then_some(())
+    });
     let (status, body) = get(&listener, "/live");
     assert_eq!(
         (status.as_str(), body.as_str()),
