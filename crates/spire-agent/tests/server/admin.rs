@@ -107,19 +107,17 @@ async fn a_log_file_that_was_moved_away_is_opened_again() {
     let log = node.directory.path().join("agent.log");
     let moved = node.directory.path().join("agent.log.1");
     let mut conf = Conf::new(&node);
-    conf.agent = format!(
-        "log_file = {log:?} log_format = \"json\" log_source_location = true log_level = \"debug\""
-    );
+    conf.agent = format!("log_file = {log:?} log_format = \"json\" log_source_location = true");
     let mut agent = Process::start(&mut conf.command(&node, &fake, "run"));
     fake.called_in_all("SyncAuthorizedEntries", 2).await;
     std::fs::rename(&log, &moved).unwrap();
     agent.signal(Signal::SIGUSR2);
-    let text = eventually("the file is there again", || {
+    let line = eventually("the file is there again", || {
         let text = std::fs::read_to_string(&log).ok()?;
-        text.contains("The log file was opened again")
-            .then_some(text)
+        let mut lines = text.lines();
+        let line = lines.find(|line| line.contains("The log file was opened again"))?;
+        Some(serde_json::from_str::<serde_json::Value>(line).unwrap())
     });
-    let line: serde_json::Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
     assert_eq!(line["level"], "info");
     let place = line["file"].as_str().unwrap();
     assert!(place.contains(".rs:"), "{place}");
