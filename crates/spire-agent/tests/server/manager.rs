@@ -93,7 +93,7 @@ async fn a_user_without_rights_serves_and_says_what_it_cannot_see() {
         return;
     }
     let fake = Fake::start().await;
-    fake.set_entry("a", "/nobody", |entry| {
+    fake.set_entry("nobody", "/nobody", |entry| {
         entry.selectors[0].value = format!("uid:{NOBODY}");
     });
     serve_us(&fake);

@@ -3,7 +3,7 @@
 use ah_testkit::process::{Process, eventually};
 
 use crate::fake::Fake;
-use crate::program::{Conf, fetch, get, serve_us, stdout};
+use crate::program::{Conf, fetch, get, program, serve_us, stdout};
 use crate::rig::Node;
 
 /// Waits for a sample whose line begins with `wanted` and whose value is good.
@@ -79,13 +79,24 @@ async fn an_agent_counts_what_upstreams_does_under_the_same_names() {
 
     // One call a second.
     eventually("a call is over the limit", || {
-        fetch(&node, &["jwt", "-audience", "a"]);
+        let calls = (0..4).map(|_| {
+            std::thread::spawn({
+                let socket = node.directory.path().join("public/api.sock");
+                move || {
+                    let mut command = program(&["api", "fetch", "jwt", "-audience", "a"]);
+                    command.arg("-socketPath").arg(socket).output().unwrap()
+                }
+            })
+        });
+        for call in calls.collect::<Vec<_>>() {
+            call.join().unwrap();
+        }
         let text = get(&line, "/").1;
-        text.contains(r#"spire_agent_workload_api_rate_limit_exceeded{method="/SpiffeWorkloadAPI/FetchJWTSVID"}"#)
-            .then_some(())
+        let wanted = r#"spire_agent_workload_api_rate_limit_exceeded{method="/SpiffeWorkloadAPI/FetchJWTSVID"}"#;
+        text.contains(wanted).then_some(())
     });
     let get_logger = ["logger", "get", "-socketPath", socket.to_str().unwrap()];
-    stdout(&crate::program::program(&get_logger).output().unwrap());
+    stdout(&program(&get_logger).output().unwrap());
     is("spire_agent_logger_api_connection", 1.0);
     is("spire_agent_logger_api_connections", 0.0);
     is(r#"spire_agent_rpc_logger_get_logger{status="OK"}"#, 1.0);
