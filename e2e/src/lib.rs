@@ -122,7 +122,7 @@ impl Machine {
 }
 
 /// The directory of the binaries: the one that the running test was built into.
-fn programs() -> PathBuf {
+pub fn programs() -> PathBuf {
     let test = std::env::current_exe().expect("this test has a path");
     let directory = test
         .ancestors()

@@ -2,6 +2,7 @@
 
 pub mod ca;
 pub mod child;
+pub mod document;
 pub mod node_suite;
 pub mod openbao;
 pub mod postgres;
