@@ -248,17 +248,26 @@ pub(super) fn missing(config: &AgentConfig) -> Vec<String> {
     .collect()
 }
 
-/// What an agent that does not run as root cannot do with its plugins.
+/// What the agent's user is not allowed to do for its plugins.
 pub(super) fn limits_of_user(config: &AgentConfig) -> Result<Vec<String>, Explained> {
-    if nix::unistd::geteuid().is_root() {
-        return Ok(Vec::new());
-    }
     let wanted = Wanted::read(config)?;
     let discovers = wanted.workload.iter().any(|it| it.discover_workload_path);
-    Ok(discovers
-        .then(|| "the agent does not run as root: WorkloadAttestor \"unix\" with discover_workload_path cannot read the executables of other users' processes, and their attestation fails; run the agent as root or give it CAP_SYS_PTRACE".to_owned())
-        .into_iter()
-        .collect())
+    let limits = (discovers && !may_look_at_others()).then(|| {
+        "the agent may not look at processes of other users: WorkloadAttestor \"unix\" with discover_workload_path \
+         fails for them; run the agent as root or with CAP_SYS_PTRACE"
+            .to_owned()
+    });
+    Ok(limits.into_iter().collect())
+}
+
+/// Whether this process has `CAP_SYS_PTRACE` (capabilities(7)).
+fn may_look_at_others() -> bool {
+    const CAP_SYS_PTRACE: u64 = 1 << 19;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mut lines = status.lines();
+    let effective = lines.find_map(|line| line.strip_prefix("CapEff:"));
+    let bits = effective.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok());
+    bits.is_some_and(|bits| bits & CAP_SYS_PTRACE != 0)
 }
 
 /// The agent's half of a node attestor. Clones are one.

@@ -121,7 +121,7 @@ async fn a_user_without_rights_serves_and_says_what_it_cannot_see() {
         "-config",
         config.to_str().unwrap(),
     ]));
-    agent.wait_for("the agent does not run as root");
+    agent.wait_for("the agent may not look at processes of other users");
     fake.called_in_all("SyncAuthorizedEntries", 2).await;
     let socket = node.directory.path().join("public/api.sock");
     let own = eventually("it serves its own user", || {
