@@ -92,7 +92,7 @@ async fn an_agent_counts_what_upstreams_does_under_the_same_names() {
             call.join().unwrap();
         }
         let text = get(&line, "/").1;
-        let wanted = r#"spire_agent_workload_api_rate_limit_exceeded{method="/SpiffeWorkloadAPI/FetchJWTSVID"}"#;
+        let wanted = r#"spire_agent_workload_api_rate_limit_exceeded{method="_SpiffeWorkloadAPI_FetchJWTSVID"}"#;
         text.contains(wanted).then_some(())
     });
     let get_logger = ["logger", "get", "-socketPath", socket.to_str().unwrap()];
