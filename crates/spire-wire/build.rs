@@ -1,10 +1,11 @@
 //! Compiles the protobufs of SPIFFE and SPIRE without any tool on PATH.
 
-const FILES: [&str; 14] = [
+const FILES: [&str; 15] = [
     "agent.proto",
     "agent_debug.proto",
     "agent_logger.proto",
     "bundle.proto",
+    "changes.proto",
     "common.proto",
     "debug.proto",
     "entry.proto",

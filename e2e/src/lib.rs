@@ -9,8 +9,8 @@ use std::process::Command;
 use ah_testkit::process::{Finished, Process};
 use tempfile::TempDir;
 
-/// The binaries that are installed on it.
-const PROGRAMS: [&str; 3] = ["ah", "spire-server", "spire-agent"];
+/// The binaries of the project.
+pub const PROGRAMS: [&str; 3] = ["ah", "spire-server", "spire-agent"];
 
 /// Makes the machine, then holds it. `$1` is an empty directory, `$2` where the binaries are.
 const SETUP: &str = r#"

@@ -144,6 +144,7 @@ fn hello(greeting: &Greeting) -> Bytes {
             boot_id: format!("{number:032x}"),
         }),
         provider: "files".to_owned(),
+        clock_unix_ms: 0,
     };
     frame(Say::Hello(Box::new(hello)))
 }

@@ -14,7 +14,7 @@ use tonic::{Request, Streaming};
 
 use super::server::per_core;
 use super::site::{Programs, Site, entry};
-use super::{Figure, Spire};
+use super::{Figure, Spire, quantile};
 use crate::procfs;
 
 /// Times that a first SVID is fetched one after the other.
@@ -99,7 +99,7 @@ pub(super) async fn measure(programs: &Programs, spire: &Spire) -> io::Result<Ve
         open.push(first(&agent.socket).await?);
     }
     let slope = (kib(pid)? - before) / f64::from(spire.streams);
-    figures.push(Figure::new("agent memory for an open stream", "KiB", slope));
+    figures.push(Figure::new("agent memory for an open stream", "KiB", slope).bar("15: ≤ 64 KiB"));
     drop(open);
 
     let before = kib(pid)?;
@@ -159,10 +159,4 @@ async fn first(socket: &Path) -> io::Result<(Channel, Streaming<X509svidResponse
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-}
-
-fn quantile(sorted: &[f64], part: f64) -> f64 {
-    let last = sorted.len().saturating_sub(1);
-    let at = (last as f64 * part).round() as usize;
-    sorted.get(at).copied().unwrap_or_default()
 }

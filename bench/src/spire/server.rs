@@ -3,11 +3,11 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use ah_spire_wire::Channel;
 use ah_spire_wire::server::entry::entry_client::EntryClient;
 use ah_spire_wire::server::entry::{BatchCreateEntryRequest, GetAuthorizedEntriesRequest};
 use ah_spire_wire::server::svid::svid_client::SvidClient;
 use ah_spire_wire::server::svid::{BatchNewX509svidRequest, NewX509svidParams};
+use ah_spire_wire::{Channel, MAX_MESSAGE_BYTES, types};
 use tokio::task::JoinSet;
 
 use super::site::{Programs, Site, entry, key_and_csr};
@@ -24,7 +24,6 @@ const CALLS: usize = 8;
 pub(super) async fn measure(programs: &Programs, spire: &Spire) -> io::Result<Vec<Figure>> {
     let mut site = Site::start(programs).await?;
     let identity = site.attest().await?;
-    let pid = site.server.pid();
     let mut figures = Vec::new();
 
     // Bar 12.
@@ -42,23 +41,20 @@ pub(super) async fn measure(programs: &Programs, spire: &Spire) -> io::Result<Ve
     let own = (0..AUTHORIZED).map(|number| entry(&identity.id, number));
     site.create(own.collect()).await?;
     // The rest belongs to a hundred agents that are not there.
-    let others = (AUTHORIZED..spire.entries).map(|number| {
-        let mut parent = identity.id.clone();
-        parent.path = format!("/spire/agent/other/{}", number % 100);
-        entry(&parent, number)
+    let others = (0..100).map(|number| types::Spiffeid {
+        path: format!("/spire/agent/other/{number}"),
+        ..identity.id.clone()
     });
-    site.create(others.collect()).await?;
+    let others: Vec<_> = others.collect();
+    site.fill(&others, spire.entries.saturating_sub(AUTHORIZED))
+        .await?;
     let seconds = site.restart(&identity).await?.as_secs_f64();
     figures.push(Figure::new(
         "cold start until an agent has its entries",
         "s",
         seconds,
     ));
-    let pid = if site.server.pid() == pid {
-        pid
-    } else {
-        site.server.pid()
-    };
+    let pid = site.server.pid();
     let memory = procfs::Memory::of(pid)?.proportional as f64 / 1_048_576.0;
     figures.push(Figure::new("server memory with all entries", "MiB", memory));
 
@@ -106,7 +102,8 @@ pub(super) async fn measure(programs: &Programs, spire: &Spire) -> io::Result<Ve
 
 /// The IDs of the entries that the agent on `channel` is authorized for.
 pub(super) async fn authorized(channel: Channel) -> io::Result<Vec<String>> {
-    let mut client = EntryClient::with_origin(channel, Channel::origin());
+    let mut client = EntryClient::with_origin(channel, Channel::origin())
+        .max_decoding_message_size(MAX_MESSAGE_BYTES);
     let answer = client
         .get_authorized_entries(GetAuthorizedEntriesRequest::default())
         .await
@@ -117,7 +114,7 @@ pub(super) async fn authorized(channel: Channel) -> io::Result<Vec<String>> {
 
 async fn writes(site: &Site, clients: u32, seconds: f64) -> io::Result<f64> {
     let end = Instant::now() + Duration::from_secs_f64(seconds);
-    let parent = ah_spire_wire::types::Spiffeid {
+    let parent = types::Spiffeid {
         trust_domain: "example.org".to_owned(),
         path: "/spire/agent/nobody".to_owned(),
     };

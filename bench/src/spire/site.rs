@@ -43,8 +43,20 @@ impl Programs {
     }
 }
 
+/// The datastore in a server's folder.
+const SQLITE: &str = "datastore.sqlite3";
+
 /// How long anything may take to come up.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Where a server keeps what it knows.
+#[derive(Clone, Debug)]
+pub(super) enum Datastore {
+    /// In its own folder.
+    Sqlite,
+    /// In this database, which several servers may share.
+    Postgres(String),
+}
 
 /// A server.
 pub(super) struct Site {
@@ -57,6 +69,11 @@ pub(super) struct Site {
 impl Site {
     /// Starts a server with an empty datastore.
     pub(super) async fn start(programs: &Programs) -> io::Result<Self> {
+        Self::start_on(programs, &Datastore::Sqlite).await
+    }
+
+    /// Starts a server on `datastore`.
+    pub(super) async fn start_on(programs: &Programs, datastore: &Datastore) -> io::Result<Self> {
         let folder = tempfile::Builder::new()
             .prefix("ah-bench-spire-")
             .tempdir()?;
@@ -64,6 +81,10 @@ impl Site {
             .local_addr()?
             .port();
         let at = folder.path().display();
+        let (kind, place) = match datastore {
+            Datastore::Sqlite => ("sqlite3", format!("{at}/{SQLITE}")),
+            Datastore::Postgres(url) => ("postgres", url.clone()),
+        };
         let text = format!(
             r#"server {{
   bind_address = "127.0.0.1"
@@ -75,7 +96,7 @@ impl Site {
   ratelimit {{ attestation = false signing = false }}
 }}
 plugins {{
-  DataStore "sql" {{ plugin_data {{ database_type = "sqlite3" connection_string = "{at}/datastore.sqlite3" }} }}
+  DataStore "sql" {{ plugin_data {{ database_type = "{kind}" connection_string = "{place}" }} }}
   NodeAttestor "join_token" {{ plugin_data {{}} }}
   KeyManager "disk" {{ plugin_data {{ keys_path = "{at}/keys.json" }} }}
 }}
@@ -123,6 +144,36 @@ plugins {{
         }
     }
 
+    /// Ends the server as a crash would.
+    pub(super) fn kill(&mut self) -> io::Result<()> {
+        self.server.kill()
+    }
+
+    /// Starts the server again.
+    pub(super) async fn revive(&mut self) -> io::Result<()> {
+        self.server = Self::spawn_server(&self.programs, self.folder.path())?;
+        self.local().await.map(drop)
+    }
+
+    /// The administrative socket.
+    pub(super) fn socket(&self) -> PathBuf {
+        self.folder.path().join("server.sock")
+    }
+
+    /// Ends the server, writes `entries` into its SQLite datastore, as many below each of `parents`, and starts it again.
+    /// A hundred thousand over the API would take minutes.
+    pub(super) async fn fill(
+        &mut self,
+        parents: &[types::Spiffeid],
+        entries: u32,
+    ) -> io::Result<()> {
+        self.server.end()?;
+        super::fill::entries(&self.folder.path().join(SQLITE), parents, entries)
+            .await
+            .map_err(io::Error::other)?;
+        self.revive().await
+    }
+
     /// Starts an agent on the load core's other side: it shares the server's core.
     pub(super) async fn agent(&self) -> io::Result<Agent> {
         let token = self.join_token().await?;
@@ -168,7 +219,7 @@ plugins {{
 
     /// The administrative socket.
     pub(super) async fn local(&self) -> io::Result<Channel> {
-        let socket = self.folder.path().join("server.sock");
+        let socket = self.socket();
         until("the server", || async {
             let channel = Channel::unix(&socket).await?;
             let mut bundles = BundleClient::with_origin(channel.clone(), Channel::origin());

@@ -53,6 +53,13 @@ impl Running {
         Ok(())
     }
 
+    /// Ends it as a crash would.
+    pub(crate) fn kill(&mut self) -> io::Result<()> {
+        self.0.kill()?;
+        self.0.wait()?;
+        Ok(())
+    }
+
     pub(crate) fn has_ended(&mut self) -> io::Result<bool> {
         Ok(self.0.try_wait()?.is_some())
     }

@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use ah_fleet::access_point::{
-    AccessPointView, EventFilter, ExecutorView, ListFilter, Listing, Why,
+    AccessPointView, EventFilter, ExecutorView, ListFilter, Listing, Why, path_segment,
 };
 use ah_fleet::store::RevocationTarget;
 use ah_identity_provider::{Code, Explained};
@@ -32,6 +32,18 @@ impl AdminClient {
         self.ask(Method::GET, "/api/v1/access-point", None).await
     }
 
+    /// What keeps it from being ready; empty when it is.
+    pub async fn not_ready(&self) -> Result<Vec<String>, Explained> {
+        let response = self.request(Method::GET, "/readyz", None).await?;
+        let body = response.into_body().collect().await;
+        let body = body
+            .map_err(|error| self.garbled(&error.to_string()))?
+            .to_bytes();
+        let readiness: Readiness =
+            serde_json::from_slice(&body).map_err(|error| self.garbled(&error.to_string()))?;
+        Ok(readiness.reasons)
+    }
+
     /// The executors that `filter` admits.
     pub async fn list(&self, filter: &ListFilter) -> Result<Listing, Explained> {
         self.ask(Method::GET, &listing_path(filter), None).await
@@ -44,7 +56,7 @@ impl AdminClient {
 
     /// The last `limit` attempts of `who`, who may also be an address.
     pub async fn why(&self, who: &str, limit: usize) -> Result<Why, Explained> {
-        let path = format!("/api/v1/attempts/{}?limit={limit}", encoded(who));
+        let path = format!("/api/v1/attempts/{}?limit={limit}", path_segment(who));
         self.ask(Method::GET, &path, None).await
     }
 
@@ -71,7 +83,7 @@ impl AdminClient {
     /// What happens from now on to those whom `filter` admits.
     pub async fn events(&self, filter: &EventFilter) -> Result<Events, Explained> {
         let path = match &filter.labels {
-            Some(labels) => format!("/api/v1/events?labels={}", encoded(labels)),
+            Some(labels) => format!("/api/v1/events?labels={}", path_segment(labels)),
             None => "/api/v1/events".to_owned(),
         };
         let response = self.request(Method::GET, &path, None).await?;
@@ -154,6 +166,11 @@ impl AdminClient {
 }
 
 #[derive(serde::Deserialize)]
+struct Readiness {
+    reasons: Vec<String>,
+}
+
+#[derive(serde::Deserialize)]
 struct Gone {
     id: String,
 }
@@ -190,7 +207,7 @@ impl Events {
 fn listing_path(filter: &ListFilter) -> String {
     let mut query = Vec::new();
     if let Some(labels) = &filter.labels {
-        query.push(format!("labels={}", encoded(labels)));
+        query.push(format!("labels={}", path_segment(labels)));
     }
     if let Some(live) = filter.live {
         query.push(format!("live={live}"));
@@ -202,20 +219,7 @@ fn listing_path(filter: &ListFilter) -> String {
 }
 
 fn executor_path(who: &str, action: &str) -> String {
-    format!("/api/v1/executors/{}{action}", encoded(who))
-}
-
-/// Percent-encodes all but the unreserved characters (RFC 3986 §2.3): an id is one segment, slashes and all.
-fn encoded(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            out.push(char::from(byte));
-        } else {
-            out.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    out
+    format!("/api/v1/executors/{}{action}", path_segment(who))
 }
 
 fn unreachable(socket: &Path, error: &io::Error) -> Explained {

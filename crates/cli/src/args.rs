@@ -35,7 +35,7 @@ pub use operate::{
     AuditArgs, AuditCommand, CompletionsArgs, DemoArgs, FleetArgs, FleetCommand, ListArgs, ManArgs,
     RevokeArgs, StatusArgs, WatchArgs, WhoArgs, WhyArgs,
 };
-pub use shared::{DuplicatesArg, LogFormatArg, LogLevelArg, ProcessArgs};
+pub use shared::{DuplicatesArg, LogFormatArg, LogLevelArg, PrintArgs, Printable, ProcessArgs};
 pub use spiffe::SpiffeArgs;
 pub use vault::{VaultArgs, VaultAuthArg};
 
@@ -63,9 +63,9 @@ pub enum AhCommand {
 #[derive(Debug, Subcommand)]
 pub enum AgentCommand {
     /// Run the control plane that executors enroll with
-    AccessPoint(Box<AccessPointArgs>),
+    AccessPoint(Box<Printable<AccessPointArgs>>),
     /// Run a worker: dial an access point, prove who this is, stay enrolled
-    Enroll(Box<EnrollArgs>),
+    Enroll(Box<Printable<EnrollArgs>>),
     /// Show whether the executor on this machine is enrolled, or why not
     ///
     /// Exit code: 0 enrolled, 1 not enrolled, 3 no such executor process.
@@ -78,6 +78,7 @@ pub enum AgentCommand {
 Examples:
   ah agent doctor --remote-server https://127.0.0.1:4433 --name worker-1
   ah agent doctor --config /etc/ah/executor.toml
+  ah agent doctor --production --config /etc/ah/executor.toml
   ah agent doctor --remote-server https://access-point.example.com:4433 --identity files \\
     --cert /etc/ah/executor.pem --key /etc/ah/executor-key.pem --ca /etc/ah/ca.pem --json")]
     Doctor(Box<DoctorArgs>),

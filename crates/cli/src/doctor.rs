@@ -6,6 +6,7 @@
 
 mod clock;
 mod own;
+mod production;
 mod remote;
 mod report;
 mod running;
@@ -21,6 +22,7 @@ use crate::errors;
 use crate::settings::{DoctorSettings, EnrollSettings, Launch};
 use clock::Peer;
 use own::Own;
+use production::Seen;
 use remote::Visit;
 use report::{Check, Report};
 
@@ -35,7 +37,16 @@ pub fn run(launch: &Launch<DoctorSettings>, json: bool) -> ExitCode {
     };
     let mut report = Report::new();
     report.add(settings_are_valid(launch));
-    runtime.block_on(examine(&launch.settings.0, &mut report));
+    runtime.block_on(async {
+        let settings = &launch.settings;
+        let seen = match &settings.executor {
+            Some(executor) => Some(examine(executor, &mut report).await),
+            None => None,
+        };
+        if let Some(admin_socket) = &settings.production {
+            production::report(launch, seen.as_ref(), admin_socket, &mut report).await;
+        }
+    });
     // A name that is still being looked up is no reason to stay.
     runtime.shutdown_background();
     finish(&report, json)
@@ -72,7 +83,9 @@ fn settings_are_valid(launch: &Launch<DoctorSettings>) -> Check {
         Some(file) => format!("with {}", file.display()),
         None => "without a settings file".to_owned(),
     };
-    let settings = &launch.settings.0;
+    let Some(settings) = &launch.settings.executor else {
+        return Check::pass("settings", format!("{file}: no executor is set up here"));
+    };
     let servers: Vec<String> = settings.servers.iter().map(ToString::to_string).collect();
     let (name, kind) = (&settings.name, settings.identity.kind());
     Check::pass(
@@ -84,7 +97,7 @@ fn settings_are_valid(launch: &Launch<DoctorSettings>) -> Check {
     )
 }
 
-async fn examine(settings: &EnrollSettings, report: &mut Report) {
+async fn examine(settings: &EnrollSettings, report: &mut Report) -> Seen {
     let published = own::obtain(settings, report).await;
     let mut visits = Vec::new();
     for server in &settings.servers {
@@ -119,6 +132,10 @@ async fn examine(settings: &EnrollSettings, report: &mut Report) {
         visit.report_trust(wrong_clock, published.as_ref(), report);
     }
     running::report(settings, published.as_deref(), report).await;
+    Seen {
+        own: published,
+        visits,
+    }
 }
 
 /// What the first access point that told shows of its clock.

@@ -4,6 +4,7 @@ pub mod admin_client;
 pub mod args;
 pub mod commands;
 pub mod completions;
+pub mod config;
 pub mod doctor;
 pub mod errors;
 pub mod render;
@@ -69,20 +70,40 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
     };
     match command {
         AgentCommand::AccessPoint(args) => {
+            if let Some(printed) =
+                config::print(config::ACCESS_POINT, &args.print, &layers, &parsed)
+            {
+                return printed;
+            }
             let checks = [Check {
                 name: "identity",
                 faults: commands::access_point::check,
             }];
             let run = commands::access_point::run;
-            launch(layers, &parsed, args.process.validate, &checks, run)
+            launch(
+                layers,
+                &parsed,
+                args.settings.process.validate,
+                &checks,
+                run,
+            )
         }
         AgentCommand::Enroll(args) => {
+            if let Some(printed) = config::print(config::ENROLL, &args.print, &layers, &parsed) {
+                return printed;
+            }
             let checks = [Check {
                 name: "identity",
                 faults: commands::enroll::check,
             }];
             let run = commands::enroll::run;
-            launch(layers, &parsed, args.process.validate, &checks, run)
+            launch(
+                layers,
+                &parsed,
+                args.settings.process.validate,
+                &checks,
+                run,
+            )
         }
         AgentCommand::Doctor(args) => {
             match Launch::<DoctorSettings>::new(layers, &parsed, settings::paths()) {

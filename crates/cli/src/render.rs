@@ -1,8 +1,8 @@
 //! Output for people and for scripts.
 
 use std::io::{self, IsTerminal, Write};
-use std::time::{Duration, SystemTime};
 
+pub use ah_fleet::moment::{brief, relative};
 use serde::Serialize;
 
 /// What standard output is.
@@ -186,33 +186,6 @@ fn cut(text: &str, width: usize) -> String {
     out
 }
 
-/// `then` as seen from `now`: `in 41m`, `3m ago`, `now`.
-pub fn relative(now: SystemTime, then: SystemTime) -> String {
-    match then.duration_since(now) {
-        Ok(ahead) if ahead < Duration::from_secs(1) => "now".to_owned(),
-        Ok(ahead) => format!("in {}", brief(ahead)),
-        Err(behind) if behind.duration() < Duration::from_secs(1) => "now".to_owned(),
-        Err(behind) => format!("{} ago", brief(behind.duration())),
-    }
-}
-
-/// A length of time in its largest unit, rounded down; with the next unit where that matters.
-pub fn brief(time: Duration) -> String {
-    let seconds = time.as_secs();
-    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86400);
-    match (seconds, minutes, hours) {
-        (0, _, _) => format!("{}ms", time.as_millis()),
-        (_, 0, _) => format!("{seconds}s"),
-        (_, _, 0) => format!("{minutes}m"),
-        (_, _, 1..=9) => match minutes % 60 {
-            0 => format!("{hours}h"),
-            rest => format!("{hours}h{rest}m"),
-        },
-        (_, _, 10..=47) => format!("{hours}h"),
-        _ => format!("{days}d"),
-    }
-}
-
 /// Prints `value` as JSON for scripts: one object, indented, with a final newline.
 pub fn print_json(value: &impl Serialize) -> io::Result<()> {
     let mut out = io::stdout().lock();
@@ -262,20 +235,6 @@ mod tests {
         table.row(["a\u{1b}[2Jb\nc".into()]);
         assert_eq!(table.plain().lines().count(), 2);
         assert!(!table.plain().contains('\u{1b}'));
-    }
-
-    #[test]
-    fn times_are_told_as_people_do() {
-        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
-        let after = |s| relative(now, now + Duration::from_secs(s));
-        let before = |s| relative(now, now - Duration::from_secs(s));
-        assert_eq!(after(41 * 60 + 59), "in 41m");
-        assert_eq!(before(180), "3m ago");
-        assert_eq!(before(0), "now");
-        assert_eq!(after(3600 + 120), "in 1h2m");
-        assert_eq!(before(20 * 3600), "20h ago");
-        assert_eq!(before(90 * 86400), "90d ago");
-        assert_eq!(relative(now, now + Duration::from_millis(999)), "now");
     }
 
     #[test]

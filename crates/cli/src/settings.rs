@@ -124,20 +124,37 @@ fn resolve<S: Settings>(parsed: &Parsed, paths: &Paths) -> Result<S, Vec<Explain
 
 /// The whole command over `arguments` (the program's name first), with the files of contract §2 and §3.
 pub fn layers(arguments: Vec<OsString>) -> Layers {
-    let layered = |path, file: &str, tables| Layered {
+    let layered = |path, file: &str, not_in_file, tables| Layered {
         path,
         default_file: Path::new(CONFIG_DIRECTORY).join(file),
         file_arg: "config",
-        not_in_file: &["config", "validate", "json"],
+        not_in_file,
         tables,
+        describing: &["print-config", "print-config-schema"],
+        lifting: &["production"],
     };
     Layers::new(
         crate::args::definition(),
         arguments,
         vec![
-            layered(AccessPointSettings::PATH, "access-point.toml", &[]),
-            layered(EnrollSettings::PATH, "executor.toml", &["label"]),
-            layered(DoctorSettings::PATH, "executor.toml", &["label"]),
+            layered(
+                AccessPointSettings::PATH,
+                "access-point.toml",
+                &["config", "validate"],
+                &[],
+            ),
+            layered(
+                EnrollSettings::PATH,
+                "executor.toml",
+                &["config", "validate"],
+                &["label"],
+            ),
+            layered(
+                DoctorSettings::PATH,
+                "executor.toml",
+                &["config", "validate", "json", "production", "admin-socket"],
+                &["label"],
+            ),
         ],
     )
 }

@@ -7,6 +7,7 @@
 //! A value from a file counts as a default for clap, so that relations between arguments (`requires`,
 //! `conflicts_with`) do not see it: state such rules on the resolved settings.
 
+mod describe;
 mod file;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,8 +15,11 @@ use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
 
+use clap::builder::{OsStr, Resettable};
 use clap::parser::ValueSource;
-use clap::{ArgMatches, Command};
+use clap::{Arg, ArgMatches, Command};
+
+pub use describe::{Kind, NotText, Setting};
 
 /// A subcommand whose settings may come from a file.
 #[derive(Clone, Debug)]
@@ -30,6 +34,11 @@ pub struct Layered {
     pub not_in_file: &'static [&'static str],
     /// Arguments of the form `KEY=VALUE` that a file may also set as a table.
     pub tables: &'static [&'static str],
+    /// Flags that ask for the settings to be described ([`Layers::settings`]) and not to be used. With one of
+    /// them nothing is required, and neither the environment's settings nor the default file are looked at.
+    pub describing: &'static [&'static str],
+    /// Flags that lift what is required: with one of them nothing is.
+    pub lifting: &'static [&'static str],
 }
 
 /// Everything needed to parse, and to parse again after a reload.
@@ -146,24 +155,48 @@ impl Layers {
             .ok()
             .flatten();
         let path = named.unwrap_or(&layered.default_file);
+        let is_set = |id: &&str| matches!(matches.try_get_one::<bool>(id), Ok(Some(true)));
+        let describing = layered.describing.iter().any(is_set);
         let mut command = self.command.clone();
+        if describing || layered.lifting.iter().any(is_set) {
+            command = each(command, layered.path, &|arg| arg.required(false));
+        }
+        if describing {
+            command = each(command, layered.path, &|arg| {
+                arg.env(Resettable::<OsStr>::Reset)
+            });
+        }
+        let mut built = command.clone();
         // Builds propagated arguments, so that global ones are known below.
-        command.build();
-        let Some(target) = find(&command, layered.path) else {
+        built.build();
+        let Some(target) = find(&built, layered.path) else {
             return self.parse_plain();
         };
+        // Only a file that nobody asked for may be missing.
+        let absent = || {
+            parse_with(
+                &command,
+                &self.arguments,
+                layered,
+                None,
+                file::Contents::default(),
+            )
+        };
+        if describing && named.is_none() {
+            return absent();
+        }
         let mut contents = match std::fs::read_to_string(path) {
             Ok(text) => file::read(path, &text, target, layered),
-            // Only a file that nobody asked for may be missing.
             Err(e) if e.kind() == std::io::ErrorKind::NotFound && named.is_none() => {
-                return self.parse_with(layered, None, file::Contents::default());
+                return absent();
             }
             Err(e) => file::Contents::unreadable(path, &e),
         };
         contents
             .values
             .retain(|id, _| !contents.rejected.contains(id));
-        self.parse_with(layered, Some(path.clone()), contents)
+        let path = Some(path.clone());
+        parse_with(&command, &self.arguments, layered, path, contents)
     }
 
     fn parse_plain(&self) -> Result<Parsed, LayerError> {
@@ -180,52 +213,53 @@ impl Layers {
             }),
         }
     }
+}
 
-    fn parse_with(
-        &self,
-        layered: &Layered,
-        path: Option<PathBuf>,
-        contents: file::Contents,
-    ) -> Result<Parsed, LayerError> {
-        let file::Contents {
-            values,
-            rejected,
-            faults,
-        } = contents;
-        let command = amend(self.command.clone(), layered.path, &values, &rejected);
-        let matches = match command.clone().try_get_matches_from(&self.arguments) {
-            Ok(matches) => matches,
-            Err(error) => return Err(LayerError { error, faults }),
-        };
-        let mut origins = BTreeMap::new();
-        if let (Some(target), Some(found)) = (
-            find(&command, layered.path),
-            descend(&matches, layered.path),
-        ) {
-            for arg in target.get_arguments() {
-                let id = arg.get_id().as_str();
-                let origin = match found.try_contains_id(id).ok().and(found.value_source(id)) {
-                    Some(ValueSource::CommandLine) => Origin::Flag,
-                    Some(ValueSource::EnvVariable) => Origin::Environment(
-                        arg.get_env()
-                            .map(|name| name.to_string_lossy().into_owned())
-                            .unwrap_or_default(),
-                    ),
-                    _ => match (values.get(id), &path) {
-                        (Some(value), Some(path)) => Origin::File(path.clone(), value.line),
-                        _ => Origin::Default,
-                    },
-                };
-                origins.insert(id.to_owned(), origin);
-            }
+fn parse_with(
+    command: &Command,
+    arguments: &[OsString],
+    layered: &Layered,
+    path: Option<PathBuf>,
+    contents: file::Contents,
+) -> Result<Parsed, LayerError> {
+    let file::Contents {
+        values,
+        rejected,
+        faults,
+    } = contents;
+    let command = amend(command.clone(), layered.path, &values, &rejected);
+    let matches = match command.clone().try_get_matches_from(arguments) {
+        Ok(matches) => matches,
+        Err(error) => return Err(LayerError { error, faults }),
+    };
+    let mut origins = BTreeMap::new();
+    if let (Some(target), Some(found)) = (
+        find(&command, layered.path),
+        descend(&matches, layered.path),
+    ) {
+        for arg in target.get_arguments() {
+            let id = arg.get_id().as_str();
+            let origin = match found.try_contains_id(id).ok().and(found.value_source(id)) {
+                Some(ValueSource::CommandLine) => Origin::Flag,
+                Some(ValueSource::EnvVariable) => Origin::Environment(
+                    arg.get_env()
+                        .map(|name| name.to_string_lossy().into_owned())
+                        .unwrap_or_default(),
+                ),
+                _ => match (values.get(id), &path) {
+                    (Some(value), Some(path)) => Origin::File(path.clone(), value.line),
+                    _ => Origin::Default,
+                },
+            };
+            origins.insert(id.to_owned(), origin);
         }
-        Ok(Parsed {
-            matches,
-            origins,
-            file: path,
-            faults,
-        })
     }
+    Ok(Parsed {
+        matches,
+        origins,
+        file: path,
+        faults,
+    })
 }
 
 /// `command` with the file's values as defaults. What the file sets, or tried to set, is no longer
@@ -236,20 +270,23 @@ fn amend(
     values: &BTreeMap<String, file::Value>,
     rejected: &BTreeSet<String>,
 ) -> Command {
-    match path.split_first() {
-        Some((first, rest)) => {
-            command.mut_subcommand(first, |sub| amend(sub, rest, values, rejected))
+    each(command, path, &|arg| {
+        let id = arg.get_id().as_str().to_owned();
+        if let Some(value) = values.get(&id) {
+            arg.required(false).default_values(value.texts.clone())
+        } else if rejected.contains(&id) {
+            arg.required(false)
+        } else {
+            arg
         }
-        None => command.mut_args(|arg| {
-            let id = arg.get_id().as_str().to_owned();
-            if let Some(value) = values.get(&id) {
-                arg.required(false).default_values(value.texts.clone())
-            } else if rejected.contains(&id) {
-                arg.required(false)
-            } else {
-                arg
-            }
-        }),
+    })
+}
+
+/// `command` with `change` made to each argument of the subcommand at `path`.
+fn each(command: Command, path: &[&str], change: &dyn Fn(Arg) -> Arg) -> Command {
+    match path.split_first() {
+        Some((first, rest)) => command.mut_subcommand(first, |sub| each(sub, rest, change)),
+        None => command.mut_args(change),
     }
 }
 

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::store::{CertificateRecord, ExecutorId};
 
 pub use log::{AuditHealth, AuditLog, AuditTarget, AuditTask, QUEUE_LIMIT};
+pub(crate) use past::tail;
 pub use past::{Past, past};
 pub use verify::{BrokenAt, Fault, Start, Verified, verify};
 
@@ -54,6 +55,23 @@ pub enum Event {
 }
 
 impl Event {
+    /// Every kind.
+    pub const ALL: [Self; 13] = [
+        Self::Enrolled,
+        Self::ReEnrolled,
+        Self::Rotated,
+        Self::Disconnected,
+        Self::Rejected,
+        Self::Revoked,
+        Self::Reinstated,
+        Self::IdentityRenewed,
+        Self::IdentityRenewalFailed,
+        Self::Started,
+        Self::Stopped,
+        Self::Repaired,
+        Self::EventsLost,
+    ];
+
     /// The name as it is written in a line.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -1,6 +1,7 @@
 //! What an executor says of itself, checked against the limits that `fleet.proto` states.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
 
 use ah_identity_provider::{Code, Explained, ProviderKind};
 
@@ -31,6 +32,8 @@ pub(crate) struct Greeting {
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) host: HostRecord,
     pub(crate) provider: Option<ProviderKind>,
+    /// Its clock when it said hello, where it told.
+    pub(crate) clock: Option<SystemTime>,
 }
 
 impl Greeting {
@@ -76,8 +79,15 @@ impl Greeting {
                 memory_bytes: host.memory_bytes,
             },
             provider: provider(&hello.provider),
+            clock: moment(hello.clock_unix_ms),
         })
     }
+}
+
+/// 0 says nothing, and no clock stands before 1970.
+fn moment(unix_ms: i64) -> Option<SystemTime> {
+    let since = u64::try_from(unix_ms).ok().filter(|ms| *ms > 0)?;
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(since))
 }
 
 /// A provider of a later version is not an error: it is unknown here.
@@ -131,7 +141,21 @@ mod tests {
     fn newer_protocols_and_unknown_providers_are_tolerated() {
         let greeting = Greeting::parse(hello()).unwrap();
         assert_eq!(greeting.provider, None);
+        assert_eq!(greeting.clock, None);
         assert_eq!(greeting.name, "worker-1");
+    }
+
+    #[test]
+    fn whatever_clock_it_tells_of_is_a_moment_or_none() {
+        assert_eq!(
+            moment(1_000),
+            Some(SystemTime::UNIX_EPOCH + Duration::from_secs(1))
+        );
+        assert_eq!(
+            (moment(0), moment(-1), moment(i64::MIN)),
+            (None, None, None)
+        );
+        assert!(moment(i64::MAX).is_some());
     }
 
     #[test]

@@ -5,7 +5,7 @@ pub mod audit;
 mod codec;
 pub mod executor;
 mod hello;
-mod moment;
+pub mod moment;
 mod refusal;
 mod socket;
 pub mod store;

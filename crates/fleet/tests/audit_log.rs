@@ -277,6 +277,7 @@ async fn a_full_disk_breaks_no_chain_and_loses_nothing_below_the_limit() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("audit.jsonl");
     let status = child::command_with_file_limit(
+        64,
         "a_full_disk_breaks_no_chain_and_loses_nothing_below_the_limit",
         &path,
     )

@@ -182,7 +182,7 @@ async fn rg_1_a_full_disk_defers_and_catches_up() {
     let path = folder.path().join("registry.db");
     // Made before the limit, which is too low for the first pages.
     SqliteStore::open(&path).await.unwrap().close().await;
-    let status = child::command_with_file_limit(NAME, &path)
+    let status = child::command_with_file_limit(64, NAME, &path)
         .status()
         .unwrap();
     assert!(status.success());

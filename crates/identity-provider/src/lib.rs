@@ -4,6 +4,7 @@
 //! else. The [`Supervisor`] drives it: it vets what arrives, keeps the last good identity,
 //! retries with bounded backoff and publishes numbered generations through an [`IdentityWatch`].
 
+mod backoff;
 mod cert;
 pub mod chain;
 mod clock;
@@ -22,6 +23,7 @@ pub mod spiffe;
 mod supervise;
 pub mod vault;
 
+pub use backoff::Backoff;
 pub use cert::{CertificateError, CertificateFacts, KeyKind, hex};
 pub use clock::{Clock, SystemClock};
 pub use explain::{Code, Explained};

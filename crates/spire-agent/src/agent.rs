@@ -9,14 +9,13 @@ mod syncing;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use ah_identity_provider::{Clock, Explained};
+use ah_identity_provider::{Backoff, Clock, Explained};
 use ah_spire_attest::node::AgentHalf;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub use settings::AgentSettings;
 
-use crate::backoff::Backoff;
 use crate::cache::{Cache, CacheSettings, JwtSettings};
 use crate::data::DataDirectory;
 use crate::health::{Health, one_line};
@@ -44,6 +43,8 @@ pub struct Agent<A> {
     known: SyncedEntries,
     /// Since when the server has been untrusted; forgotten when it is trusted again.
     untrusted_since: Option<SystemTime>,
+    /// When the wall clock was last looked at, and what it said.
+    wall: (Instant, SystemTime),
 }
 
 /// A stay with the server of this length shows that it was no accident.
@@ -102,6 +103,7 @@ impl<A: AgentHalf> Agent<A> {
         );
         let cache = Arc::new(cache);
         let warm = WarmStart::open(&settings, &data, keys.as_ref());
+        let wall = (Instant::now(), clock.now());
         let mut agent = Self {
             settings,
             half,
@@ -115,6 +117,7 @@ impl<A: AgentHalf> Agent<A> {
             warm,
             known: SyncedEntries::new(),
             untrusted_since: None,
+            wall,
         };
         agent.start_warm();
         Ok(agent)
@@ -187,7 +190,7 @@ impl<A: AgentHalf> Agent<A> {
                         self.forget_workloads();
                     }
                     denied = Some(why);
-                    wait_or_jump(self.clock.as_ref(), denials.next()).await;
+                    wait_or_jump(self.clock.as_ref(), denials.next_wait()).await;
                 }
                 Lost::Rebootstrap => {
                     tracing::warn!(
@@ -207,6 +210,14 @@ impl<A: AgentHalf> Agent<A> {
         if let Some(warm) = &self.warm {
             warm.forget();
         }
+    }
+
+    /// Whether the clock was set back since this was last asked: what is held may be from the future.
+    fn was_set_back(&mut self) -> bool {
+        let (then, wall) = self.wall;
+        let now = self.clock.now();
+        self.wall = (Instant::now(), now);
+        now + JUMP < wall + then.elapsed()
     }
 
     fn forget_server(&mut self) {
@@ -273,10 +284,12 @@ impl<A: AgentHalf> Agent<A> {
     }
 }
 
+/// A step of the wall clock that is none of its own going.
+const JUMP: Duration = Duration::from_secs(60);
+
 /// Waits for `wait`, in steps short enough to see that the machine slept or its clock was set: then it returns early.
 async fn wait_or_jump(clock: &dyn Clock, wait: Duration) {
     const STEP: Duration = Duration::from_secs(5);
-    const JUMP: Duration = Duration::from_secs(60);
     let deadline = Instant::now() + wait;
     loop {
         let (began, wall) = (Instant::now(), clock.now());
@@ -285,9 +298,8 @@ async fn wait_or_jump(clock: &dyn Clock, wait: Duration) {
             return;
         }
         tokio::time::sleep(step).await;
-        let passed = began.elapsed();
-        let shown = clock.now().duration_since(wall);
-        if shown.is_ok_and(|shown| shown > passed + JUMP) {
+        let (passed, now) = (began.elapsed(), clock.now());
+        if now > wall + passed + JUMP || now + JUMP < wall + passed {
             tracing::info!("the clock jumped, or the machine slept: looking at everything again");
             return;
         }

@@ -137,6 +137,11 @@ impl Cache {
         self.state().unsigned(now, self.settings.x509)
     }
 
+    /// When the first X509-SVID is due for replacement.
+    pub(crate) fn next_rotation(&self) -> Option<SystemTime> {
+        self.state().next_rotation()
+    }
+
     /// Takes over X509-SVIDs, and publishes what became of the sets.
     pub(crate) fn put(&self, svids: Vec<Held>) {
         let now = self.clock.now();

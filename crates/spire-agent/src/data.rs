@@ -40,11 +40,13 @@ pub struct BootstrapState {
     pub attempts: i64,
 }
 
-/// The directory, and what it held when it was opened or last written.
+/// The directory, and what it held when it was opened or last written, but for what [`DataDirectory::take`] could not
+/// write.
 #[derive(Debug)]
 pub struct DataDirectory {
     directory: PathBuf,
     data: AgentData,
+    saved: bool,
 }
 
 impl DataDirectory {
@@ -74,6 +76,7 @@ impl DataDirectory {
         Ok(Self {
             directory: directory.to_owned(),
             data,
+            saved: true,
         })
     }
 
@@ -91,13 +94,26 @@ impl DataDirectory {
     pub fn update(&mut self, change: impl FnOnce(&mut AgentData)) -> Result<(), Explained> {
         let mut next = self.data.clone();
         change(&mut next);
-        if next == self.data {
-            return Ok(());
+        if next != self.data || !self.saved {
+            self.write(&next)?;
+            self.data = next;
+            self.saved = true;
         }
-        let path = self.path(FILE);
-        files::put(&path, &encode(&next)?).map_err(|error| unusable(&path, &error))?;
-        self.data = next;
         Ok(())
+    }
+
+    /// As [`Self::update`], for what holds whether or not the disk has room: what `change` makes is remembered even
+    /// when this fails, and written by the next call of either that succeeds.
+    pub fn take(&mut self, change: impl FnOnce(&mut AgentData)) -> Result<(), Explained> {
+        let before = self.data.clone();
+        change(&mut self.data);
+        self.saved &= self.data == before;
+        self.update(|_| {})
+    }
+
+    fn write(&self, data: &AgentData) -> Result<(), Explained> {
+        let path = self.path(FILE);
+        files::put(&path, &encode(data)?).map_err(|error| unusable(&path, &error))
     }
 }
 

@@ -6,7 +6,6 @@
 mod admin;
 pub mod agent;
 pub mod attest;
-mod backoff;
 pub mod bootstrap;
 mod cache;
 pub mod cli;

@@ -20,8 +20,10 @@ pub(crate) struct OwnIdentity {
     /// DER, leaf first.
     pub(crate) svid: Vec<CertificateDer<'static>>,
     pub(crate) key: Arc<PrivateKey>,
-    /// The key's slot in the key manager.
+    /// The key's slot in the key manager; where it is not [`Self::kept`], that of the SVID before.
     pub(crate) slot: String,
+    /// Whether it will be found again after a restart.
+    pub(crate) kept: bool,
     pub(crate) reattestable: bool,
     pub(crate) not_after: SystemTime,
     /// From when on it is to be replaced.
@@ -42,13 +44,31 @@ impl OwnIdentity {
             );
             return None;
         };
-        let facts = CertificateFacts::from_der(leaf).ok()?;
-        Some(Self {
-            id: id_of(&data.svid)?,
-            svid: data.svid.clone(),
+        Self::new(
+            &data.svid,
             key,
             slot,
-            reattestable: data.reattestable,
+            data.reattestable,
+            availability_target,
+        )
+    }
+
+    /// `None` where `svid` is no agent's.
+    pub(crate) fn new(
+        svid: &[CertificateDer<'static>],
+        key: Arc<PrivateKey>,
+        slot: String,
+        reattestable: bool,
+        availability_target: Option<std::time::Duration>,
+    ) -> Option<Self> {
+        let facts = CertificateFacts::from_der(svid.first()?).ok()?;
+        Some(Self {
+            id: id_of(svid)?,
+            svid: svid.to_vec(),
+            key,
+            slot,
+            kept: true,
+            reattestable,
             not_after: facts.not_after,
             rotate_at: rotate_at(
                 facts.not_before,

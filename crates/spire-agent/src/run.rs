@@ -50,7 +50,7 @@ pub fn run(flags: &Flags) -> ExitCode {
     ended(load(flags).and_then(|config| {
         // Before anything is written: what the agent makes is for nobody else, whoever started it.
         umask(umask(Mode::empty()) | Mode::from_bits_truncate(0o027));
-        let log = Log::start(&config.log, TARGETS).map_err(|cause| {
+        let log = Log::start(&config.log, TARGETS, false).map_err(|cause| {
             Explained::new(Code::Other, "cannot start the log")
                 .cause(cause)
                 .hint("let `log_file` name a file that the agent's user may write")

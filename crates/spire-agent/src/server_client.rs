@@ -3,7 +3,9 @@
 mod calls;
 mod dial;
 mod fault;
+mod news;
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -19,6 +21,7 @@ pub(crate) use calls::{IssuedJwt, agent_client};
 pub use calls::{IssuedSvid, SyncedEntries};
 pub use dial::ServerAddress;
 pub use fault::{Denied, ServerFault};
+pub(crate) use news::{Heard, News};
 
 /// How long one call may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -60,6 +63,8 @@ pub(crate) struct Connection {
     pub(crate) channel: Channel,
     /// The server's chain, leaf first.
     pub(crate) server: Arc<[CertificateDer<'static>]>,
+    /// Whether the server was found not to tell of changes.
+    pub(crate) silent: Arc<AtomicBool>,
 }
 
 impl ServerClient {

@@ -5,9 +5,11 @@
 
 mod agent;
 mod attest;
+mod audit;
 mod authorize;
 mod bundle;
 mod caller;
+mod changes;
 mod convert;
 mod csr;
 mod debug;
@@ -31,7 +33,9 @@ use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
 use ah_identity_provider::Clock;
+use ah_spire_attest::peer::PeerInfo;
 use ah_spire_telemetry::RpcMetrics;
+use ah_spire_wire::changes::changes_server::ChangesServer;
 use ah_spire_wire::model::{JwtKey, Selector};
 use ah_spire_wire::server::agent::agent_server::AgentServer;
 use ah_spire_wire::server::bundle::bundle_server::BundleServer;
@@ -43,12 +47,15 @@ use ah_spire_wire::{health::health_server::HealthServer, types};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use spiffe::{SpiffeId, TrustDomain};
+use tokio::net::UnixStream;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tonic::service::Routes;
 use tonic::{Code, Status};
 use tower::Service;
 
+use self::audit::{Audit, Fields};
 pub use self::caller::{Caller, Peer, PeerSvid, Right};
 pub use self::limits::RateLimits;
 use crate::ca::{SignError, Signer};
@@ -79,6 +86,8 @@ pub struct Core<S> {
     pub agent_id_as_selector: bool,
     /// The level of the log.
     pub log: Arc<dyn LogLevel>,
+    /// `audit_log_enabled`
+    pub audit_log: bool,
     /// The server's own X509-SVID, leaf first.
     pub own_chain: watch::Receiver<Vec<Vec<u8>>>,
     /// When the server started.
@@ -155,6 +164,7 @@ pub fn network_routes<S: Store>(core: &Arc<Core<S>>) -> Routes {
         .add_service(served!(BundleServer, bundle::Bundles(core.clone())))
         .add_service(served!(EntryServer, entry::Entries(core.clone())))
         .add_service(served!(SvidServer, svid::Svids(core.clone())))
+        .add_service(served!(ChangesServer, changes::Watches(core.clone())))
 }
 
 /// The services that are served over the local socket.
@@ -170,7 +180,14 @@ pub struct Calls<S> {
     core: Arc<Core<S>>,
     routes: Routes,
     peer: Arc<Peer>,
+    /// What the audit log says of a local peer.
+    process: Arc<Fields>,
+    going: Going,
 }
+
+/// Cancelled when the connection is to end: calls that would last end themselves then.
+#[derive(Clone, Default)]
+struct Going(CancellationToken);
 
 impl<S> Calls<S> {
     /// Calls of `peer` to `routes`.
@@ -179,7 +196,31 @@ impl<S> Calls<S> {
             core,
             routes,
             peer: Arc::new(peer),
+            process: Arc::default(),
+            going: Going::default(),
         }
+    }
+
+    /// Calls that have no end of their own end when `going` is cancelled.
+    #[must_use]
+    pub fn until(self, going: CancellationToken) -> Self {
+        Self {
+            going: Going(going),
+            ..self
+        }
+    }
+
+    /// As [`Self::new`] for whoever is at the other end of a local connection.
+    pub fn local(core: Arc<Core<S>>, routes: Routes, stream: &UnixStream) -> Self {
+        let audited = core.audit_log;
+        let mut calls = Self::new(core, routes, Peer::Local);
+        if audited {
+            match PeerInfo::of(stream) {
+                Ok(process) => calls.process = Arc::new(audit::process(&process)),
+                Err(error) => tracing::warn!(%error, "The audit log cannot tell who calls"),
+            }
+        }
+        calls
     }
 }
 
@@ -189,6 +230,8 @@ impl<S> Clone for Calls<S> {
             core: self.core.clone(),
             routes: self.routes.clone(),
             peer: self.peer.clone(),
+            process: self.process.clone(),
+            going: self.going.clone(),
         }
     }
 }
@@ -207,13 +250,27 @@ impl<S: Store> Service<Request<Incoming>> for Calls<S> {
             core,
             mut routes,
             peer,
+            process,
+            going,
         } = self.clone();
         Box::pin(async move {
-            match authorize::authorize(&core, &peer, request.uri().path()).await {
-                Ok(caller) => request.extensions_mut().insert(caller),
+            let path = request.uri().path();
+            let caller = match authorize::authorize(&core, &peer, path).await {
+                Ok(caller) => caller,
                 Err(status) => return Ok(status.into_http()),
             };
-            routes.call(request).await
+            let audit = if core.audit_log {
+                let by_config = caller.id().is_some_and(|id| core.admin_ids.contains(id));
+                Audit::begin(&caller, path, &process, by_config)
+            } else {
+                Audit::default()
+            };
+            request.extensions_mut().insert(caller);
+            request.extensions_mut().insert(audit.clone());
+            request.extensions_mut().insert(going);
+            let response = routes.call(request).await?;
+            audit.answered(&response);
+            Ok(response)
         })
     }
 }

@@ -4,6 +4,7 @@ mod authority;
 mod certificate;
 mod journal;
 mod manager;
+mod metrics;
 mod name;
 mod prepare;
 mod server_svid;

@@ -5,6 +5,7 @@
 
 mod follow;
 mod index;
+mod metrics;
 mod order;
 mod through;
 
@@ -12,6 +13,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::SystemTime;
 
+use ah_spire_telemetry::Metrics;
 use ah_spire_wire::model::Entry;
 use spiffe::{SpiffeId, TrustDomain};
 use tokio::sync::watch;
@@ -19,6 +21,7 @@ use tokio::sync::watch;
 pub use follow::Follow;
 use follow::State;
 use index::{Affected, Index};
+use metrics::Counts;
 pub use through::CachedStore;
 
 use crate::store::{Agent, Store, StoreError};
@@ -31,9 +34,12 @@ pub struct EntryCache {
     index: RwLock<Index>,
     clock: Clock,
     subscribers: Mutex<HashMap<SpiffeId, watch::Sender<u64>>>,
+    /// Counts the changes of bundles.
+    bundles: watch::Sender<u64>,
     /// What this server changed while the store was being read: newer than what was read.
     own: Mutex<Option<Own>>,
     state: tokio::sync::Mutex<State>,
+    counts: Counts,
 }
 
 #[derive(Default)]
@@ -48,16 +54,31 @@ impl EntryCache {
     /// # Errors
     /// What the store says.
     pub async fn load(store: &impl Store, trust_domain: TrustDomain) -> Result<Self, StoreError> {
-        let cache = Self::empty(trust_domain, Box::new(now));
+        Self::load_counted(store, trust_domain, &Metrics::off()).await
+    }
+
+    /// As [`Self::load`]; how much there is and how often it is read anew is counted in `metrics`.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub async fn load_counted(
+        store: &impl Store,
+        trust_domain: TrustDomain,
+        metrics: &Metrics,
+    ) -> Result<Self, StoreError> {
+        let mut cache = Self::empty(trust_domain, Box::new(now));
+        cache.counts = Counts::new(metrics);
         cache.reload(store).await?;
         Ok(cache)
     }
 
     fn empty(trust_domain: TrustDomain, clock: Clock) -> Self {
         Self {
+            counts: Counts::default(),
             index: RwLock::new(Index::new(trust_domain)),
             clock,
             subscribers: Mutex::default(),
+            bundles: watch::Sender::new(0),
             own: Mutex::default(),
             state: tokio::sync::Mutex::default(),
         }
@@ -90,10 +111,24 @@ impl EntryCache {
         if let Some(sender) = subscribers.get(agent) {
             return sender.subscribe();
         }
-        subscribers.retain(|_, sender| sender.receiver_count() > 0);
+        // Only when it would have to grow: a look at all of them for each that comes takes long with many.
+        if subscribers.len() == subscribers.capacity() {
+            subscribers.retain(|_, sender| sender.receiver_count() > 0);
+        }
         let (sender, receiver) = watch::channel(0);
         subscribers.insert(agent.clone(), sender);
         receiver
+    }
+
+    /// Changes each time that this server has changed a bundle.
+    pub fn subscribe_to_bundles(&self) -> watch::Receiver<u64> {
+        self.bundles.subscribe()
+    }
+
+    /// This server has changed a bundle.
+    pub fn bundles_changed(&self) {
+        self.bundles
+            .send_modify(|generation| *generation = generation.wrapping_add(1));
     }
 
     /// This server has created or updated the entry.

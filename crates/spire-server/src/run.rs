@@ -1,6 +1,7 @@
 //! `spire-server run`: the parts put together, and their end.
 
 mod keys;
+mod prune;
 mod trust;
 
 use std::collections::BTreeSet;
@@ -20,7 +21,6 @@ use ah_spire_telemetry::{
 use nix::sys::stat::{Mode, umask};
 use spiffe::SpiffeId;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::{MissedTickBehavior, interval};
 
 use self::keys::Keys;
 use crate::api::{Core, RateLimits};
@@ -33,9 +33,6 @@ use crate::store::{Metered, SqlStore, Store};
 
 /// How long calls under way may take to end.
 const DRAIN: Duration = Duration::from_secs(10);
-
-/// How often expired entries, tokens and agents are looked for.
-const PRUNE: Duration = Duration::from_secs(600);
 
 /// Targets of our own in the log.
 const TARGETS: &[&str] = &[
@@ -99,7 +96,6 @@ fn warn_unsupported(config: &ServerConfig) {
             !config.federation.federates_with.is_empty(),
             "federation.federates_with",
         ),
-        (config.audit_log_enabled, "audit_log_enabled"),
         (config.profiling.enabled, "profiling_enabled"),
         (
             !config.experimental.feature_flags.is_empty(),
@@ -126,7 +122,7 @@ pub async fn run(config: ServerConfig) -> Result<(), String> {
     // Before anything is written: what the server makes is for its group at most.
     let before = umask(Mode::from_bits_truncate(0o027));
     umask(before | Mode::from_bits_truncate(0o027));
-    let log = Arc::new(Log::start(&config.log, TARGETS)?);
+    let log = Arc::new(Log::start(&config.log, TARGETS, wanted.store.log_sql)?);
     if !before.contains(Mode::from_bits_truncate(0o027)) {
         let now = before | Mode::from_bits_truncate(0o027);
         tracing::warn!(
@@ -179,6 +175,7 @@ struct Started<S> {
     manager: Arc<Manager<S, Keys>>,
     svids: ServerSvids,
     trust: trust::Follower,
+    pruner: prune::Pruner,
     local: LocalSocket,
     network: Network,
     health: Option<HealthListener>,
@@ -207,7 +204,7 @@ async fn start(
         .map_err(|error| error.to_string())?;
     let store = Metered::new(database.clone(), &metrics);
     tracing::info!("Building in-memory entry cache");
-    let entries = EntryCache::load(&store, ours.clone()).await;
+    let entries = EntryCache::load_counted(&store, ours.clone(), &metrics).await;
     let entries = Arc::new(entries.map_err(|error| format!("cannot read the entries: {error}"))?);
     let store = Arc::new(CachedStore::new(store, entries.clone()));
     let upstream = wanted.upstream(&ours, clock.clone())?;
@@ -230,7 +227,11 @@ async fn start(
         unique_id: wanted.unique_id,
         ..Profile::new(ours.clone())
     };
-    let authorities = Arc::new(Authorities::new(profile, clock.clone()));
+    let authorities = Arc::new(Authorities::counted(
+        profile,
+        clock.clone(),
+        metrics.clone(),
+    ));
     let settings = Settings {
         ca_key_type: config.ca_key_type,
         jwt_key_type: config.jwt_key_type,
@@ -265,11 +266,13 @@ async fn start(
         clock,
         agent_id_as_selector: config.experimental.agent_spiffe_id_as_selector,
         log,
+        audit_log: config.audit_log_enabled,
         own_chain: svids.chains(),
         started: SystemTime::now(),
     });
     let address = address(&config.bind_address, config.bind_port).await?;
     let listener = bind(address).map_err(|error| error.to_string())?;
+    let pruner = prune::Pruner::new(&metrics);
     let health = HealthListener::bind(&config.health_checks).await;
     let prometheus = match &config.telemetry.prometheus {
         Some(prometheus) => {
@@ -285,6 +288,7 @@ async fn start(
         manager,
         svids,
         trust,
+        pruner,
         local,
         network: Network::new(listener, configs),
         health: health.map_err(told)?,
@@ -329,17 +333,12 @@ impl<S: Store> Started<S> {
                 core.entries.follow(core.store.as_ref(), &follow).await
             })),
         );
-        let core = self.core.clone();
+        let (core, pruner) = (self.core.clone(), self.pruner);
         let pruned = config.prune_attested_nodes;
         tasks.spawn(
             "pruner",
             until(Box::pin(async move {
-                let mut turns = interval(PRUNE);
-                turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
-                loop {
-                    turns.tick().await;
-                    prune(core.store.as_ref(), pruned).await;
-                }
+                pruner.run(core.store.as_ref(), pruned).await;
             })),
         );
         if let Some(listener) = self.prometheus {
@@ -418,32 +417,6 @@ fn follow(config: &ServerConfig) -> Follow {
             .unwrap_or(default.full_interval),
         gap_timeout: given.event_timeout.unwrap_or(default.gap_timeout),
         keep_events: given.prune_events_older_than.unwrap_or(default.keep_events),
-    }
-}
-
-/// Takes out what has expired. What fails is told, and tried again at the next turn.
-async fn prune(store: &impl Store, agents: Option<ah_spire_plugin::server::PruneAttestedNodes>) {
-    let now = crate::moment::now();
-    match store.prune_entries(now).await {
-        Ok(gone) => gone.iter().for_each(|entry| {
-            tracing::info!(entry_id = %entry.id, spiffe_id = %entry.spiffe_id, "Pruned an expired registration");
-        }),
-        Err(error) => tracing::error!(%error, "Cannot prune entries"),
-    }
-    if let Err(error) = store.prune_join_tokens(now).await {
-        tracing::error!(%error, "Cannot prune join tokens");
-    }
-    let Some(agents) = agents else { return };
-    let expired_for = i64::try_from(agents.expired_for.as_secs()).unwrap_or(i64::MAX);
-    let before = now.saturating_sub(expired_for);
-    match store
-        .prune_agents(before, agents.include_tofu, agents.batch_size)
-        .await
-    {
-        Ok(gone) => gone.iter().for_each(|id| {
-            tracing::info!(spiffe_id = %id, "Pruned an expired agent");
-        }),
-        Err(error) => tracing::error!(%error, "Cannot prune agents"),
     }
 }
 

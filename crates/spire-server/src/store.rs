@@ -16,6 +16,7 @@ use spiffe::{SpiffeId, TrustDomain};
 
 pub use config::{BadConfig, StoreConfig};
 pub use metered::Metered;
+pub(crate) use metered::counted;
 pub use model::{
     Agent, AgentFilter, EntryFilter, EntryMask, JoinToken, Match, Page, Paged, Profile,
     Relationship, Spender,
@@ -123,7 +124,8 @@ pub trait Entries: Send + Sync {
 
 /// Attested agents.
 pub trait Agents: Send + Sync {
-    /// Creates or replaces the agent with its selectors, in one transaction.
+    /// Creates or replaces the agent with its selectors, in one transaction. One that is banned is not replaced:
+    /// [`StoreError::Precondition`].
     fn put_agent(&self, agent: &Agent) -> impl Future<Output = Result<(), StoreError>> + Send;
     /// By SPIFFE ID.
     fn agent(

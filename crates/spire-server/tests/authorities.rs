@@ -7,13 +7,13 @@
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use ah_identity_provider::SystemClock;
 use ah_spire_wire::jwt::validate_jwt_svid;
 use ah_spire_wire::stored::journal::{Entries, Status};
+use ah_testkit::child;
 use prost::Message;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use spiffe::{SpiffeId, TrustDomain};
@@ -22,8 +22,6 @@ use spire_server::ca::{
 };
 use spire_server::keys::{DiskKeys, KeyManager, KeyType, LocalKey, MemoryKeys, SigningKey};
 use spire_server::store::{Bundles, Journals, SqlStore, StoreConfig};
-
-const CHILD: &str = "SPIRE_TEST_AUTHORITIES";
 
 fn domain() -> TrustDomain {
     TrustDomain::new("example.org").unwrap()
@@ -129,18 +127,13 @@ async fn rotate_for_ever(dir: &Path) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_killed_while_it_rotates_starts_again() {
-    if let Ok(dir) = std::env::var(CHILD) {
+    if let Some(dir) = child::argument() {
         return rotate_for_ever(Path::new(&dir)).await;
     }
     let dir = tempfile::tempdir().unwrap();
     for lines in 1..=8 {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "a_server_killed_while_it_rotates_starts_again"])
-            .args(["--nocapture", "--test-threads=1"])
-            .env(CHILD, dir.path())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let name = "a_server_killed_while_it_rotates_starts_again";
+        let mut child = child::start(name, dir.path());
         // One line for each of the steps, after the harness's own two.
         let told = BufReader::new(child.stdout.take().unwrap())
             .lines()

@@ -1,5 +1,6 @@
 //! The log: upstream's lines, a level that can be changed, a file that can be opened again.
 
+use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
 use std::io;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -7,6 +8,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use ah_daemon::logging::LogFile;
 use ah_spire_plugin::settings::{LogConfig, LogFormat, LogLevel as Configured};
 use ah_spire_wire::types::{LogLevel, Logger};
+use serde_json::Value;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tonic::Status;
@@ -21,21 +23,33 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, reload};
 
+/// Where each SQL statement is told.
+const STATEMENTS: &str = "sqlx::query";
+
+/// The field whose value is a JSON object of fields that are known only when the line is written.
+const FIELDS: &str = "fields";
+
 /// The running log.
 pub struct Log {
     filter: reload::Handle<Targets, Registry>,
     targets: &'static [&'static str],
+    statements: bool,
     launch: LogLevel,
     current: AtomicI32,
     file: Option<LogFile>,
 }
 
 impl Log {
-    /// Starts the log of this process. `targets` are its own; others are told at a level less.
+    /// Starts the log of this process. `targets` are its own; others are told at a level less. With `statements` those
+    /// of SQL are told at DEBUG, without their values.
     ///
     /// # Errors
     /// The file cannot be written, or there is a log already.
-    pub fn start(config: &LogConfig, targets: &'static [&'static str]) -> Result<Self, String> {
+    pub fn start(
+        config: &LogConfig,
+        targets: &'static [&'static str],
+        statements: bool,
+    ) -> Result<Self, String> {
         let launch = match config.level {
             Configured::Panic => LogLevel::Panic,
             Configured::Fatal => LogLevel::Fatal,
@@ -50,7 +64,7 @@ impl Log {
                 .map_err(|error| format!("unable to open log file {}: {error}", path.display()))
         });
         let file = file.transpose()?;
-        let (filter, handle) = reload::Layer::new(filter(launch, targets));
+        let (filter, handle) = reload::Layer::new(filter(launch, targets, statements));
         let lines = Lines {
             json: config.format == LogFormat::Json,
             source: config.source_location,
@@ -68,6 +82,7 @@ impl Log {
         Ok(Self {
             filter: handle,
             targets,
+            statements,
             launch,
             current: AtomicI32::new(launch.into()),
             file,
@@ -102,7 +117,7 @@ impl Log {
     /// The log has ended.
     pub fn set(&self, level: LogLevel) -> Result<(), String> {
         self.filter
-            .reload(filter(level, self.targets))
+            .reload(filter(level, self.targets, self.statements))
             .map_err(|error| error.to_string())?;
         self.current.store(level.into(), Ordering::Relaxed);
         Ok(())
@@ -166,8 +181,8 @@ fn level_name(level: LogLevel, which: &str) -> Result<&'static str, String> {
     })
 }
 
-fn filter(level: LogLevel, targets: &[&str]) -> Targets {
-    let (ours, others) = match level {
+fn filter(level: LogLevel, targets: &[&str], statements: bool) -> Targets {
+    let (own, others) = match level {
         LogLevel::Panic | LogLevel::Fatal => (LevelFilter::OFF, LevelFilter::OFF),
         LogLevel::Error => (LevelFilter::ERROR, LevelFilter::ERROR),
         LogLevel::Warn => (LevelFilter::WARN, LevelFilter::WARN),
@@ -175,8 +190,17 @@ fn filter(level: LogLevel, targets: &[&str]) -> Targets {
         LogLevel::Debug => (LevelFilter::DEBUG, LevelFilter::INFO),
         LogLevel::Trace => (LevelFilter::TRACE, LevelFilter::DEBUG),
     };
-    let ours = targets.iter().map(|target| (*target, ours));
-    Targets::new().with_default(others).with_targets(ours)
+    let ours = targets.iter().map(|target| (*target, own));
+    // Slow statements are warned about in any case.
+    let statements = if statements {
+        own
+    } else {
+        own.min(LevelFilter::WARN)
+    };
+    Targets::new()
+        .with_default(others)
+        .with_targets(ours)
+        .with_target(STATEMENTS, statements)
 }
 
 /// Lines as logrus writes them: `time="…" level=info msg="…" key=value`, or the same as JSON.
@@ -202,9 +226,8 @@ where
         if self.source
             && let (Some(file), Some(line)) = (meta.file(), meta.line())
         {
-            fields.others.push(("file", format!("{file}:{line}")));
+            fields.add("file", format!("{file}:{line}"));
         }
-        fields.others.sort();
         let now = OffsetDateTime::now_utc();
         let now = now.replace_nanosecond(0).unwrap_or(now);
         let now = now.format(&Rfc3339).map_err(|_| fmt::Error)?;
@@ -227,7 +250,7 @@ where
 #[derive(Default)]
 struct Fields {
     message: String,
-    others: Vec<(&'static str, String)>,
+    others: BTreeMap<String, Value>,
 }
 
 impl Visit for Fields {
@@ -244,8 +267,16 @@ impl Fields {
     fn take(&mut self, field: &Field, value: String) {
         match field.name() {
             "message" => self.message = value,
-            name => self.others.push((name, value)),
+            FIELDS => match serde_json::from_str::<BTreeMap<String, Value>>(&value) {
+                Ok(several) => self.others.extend(several),
+                Err(_) => self.add(FIELDS, value),
+            },
+            name => self.add(name, value),
         }
+    }
+
+    fn add(&mut self, name: &str, value: String) {
+        self.others.insert(name.to_owned(), value.into());
     }
 }
 
@@ -255,7 +286,10 @@ fn text(now: &str, level: &str, fields: &Fields) -> String {
         quoted(&fields.message)
     );
     for (name, value) in &fields.others {
-        let _ = write!(line, " {name}={}", quoted(value));
+        let _ = match value {
+            Value::String(value) => write!(line, " {name}={}", quoted(value)),
+            value => write!(line, " {name}={value}"),
+        };
     }
     line
 }
@@ -270,14 +304,12 @@ fn quoted(value: &str) -> String {
 }
 
 fn json(now: &str, level: &str, fields: &Fields) -> String {
-    let mut object = serde_json::Map::new();
-    for (name, value) in &fields.others {
-        object.insert((*name).to_owned(), value.clone().into());
-    }
+    let others = fields.others.clone().into_iter();
+    let mut object: serde_json::Map<_, _> = others.collect();
     object.insert("level".to_owned(), level.into());
     object.insert("msg".to_owned(), fields.message.clone().into());
     object.insert("time".to_owned(), now.into());
-    serde_json::Value::Object(object).to_string()
+    Value::Object(object).to_string()
 }
 
 #[cfg(test)]
@@ -287,13 +319,12 @@ mod tests {
     // Inventory section 10: upstream's lines, which log collectors parse.
     #[test]
     fn lines_are_those_of_logrus() {
-        let fields = Fields {
+        let mut fields = Fields {
             message: "Starting Server APIs".into(),
-            others: vec![
-                ("address", "127.0.0.1:8081".into()),
-                ("network", "tcp".into()),
-            ],
+            ..Fields::default()
         };
+        fields.add("network", "tcp".into());
+        fields.add("address", "127.0.0.1:8081".into());
         assert_eq!(
             text("2026-11-22T05:00:00Z", "info", &fields),
             "time=\"2026-11-22T05:00:00Z\" level=info msg=\"Starting Server APIs\" address=\"127.0.0.1:8081\" network=tcp"
@@ -303,5 +334,17 @@ mod tests {
             r#"{"address":"127.0.0.1:8081","level":"info","msg":"Starting Server APIs","network":"tcp","time":"2026-11-22T05:00:00Z"}"#
         );
         assert_eq!(quoted("a\nb"), "\"a\\nb\"");
+    }
+
+    // Inventory section 7: DataStore sql, log_sql.
+    #[test]
+    fn statements_are_told_when_they_are_asked_for() {
+        let told = |level, statements, at: &Level| {
+            filter(level, &[], statements).would_enable(STATEMENTS, at)
+        };
+        assert!(told(LogLevel::Debug, true, &Level::DEBUG));
+        assert!(!told(LogLevel::Info, true, &Level::DEBUG));
+        assert!(!told(LogLevel::Trace, false, &Level::DEBUG));
+        assert!(told(LogLevel::Trace, false, &Level::WARN));
     }
 }

@@ -56,6 +56,13 @@ pub mod agent {
     pub use crate::packages::spire::api::agent::logger::v1 as logger;
 }
 
+/// How a server of this project tells its agents of changes, beside upstream's services.
+pub mod changes {
+    pub use crate::packages::ah::spire::v1::{
+        Changed, WatchRequest, changes_client, changes_server,
+    };
+}
+
 /// What the datastore keeps as protobuf, in the formats that upstream reads and writes.
 pub mod stored {
     pub use crate::packages::spire::{common, journal};

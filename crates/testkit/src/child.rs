@@ -29,16 +29,16 @@ pub fn start(name: &str, argument: &Path) -> Child {
         .unwrap()
 }
 
-/// The same, unable to make a file longer than 64 KiB: a full disk that needs no mount and no root.
-pub fn command_with_file_limit(name: &str, argument: &Path) -> Command {
+/// The same, unable to make a file longer than so many KiB: a full disk that needs no mount and no root.
+pub fn command_with_file_limit(kib: u32, name: &str, argument: &Path) -> Command {
     let mut command = Command::new("bash");
     // The signal that goes with the limit is ignored, so that the write fails instead. What the test prints goes
     // through a pipe: where it ends may be a file that is larger than the limit already.
+    let script = format!(
+        r#"trap "" XFSZ; set -o pipefail; (ulimit -S -f {kib}; exec "$0" "$@") 2>&1 | cat"#
+    );
     command
-        .args([
-            "-c",
-            r#"trap "" XFSZ; set -o pipefail; (ulimit -S -f 64; exec "$0" "$@") 2>&1 | cat"#,
-        ])
+        .args(["-c", &script])
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", name, "--nocapture", "--test-threads=1"])
         .env(ARGUMENT, argument);

@@ -2,6 +2,7 @@
 
 mod accept;
 mod alert;
+mod clients;
 mod configs;
 mod connect;
 mod fault;
@@ -18,6 +19,7 @@ mod vet;
 
 pub use accept::{AcceptObserver, Accepted, HandshakeLimits, Handshakes, Rejection, bind, serve};
 pub use alert::{code_of_alert, explain_io};
+pub use clients::optional_clients;
 pub use configs::{ClientConfigs, ClientTls, Expect, ServerConfigs, ServerTls, https_config};
 pub use connect::{Connected, ExecutorStream, Fate, Trace, connect, connect_traced, reach};
 pub use fault::Concern;

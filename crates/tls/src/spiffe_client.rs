@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use ah_identity_provider::{Clock, Explained, PrivateKey};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::Error;
+use rustls::client::danger::{ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ResolvesClientCert, Resumption};
-use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::sign::CertifiedKey;
-use rustls::{DigitallySignedStruct, Error, PeerMisbehaved, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use spiffe::SpiffeId;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -19,8 +19,8 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::configs::{ALPN, Time, provider, unusable};
-use crate::handshake::{PresentAlways, chain, record, with_verdict};
-use crate::verify::{ALGORITHMS, verify_first_use, verify_spiffe_server};
+use crate::handshake::{PresentAlways, chain, record, tls13_signatures, with_verdict};
+use crate::verify::{verify_first_use, verify_spiffe_server};
 use crate::{PeerIdentity, Trust, VerifyError};
 
 /// By what the server is judged.
@@ -154,27 +154,7 @@ impl ServerCertVerifier for Verifier {
         record(self.judge(&chain, self.clock.now())).map(|()| ServerCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Err(PeerMisbehaved::SignedHandshakeWithUnadvertisedSigScheme.into())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, cert, dss, &ALGORITHMS)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        ALGORITHMS.supported_schemes()
-    }
+    tls13_signatures!();
 }
 
 impl fmt::Debug for Verifier {

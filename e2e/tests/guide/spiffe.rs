@@ -131,7 +131,16 @@ impl Spire {
     /// With `server` and `agent` at the end of their configuration files.
     fn deploy_with(machine: &Machine, server: &str, agent: &str) -> Self {
         let (server_end, agent_end) = (format!("{server}\nEOF"), format!("{agent}\nEOF"));
-        machine.shell(&SERVER_CONFIGURATION.replace("\nEOF", &server_end));
+        Self::deploy_as(
+            machine,
+            &SERVER_CONFIGURATION.replace("\nEOF", &server_end),
+            &AGENT_CONFIGURATION.replace("\nEOF", &agent_end),
+        )
+    }
+
+    /// With these lines in place of the guide's.
+    fn deploy_as(machine: &Machine, server: &str, agent: &str) -> Self {
+        machine.shell(server);
         let server = machine.start("root", "spire-server run -config /etc/spire/server.conf");
         healthy(machine, "spire-server", "/run/spire/server.sock");
         let printed = machine.shell(TOKEN).stdout;
@@ -139,8 +148,7 @@ impl Spire {
             .lines()
             .find_map(|line| line.strip_prefix("Token: "))
             .unwrap_or_else(|| panic!("no token in {printed:?}"));
-        let configuration = AGENT_CONFIGURATION.replace("\nEOF", &agent_end);
-        machine.shell(&configuration.replace("abc123def456...", token));
+        machine.shell(&agent.replace("abc123def456...", token));
         let agent = machine.start("root", "spire-agent run -config /etc/spire/agent.conf");
         healthy(machine, "spire-agent", "/run/spire/agent.sock");
         Self {
@@ -242,6 +250,37 @@ fn rotations_by_the_agent_cost_no_session() {
     executor.wait_for_nth("enrollment moved to a new connection", 2);
     assert_eq!(executor.count("retrying in"), 0);
     assert_eq!(access_point.count("executor disconnected"), 0);
+}
+
+// Bar 13, SR-6: this agent polls once an hour, so that it can only have been told.
+#[test]
+fn an_entry_reaches_open_streams_without_a_poll() {
+    let Some(machine) = Machine::new() else {
+        return;
+    };
+    let hourly = "    experimental { sync_interval = \"1h\" }\n    insecure_bootstrap";
+    let agent = AGENT_CONFIGURATION.replace("    insecure_bootstrap", hourly);
+    let spire = Spire::deploy_as(&machine, SERVER_CONFIGURATION, &agent);
+    machine.shell(ENTRIES);
+    let watch = "spire-agent api watch -socketPath /run/spire/agent.sock";
+    let watching = machine.start("executor", watch);
+    watching.wait_for("spiffe://example.org/ah/agent/executor-1");
+
+    let with_agent_id = |line: &str| {
+        let find = ENTRIES.lines().nth(1).unwrap_or_default();
+        machine.shell(&format!("{find}\n{line}"));
+    };
+    with_agent_id(
+        r#"spire-server entry create -socketPath /run/spire/server.sock -parentID "$AGENT_ID" \
+    -spiffeID "spiffe://example.org/ah/agent/executor-2" -selector "unix:user:executor""#,
+    );
+    watching.wait_for("spiffe://example.org/ah/agent/executor-2");
+
+    // A ban is heard, too, and ends what the workload was given.
+    with_agent_id(
+        r#"spire-server agent ban -socketPath /run/spire/server.sock -spiffeID "$AGENT_ID""#,
+    );
+    spire.agent.wait_for("the agent was banned on the server");
 }
 
 // Inventory section 10: upstream's names, on upstream's paths.

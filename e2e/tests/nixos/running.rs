@@ -12,7 +12,7 @@ const PACKAGE: &str = "/nix/store/00000000000000000000000000000000-agent-harbor/
 const COREUTILS: &str = "/nix/store/00000000000000000000000000000000-coreutils/bin";
 
 /// A node with everything, as docs/nixos.md sets it up.
-const NODE: &str = r#"{
+pub const NODE: &str = r#"{
   services.spire.server = {
     enable = true;
     trustDomain = "example.org";

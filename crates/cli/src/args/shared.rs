@@ -7,6 +7,33 @@ use clap::{Args, ValueEnum, ValueHint};
 
 use crate::settings::value::duration;
 
+/// What a command takes beside its settings: to print them as a file instead of running.
+#[derive(Debug, Args)]
+pub struct Printable<S: Args> {
+    /// The settings.
+    #[command(flatten)]
+    pub settings: S,
+
+    /// What to print.
+    #[command(flatten)]
+    pub print: PrintArgs,
+}
+
+/// Settings files (AP-17).
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Process")]
+pub struct PrintArgs {
+    /// Print a settings file with every setting, what it means and its default, and with what is given here set
+    ///
+    /// What the file of --config sets stays set. The environment is left out: it goes on winning over the file.
+    #[arg(long, id = "print-config")]
+    pub print_config: bool,
+
+    /// Print the JSON schema of the settings file, for editors
+    #[arg(long, id = "print-config-schema", conflicts_with = "print-config")]
+    pub print_config_schema: bool,
+}
+
 /// How the process behaves.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Process")]

@@ -1,12 +1,13 @@
 //! `ah agent access-point` (contract §2).
 
+mod listen;
+
 use std::future::Future;
 use std::net::IpAddr;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use ah_daemon::layer::Origin;
 use ah_daemon::logging::Logging;
 use ah_daemon::signals::Signals;
 use ah_daemon::systemd;
@@ -71,7 +72,7 @@ async fn serve(launch: Launch<AccessPointSettings>, logging: Logging) -> Result<
         () = shutdown.drain.cancelled() => return Ok(()),
     };
     // Not before: who is refused goes elsewhere or comes back, who is accepted and not answered waits.
-    let listeners = listeners(&launch).await?;
+    let listeners = listen::listeners(&launch).await?;
     make_room(&settings.admin_socket)?;
     if let DbUrl::Sqlite(path) = &settings.db {
         make_room(path)?;
@@ -190,25 +191,6 @@ async fn until(
         () = stop.cancelled() => Ok(()),
         gave_up = supervising => Err(gave_up),
     }
-}
-
-/// Sockets that were handed over; without any, or where addresses are named, those of `--fleet-listen`.
-async fn listeners(launch: &Launch<AccessPointSettings>) -> Result<Vec<TcpListener>, Explained> {
-    let inherited = systemd::inherited_sockets().map_err(|error| {
-        Explained::new(Code::Other, error.to_string())
-            .hint("check the ListenStream= lines of the .socket unit")
-    })?;
-    let mut listeners = Vec::new();
-    for socket in inherited.tcp {
-        listeners.push(TcpListener::from_std(socket).map_err(|error| no_runtime(&error))?);
-    }
-    let named = launch.origins.get("fleet-listen") != Some(&Origin::Default);
-    if listeners.is_empty() || named {
-        for address in &launch.settings.fleet_listen {
-            listeners.push(ah_tls::bind(*address)?);
-        }
-    }
-    Ok(listeners)
 }
 
 fn bearer(settings: &AccessPointSettings) -> Bearer {

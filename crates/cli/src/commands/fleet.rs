@@ -129,7 +129,7 @@ fn show_listing(listing: &Listing, json: bool) -> io::Result<()> {
         table.row([
             view.name.clone(),
             view.id.clone(),
-            state(view).to_owned(),
+            view.state().to_owned(),
             live.map(|live| live.peer.to_string()).unwrap_or_default(),
             live.map(|live| {
                 render::relative(
@@ -148,14 +148,6 @@ fn show_listing(listing: &Listing, json: bool) -> io::Result<()> {
     Ok(())
 }
 
-pub(super) fn state(view: &ExecutorView) -> &'static str {
-    match (&view.revocation, &view.live) {
-        (Some(_), _) => "revoked",
-        (None, Some(_)) => "enrolled",
-        (None, None) => "offline",
-    }
-}
-
 fn show_executor(view: &ExecutorView, json: bool) -> io::Result<()> {
     if json {
         return render::print_json(view);
@@ -166,7 +158,7 @@ fn show_executor(view: &ExecutorView, json: bool) -> io::Result<()> {
         let text = time.format(&Rfc3339).unwrap_or_else(|_| time.to_string());
         format!("{text} ({})", render::relative(now, time.into()))
     };
-    let color = match state(view) {
+    let color = match view.state() {
         "enrolled" => Color::Green,
         "revoked" => Color::Red,
         _ => Color::Yellow,
@@ -174,7 +166,7 @@ fn show_executor(view: &ExecutorView, json: bool) -> io::Result<()> {
     let mut rows = vec![
         ("id", printable(&view.id)),
         ("name", printable(&view.name)),
-        ("state", terminal.paint(color, state(view))),
+        ("state", terminal.paint(color, view.state())),
     ];
     if let Some(live) = &view.live {
         rows.push(("peer", live.peer.to_string()));

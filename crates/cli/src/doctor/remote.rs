@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use ah_fleet::executor::{Probe, Remote, probe};
-use ah_identity_provider::{Clock, Code, Explained, IdentityWatch, Published, SystemClock};
+use ah_identity_provider::{
+    CertificateFacts, Clock, Code, Explained, IdentityWatch, Published, SystemClock,
+};
 use ah_tls::{ClientConfigs, Concern, Expect, Trace, reach};
 
 use super::clock::{At, moment, when_valid};
@@ -78,6 +80,13 @@ impl Visit {
             .or(self.then.as_ref().and_then(|probe| probe.clock_skew))
     }
 
+    /// Its certificate, where the handshake came to that.
+    pub(super) fn server_leaf(&self) -> Option<&CertificateFacts> {
+        let first = Some(&self.first).filter(|first| first.server.is_some());
+        let probe = first.or(self.then.as_ref())?;
+        probe.server.as_ref().map(|server| server.leaf())
+    }
+
     /// Whether its certificate is not valid by our clock, and would be at `now`.
     pub(super) fn is_valid_only_at(&self, now: SystemTime) -> bool {
         self.outdated()
@@ -89,7 +98,7 @@ impl Visit {
         self.refused_us() == Some(Code::ClientExpired)
     }
 
-    fn outdated(&self) -> Option<&ah_identity_provider::CertificateFacts> {
+    fn outdated(&self) -> Option<&CertificateFacts> {
         let refused = self.first.trace.refused.as_ref()?;
         (refused.concern() == Concern::Dates).then(|| refused.certificate())?
     }

@@ -157,6 +157,18 @@ impl Report {
         });
     }
 
+    /// A warning of this name becomes a failure.
+    pub(super) fn harden(&mut self, name: &'static str) {
+        let mut checks = std::mem::take(&mut self.checks);
+        for check in &mut checks {
+            if check.name == name && check.verdict == Verdict::Warn {
+                check.verdict = Verdict::Fail;
+            }
+        }
+        *self = Self::new();
+        checks.into_iter().for_each(|check| self.add(check));
+    }
+
     /// Whether there is a check of this name already.
     pub(super) fn has(&self, name: &str) -> bool {
         self.checks.iter().any(|check| check.name == name)

@@ -81,6 +81,20 @@ pub struct HttpTls {
     pub key: PathBuf,
 }
 
+impl AccessPointSettings {
+    /// Whether a socket that was handed over may be listened on: what [`Self::fleet_listen`] is held to (DV-2).
+    ///
+    /// # Errors
+    /// A dev identity, and an address that others reach.
+    pub(crate) fn may_take(&self, handed_over: SocketAddr) -> Result<(), Explained> {
+        if self.identity.stays_here() && !is_loopback(handed_over.ip()) {
+            let address = handed_over.to_string();
+            return Err(dev_leaves("ListenStream=", "listen on", &address));
+        }
+        Ok(())
+    }
+}
+
 impl Settings for AccessPointSettings {
     type Args = AccessPointArgs;
     const PATH: &'static [&'static str] = &["agent", "access-point"];
@@ -128,13 +142,7 @@ impl Settings for AccessPointSettings {
                 in_state(paths, "audit.jsonl", "--audit-log", &mut faults).map(AuditTarget::File)
             }
         };
-        let admin_socket = socket(
-            args.control.admin_socket.clone(),
-            paths,
-            |run| run.join("access-point.sock"),
-            "--admin-socket",
-            &mut faults,
-        );
+        let admin_socket = admin_socket(args.control.admin_socket.clone(), paths, &mut faults);
         match (identity, db, audit_log, admin_socket) {
             (Some(identity), Some(db), Some(audit_log), Some(admin_socket))
                 if faults.is_empty() =>
@@ -266,6 +274,16 @@ fn http(args: &ControlArgs, faults: &mut Vec<Explained>) -> Option<HttpSettings>
         tls,
         token_file: args.http_token_file.clone(),
     })
+}
+
+/// AP-14
+pub(super) fn admin_socket(
+    given: Option<PathBuf>,
+    paths: &Paths,
+    faults: &mut Vec<Explained>,
+) -> Option<PathBuf> {
+    let default = |run: &Path| run.join("access-point.sock");
+    socket(given, paths, default, "--admin-socket", faults)
 }
 
 /// A socket's path: the given one, else one below `<run>`.

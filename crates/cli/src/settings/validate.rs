@@ -60,8 +60,9 @@ impl<S: Settings> Launch<S> {
                     .map(|matches| shown(matches, id))
                     .unwrap_or_default(),
             };
-            // `validate` says what to do, not how.
-            if !value.is_empty() && id != "validate" {
+            // These say what to do, not how.
+            let orders = ["validate", "print-config", "print-config-schema"];
+            if !value.is_empty() && !orders.contains(&id.as_str()) {
                 table.row([id.replace('-', "_"), value, origin.to_string()]);
             }
         }

@@ -1,6 +1,6 @@
 //! Every ```` ```sh ```` block of the documents is run as it stands there.
 //!
-//! A block marked ```` ```sh server ```` is a process that goes on: it is ended at the next heading. Paths of
+//! What a document shows as the output of a block is compared with it. A block marked ```` ```sh server ```` is a process that goes on: it is ended at the next heading. Paths of
 //! a machine (`/etc/ah`, `/var/lib/ah`, `/run/ah`, `/run/spire`) become paths of a temporary directory, and port 4433 a free one.
 
 use std::fs;
@@ -9,11 +9,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use ah_testkit::ca::TestCa;
+use ah_testkit::document::{self, Block, Placeholders};
 use ah_testkit::process::{Finished, Process, eventually};
 use ah_testkit::workload_api::{Answer, Svids, WorkloadApi};
 use tempfile::TempDir;
 
-fn root() -> PathBuf {
+pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
@@ -96,13 +97,15 @@ impl Reader {
         self.servers.push(server);
     }
 
-    fn run(&self, document: &str, script: &str) {
-        let ran = Finished::from(self.shell(script).output().unwrap());
+    /// Runs a block, and compares what it prints with what the document shows.
+    fn run(&self, document: &str, block: &Block, known: &mut Placeholders) {
+        let script = known.fill(&block.script);
+        let ran = Finished::from(self.shell(&script).output().unwrap());
         assert_eq!(ran.code, 0, "{document}:\n{script}\n{ran:?}");
-    }
-
-    fn heading(&mut self) {
-        self.servers.clear();
+        if let Some(shown) = &block.shown {
+            let compared = known.compare(shown, &ran.stdout);
+            assert_eq!(compared, Ok(()), "{document}:\n{script}");
+        }
     }
 }
 
@@ -110,28 +113,23 @@ impl Reader {
 fn read(document: &str) -> usize {
     let text = fs::read_to_string(root().join(document)).unwrap();
     let mut reader = Reader::new();
-    let mut blocks = 0;
-    let mut lines = text.lines();
-    while let Some(line) = lines.next() {
-        let Some(kind) = line.strip_prefix("```") else {
-            if line.starts_with('#') {
-                reader.heading();
-            }
-            continue;
-        };
-        let block = lines
-            .by_ref()
-            .take_while(|line| *line != "```")
-            .collect::<Vec<_>>();
-        let script = block.join("\n");
-        match kind {
-            "sh" => reader.run(document, &script),
-            "sh server" => reader.serve(&script),
-            _ => continue,
+    let mut known = Placeholders::default();
+    let mut headings = 0;
+    let blocks = document::blocks(&text);
+    for block in &blocks {
+        if block.headings > headings {
+            headings = block.headings;
+            reader.servers.clear();
         }
-        blocks += 1;
+        let server = block.kind.get(1).is_some_and(|word| word == "server");
+        assert_eq!(block.kind.len(), 1 + usize::from(server), "{block:?}");
+        if server {
+            reader.serve(&known.fill(&block.script));
+        } else {
+            reader.run(document, block, &mut known);
+        }
     }
-    blocks
+    blocks.len()
 }
 
 macro_rules! documents {
@@ -154,7 +152,11 @@ documents! {
     files_works_as_typed: "docs/providers/files.md",
     spiffe_works_as_typed: "docs/providers/spiffe.md",
     exec_works_as_typed: "docs/providers/exec.md",
+    configuration_works_as_typed: "docs/configuration.md",
+    monitoring_works_as_typed: "docs/monitoring.md",
+    production_works_as_typed: "docs/production.md",
     operations_works_as_typed: "docs/operations.md",
+    dashboard_works_as_typed: "docs/dashboard.md",
     troubleshooting_works_as_typed: "docs/troubleshooting.md",
 }
 
@@ -164,10 +166,17 @@ fn every_link_leads_to_a_file() {
     let documents = [
         "README.md",
         "ARCHITECTURE.md",
+        "docs/install.md",
         "docs/access-point.md",
+        "docs/dashboard.md",
         "docs/executor.md",
+        "docs/configuration.md",
+        "docs/monitoring.md",
+        "docs/production.md",
+        "docs/nixos.md",
         "docs/operations.md",
         "docs/protocol.md",
+        "docs/spire.md",
         "docs/providers/dev.md",
         "docs/providers/files.md",
         "docs/providers/vault.md",
@@ -179,10 +188,26 @@ fn every_link_leads_to_a_file() {
         let text = fs::read_to_string(&path).unwrap();
         for link in text.split("](").skip(1) {
             let link = link.split(')').next().unwrap();
-            let target = path.parent().unwrap().join(link);
+            let (file, section) = link.split_once('#').unwrap_or((link, ""));
+            let target = path.parent().unwrap().join(file);
             assert!(target.exists(), "{document}: {link}");
+            if !section.is_empty() {
+                let text = fs::read_to_string(&target).unwrap();
+                let mut headings = text.lines().filter(|line| line.starts_with('#'));
+                let named = |heading: &str| anchor(heading) == section;
+                assert!(headings.any(named), "{document}: {link}");
+            }
         }
     }
+}
+
+/// How a heading is linked to.
+fn anchor(heading: &str) -> String {
+    let words = heading.trim_start_matches('#').trim().to_lowercase();
+    let kept = words
+        .chars()
+        .filter(|c| c.is_alphanumeric() || " -".contains(*c));
+    kept.collect::<String>().replace(' ', "-")
 }
 
 /// Every flag of the two processes is told of, in their documents or in those of the providers.
@@ -257,7 +282,7 @@ fn the_list_of_metrics_is_whole() {
     }
 }
 
-fn scrape(address: std::net::SocketAddr) -> String {
+pub(crate) fn scrape(address: std::net::SocketAddr) -> String {
     use std::io::{Read, Write};
     let mut stream = std::net::TcpStream::connect(address).unwrap();
     stream

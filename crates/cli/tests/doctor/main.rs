@@ -12,6 +12,7 @@ mod certificates;
 mod connection;
 mod document;
 mod exec;
+mod production;
 mod running;
 mod settings;
 mod site;

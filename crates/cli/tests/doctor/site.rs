@@ -46,6 +46,10 @@ pub(crate) struct Site {
     pub(crate) identity: Option<Vec<String>>,
     /// Further flags.
     pub(crate) flags: Vec<String>,
+    /// Further flags of the doctor alone.
+    pub(crate) asked: Vec<String>,
+    /// Where the access point's HTTP listens.
+    pub(crate) http: Option<SocketAddr>,
     /// What the doctor is started through.
     pub(crate) under: Vec<String>,
     pub(crate) env: Vec<(String, String)>,
@@ -75,6 +79,8 @@ impl Site {
             dial: Vec::new(),
             identity: None,
             flags: Vec::new(),
+            asked: Vec::new(),
+            http: None,
             under: Vec::new(),
             env: Vec::new(),
             keep: Vec::new(),
@@ -131,6 +137,7 @@ impl Site {
         let mut command = self.host.command_under(wrapper, access_point_args(&args));
         let access_point = AccessPoint::start(&mut command, &args);
         let address = access_point.address;
+        self.http = access_point.http;
         self.dial.push(address.to_string());
         self.keep(access_point);
         address
@@ -192,11 +199,13 @@ impl Site {
     /// What the doctor says.
     #[track_caller]
     pub(crate) fn doctor(&self) -> Report {
-        let done = Finished::from(self.command("doctor", &["--json"]).output().unwrap());
+        let asked: Vec<&str> = self.asked.iter().map(String::as_str).collect();
+        let json = [&asked[..], &["--json"]].concat();
+        let done = Finished::from(self.command("doctor", &json).output().unwrap());
         let parsed: Result<Value, _> = serde_json::from_str(&done.stdout);
         assert!(parsed.is_ok(), "{parsed:?}: {done:#?}");
         let report = Report(parsed.unwrap());
-        let lines = Finished::from(self.command("doctor", &[]).output().unwrap());
+        let lines = Finished::from(self.command("doctor", &asked).output().unwrap());
         assert_eq!(
             (lines.code, done.code),
             (done.code, report.code()),
@@ -238,7 +247,9 @@ impl Report {
     #[track_caller]
     pub(crate) fn is_told_of_in_the_document(&self) {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-        let document = std::fs::read_to_string(root.join("docs/troubleshooting.md")).unwrap();
+        let documents = ["docs/troubleshooting.md", "docs/production.md"];
+        let document = documents.map(|name| std::fs::read_to_string(root.join(name)).unwrap());
+        let document = document.concat();
         for check in self.checks() {
             let name = check["name"].as_str().unwrap();
             assert!(document.contains(&format!("\n| `{name}` |")), "{name}");

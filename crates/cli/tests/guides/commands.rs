@@ -2,6 +2,7 @@
 
 mod access_point;
 mod enroll;
+mod handed_over;
 mod keeping;
 mod operate;
 

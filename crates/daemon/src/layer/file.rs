@@ -141,28 +141,19 @@ impl Reader<'_> {
     }
 
     fn settable(&self) -> impl Iterator<Item = &Arg> {
-        self.command.get_arguments().filter(|arg| {
-            let id = arg.get_id().as_str();
-            arg.get_long().is_some()
-                && !self.layered.not_in_file.contains(&id)
-                && !matches!(
-                    arg.get_action(),
-                    ArgAction::Help
-                        | ArgAction::HelpShort
-                        | ArgAction::HelpLong
-                        | ArgAction::Version
-                )
-        })
+        settable(self.command, self.layered)
     }
 
     /// What may have been meant.
     fn nearest(&self, key: &str, table: bool) -> Option<String> {
         let snake = snake_case(key);
-        if self
-            .layered
-            .not_in_file
-            .contains(&snake.replace('_', "-").as_str())
-        {
+        let flag = snake.replace('_', "-");
+        let Layered {
+            not_in_file,
+            describing,
+            ..
+        } = self.layered;
+        if not_in_file.contains(&flag.as_str()) || describing.contains(&flag.as_str()) {
             return Some("this can be given on the command line only".to_owned());
         }
         let keys: Vec<String> = self.settable().map(key_of).collect();
@@ -218,6 +209,23 @@ impl Reader<'_> {
     }
 }
 
+/// The arguments of `command` that a file may set, in the order of their definition.
+pub(super) fn settable<'a>(
+    command: &'a Command,
+    layered: &'a Layered,
+) -> impl Iterator<Item = &'a Arg> {
+    command.get_arguments().filter(|arg| {
+        let id = arg.get_id().as_str();
+        arg.get_long().is_some()
+            && !layered.not_in_file.contains(&id)
+            && !layered.describing.contains(&id)
+            && !matches!(
+                arg.get_action(),
+                ArgAction::Help | ArgAction::HelpShort | ArgAction::HelpLong | ArgAction::Version
+            )
+    })
+}
+
 fn scalar(value: &DeValue<'_>) -> Result<String, (String, Option<String>)> {
     match value {
         DeValue::String(text) => Ok(text.as_ref().to_owned()),
@@ -248,7 +256,7 @@ fn article(value: &DeValue<'_>) -> &'static str {
 
 /// Lets the argument's own value parser judge, alone: neither the environment nor other arguments have a
 /// say here. (A wrong default is a programming error to clap, so it is not given any.)
-fn judge(arg: &Arg, texts: &[String]) -> Result<(), (String, Option<String>)> {
+pub(super) fn judge(arg: &Arg, texts: &[String]) -> Result<(), (String, Option<String>)> {
     let long = arg.get_long().unwrap_or_default();
     if !arg.get_action().takes_values() {
         return match texts {
@@ -300,7 +308,7 @@ fn told(error: &clap::Error, secret: bool) -> (String, Option<String>) {
 }
 
 /// The key of an argument: its long flag with `_`.
-fn key_of(arg: &Arg) -> String {
+pub(super) fn key_of(arg: &Arg) -> String {
     arg.get_long().unwrap_or_default().replace('-', "_")
 }
 

@@ -30,7 +30,9 @@ fn definition() -> Command {
                     .hide_env_values(true)
                     .value_parser(value_parser!(u32)),
             )
-            .arg(arg("label").action(ArgAction::Append)),
+            .arg(arg("label").action(ArgAction::Append))
+            .arg(arg("describe").action(ArgAction::SetTrue))
+            .arg(arg("anyway").action(ArgAction::SetTrue)),
     )
 }
 
@@ -45,6 +47,8 @@ fn layers(arguments: &[&str], default_file: &std::path::Path) -> Layers {
             file_arg: "config",
             not_in_file: &["config", "validate"],
             tables: &["label"],
+            describing: &["describe"],
+            lifting: &["anyway"],
         }],
     )
 }
@@ -281,4 +285,76 @@ fn a_wrong_command_line_is_told_even_when_the_file_is_wrong_too() {
         error.error.kind(),
         clap::error::ErrorKind::MissingRequiredArgument
     );
+}
+
+fn settings(arguments: &[&str], toml: &str) -> Vec<Setting> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("serve.toml");
+    std::fs::write(&path, toml).unwrap();
+    let config = format!("--config={}", path.display());
+    let arguments: Vec<_> = arguments.iter().copied().chain([config.as_str()]).collect();
+    let layers = layers(&arguments, &dir.path().join("absent"));
+    let parsed = layers.parse().unwrap();
+    assert_eq!(parsed.faults, []);
+    layers.settings(&parsed).unwrap()
+}
+
+// AP-17: the definition is the only list of settings.
+#[test]
+fn ap_17_settings_are_described_from_their_definition() {
+    let settings = settings(&["--describe", "--mode=json"], "max_count = 7\n");
+    let of = |id: &str| settings.iter().find(|setting| setting.id == id).unwrap();
+    let keys: Vec<_> = settings
+        .iter()
+        .map(|setting| setting.key.as_str())
+        .collect();
+    // Without what only the command line takes; nothing was required.
+    assert_eq!(
+        keys,
+        [
+            "server",
+            "from_env",
+            "max_count",
+            "listen",
+            "mode",
+            "strict",
+            "secret",
+            "label",
+            "anyway"
+        ]
+    );
+    let max = u32::MAX;
+    assert_eq!(of("max-count").kind, Kind::Integer { min: 1, max });
+    assert_eq!(of("max-count").default, ["256"], "not the file's");
+    assert_eq!(of("max-count").given, Some(vec!["7".to_owned()]));
+    assert_eq!(of("mode").given, Some(vec!["json".to_owned()]));
+    assert_eq!(of("mode").choices, ["text", "json"]);
+    assert_eq!(of("strict").kind, Kind::Switch);
+    assert!(of("server").required && of("secret").secret);
+    assert!(of("listen").many && !of("listen").table && of("label").table);
+    // The environment goes on winning over the file, and is not copied into it.
+    assert_eq!(of("from-env").environment.as_deref(), Some("PATH"));
+    assert_eq!(of("from-env").given, None);
+}
+
+#[test]
+fn what_is_required_can_be_lifted() {
+    assert!(parse(&[], "").is_err());
+    let parsed = parse(&["--anyway"], "mode = 'json'").unwrap();
+    assert_eq!(
+        (one(&parsed, "server"), one(&parsed, "mode").unwrap()),
+        (None, "json".to_owned())
+    );
+}
+
+#[test]
+fn a_description_reads_no_file_that_nobody_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("serve.toml");
+    std::fs::write(&path, "nonsense = 1").unwrap();
+    let layers = layers(&["--describe"], &path);
+    let parsed = layers.parse().unwrap();
+    assert_eq!((parsed.file.as_ref(), parsed.faults.len()), (None, 0));
+    let (_, hint) = told("describe = true");
+    assert_eq!(hint.unwrap(), "this can be given on the command line only");
 }

@@ -143,18 +143,33 @@ impl Attempts {
 
     /// What is remembered and `wanted`, newest first.
     pub(super) fn matching(&self, wanted: impl Fn(&Attempt) -> bool) -> Vec<Attempt> {
+        self.newest(usize::MAX, wanted)
+    }
+
+    /// The `most` newest of what is remembered and `wanted`, newest first.
+    pub(super) fn newest(&self, most: usize, wanted: impl Fn(&Attempt) -> bool) -> Vec<Attempt> {
         let pools = lock(&self.0);
-        let all = [&pools.strangers, &pools.vouched, &pools.admitted];
-        let mut found = all
-            .iter()
+        let mut found = pools
+            .all()
+            .filter(|attempt| wanted(attempt))
+            .collect::<Vec<_>>();
+        found.sort_by_key(|attempt| std::cmp::Reverse(attempt.at));
+        found.into_iter().take(most).cloned().collect()
+    }
+
+    /// How many are remembered and `wanted`.
+    pub(super) fn count(&self, wanted: impl Fn(&Attempt) -> bool) -> usize {
+        let pools = lock(&self.0);
+        pools.all().filter(|attempt| wanted(attempt)).count()
+    }
+}
+
+impl Pools {
+    fn all(&self) -> impl Iterator<Item = &Attempt> {
+        [&self.strangers, &self.vouched, &self.admitted]
+            .into_iter()
             .flat_map(|pool| pool.subjects.values())
             .flat_map(|kept| &kept.attempts)
-            .filter(|attempt| wanted(attempt))
-            .cloned()
-            .collect::<Vec<_>>();
-        drop(pools);
-        found.sort_by_key(|attempt| std::cmp::Reverse(attempt.at));
-        found
     }
 }
 

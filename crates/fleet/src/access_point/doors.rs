@@ -69,7 +69,7 @@ pub async fn serve_http(
     token: Option<Token>,
     stop: CancellationToken,
 ) -> io::Result<()> {
-    let router = tcp_router(operator, token, listener.local_addr()?);
+    let router = tcp_router(operator, token, listener.local_addr()?, false);
     serve(listener, router, stop).await
 }
 
@@ -81,7 +81,7 @@ pub async fn serve_https(
     token: Option<Token>,
     stop: CancellationToken,
 ) -> io::Result<()> {
-    let router = tcp_router(operator, token, listener.local_addr()?);
+    let router = tcp_router(operator, token, listener.local_addr()?, true);
     let listener = TlsListener::over(listener, configs)?;
     serve(listener, router, stop).await
 }

@@ -1,10 +1,15 @@
 //! The HTTP side: health, metrics, and the REST interface that operators and their tools use.
 //!
 //! One router serves two doors. The admin socket is open to whoever may open the file (mode 0600). The TCP
-//! listener asks for a bearer token for everything but health, and for metrics from this machine.
+//! listener asks for a bearer token for everything but health, and for metrics from this machine; a browser shows
+//! it once and has a session from then on.
+
+pub(super) mod gate;
+mod sessions;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use ah_identity_provider::{Code, Explained};
 use axum::Json;
@@ -12,68 +17,44 @@ use axum::body::Body;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{FromRequest, OptionalFromRequest, Path, Query, Request, State};
 use axum::http::{StatusCode, header};
-use axum::middleware::{self, Next};
+use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use futures_util::stream;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use tokio::sync::broadcast::error::RecvError;
 use utoipa::{OpenApi, ToSchema};
 
 use super::Operator;
+use super::dashboard::{self, Dashboard};
 use super::operations::{
     AccessPointView, AttemptView, EventFilter, ExecutorView, FleetEvent, ListFilter, Listing,
     LiveView, NearestView, NotDone, Selector, Why, WhyFilter,
 };
 use crate::store::RevocationTarget;
-
-/// The secret that a caller on TCP has to show. Kept as its hash alone.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Token([u8; 32]);
-
-impl Token {
-    /// The token that reads `text`, without surrounding white space. At least 16 characters.
-    pub fn new(text: &str) -> Result<Self, Explained> {
-        let text = text.trim();
-        if text.len() < 16 || text.chars().any(|c| c.is_whitespace() || c.is_control()) {
-            return Err(Explained::new(
-                Code::Usage,
-                "the HTTP token is not one word of at least 16 characters",
-            )
-            .hint("make one: openssl rand -hex 32 > FILE, then --http-token-file FILE"));
-        }
-        Ok(Self(Sha256::digest(text).into()))
-    }
-
-    /// Compares hashes, so that the time taken tells nothing of the token.
-    fn matches(&self, shown: &str) -> bool {
-        let shown: [u8; 32] = Sha256::digest(shown.trim()).into();
-        shown == self.0
-    }
-}
-
-/// Who may come in by a door.
-#[derive(Clone)]
-enum Door {
-    /// The file's mode decides.
-    AdminSocket,
-    /// The token decides; without one nothing but health and, on loopback, metrics is to be had.
-    Tcp {
-        token: Option<Token>,
-        loopback: bool,
-    },
-}
+pub use gate::Token;
+use gate::{Door, TcpDoor, guard, guard_metrics};
 
 /// The router behind the admin socket.
 pub fn admin_router(operator: Operator) -> axum::Router {
     router(operator, Door::AdminSocket)
 }
 
-/// The router behind `--http-listen`, bound to `address`.
-pub fn tcp_router(operator: Operator, token: Option<Token>, address: SocketAddr) -> axum::Router {
-    let loopback = address.ip().is_loopback();
-    router(operator, Door::Tcp { token, loopback })
+/// The router behind `--http-listen`, bound to `address`; `tls` when it is HTTPS. It has the dashboard, too.
+pub fn tcp_router(
+    operator: Operator,
+    token: Option<Token>,
+    address: SocketAddr,
+    tls: bool,
+) -> axum::Router {
+    let door = Arc::new(TcpDoor::new(token, address, tls));
+    let pages = Dashboard::new(operator.clone(), Arc::clone(&door));
+    router(operator, Door::Tcp(door))
+        .layer(middleware::from_fn_with_state(
+            Arc::clone(&pages),
+            dashboard::look_again,
+        ))
+        .merge(dashboard::router(pages))
 }
 
 /// The OpenAPI 3.1 document of the REST interface, as JSON.
@@ -92,62 +73,20 @@ fn router(operator: Operator, door: Door) -> axum::Router {
         .route("/attempts/{selector}", get(why))
         .route("/events", get(events))
         .layer(middleware::from_fn_with_state(door.clone(), guard));
+    let reader = match door {
+        Door::AdminSocket => get(metrics),
+        Door::Tcp { .. } => get(scraped),
+    };
     axum::Router::new()
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(readyz))
         .route("/openapi.json", get(document))
         .route(
             "/metrics",
-            get(metrics).layer(middleware::from_fn_with_state(door, guard_metrics)),
+            reader.layer(middleware::from_fn_with_state(door, guard_metrics)),
         )
         .nest("/api/v1", rest)
         .with_state(operator)
-}
-
-async fn guard(State(door): State<Door>, request: Request, next: Next) -> Response {
-    match door {
-        Door::AdminSocket => next.run(request).await,
-        Door::Tcp { token, .. } => admit(token, request, next).await,
-    }
-}
-
-async fn guard_metrics(State(door): State<Door>, request: Request, next: Next) -> Response {
-    match door {
-        Door::AdminSocket | Door::Tcp { loopback: true, .. } => next.run(request).await,
-        Door::Tcp { token, .. } => admit(token, request, next).await,
-    }
-}
-
-async fn admit(token: Option<Token>, request: Request, next: Next) -> Response {
-    let Some(token) = token else {
-        return Failure(
-            StatusCode::FORBIDDEN,
-            Explained::new(Code::PermissionDenied, "this interface is closed")
-                .hint("start the access point with --http-token-file, or use the admin socket"),
-        )
-        .into_response();
-    };
-    let shown = request
-        .headers()
-        .get(header::AUTHORIZATION)
-        .and_then(|value| value.to_str().ok())
-        .and_then(|value| value.split_once(' '))
-        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
-        .map(|(_, shown)| shown);
-    if shown.is_some_and(|shown| token.matches(shown)) {
-        return next.run(request).await;
-    }
-    let mut refused = Failure(
-        StatusCode::UNAUTHORIZED,
-        Explained::new(Code::PermissionDenied, "bearer token missing or wrong")
-            .hint("send the header: Authorization: Bearer TOKEN"),
-    )
-    .into_response();
-    let challenge = header::HeaderValue::from_static("Bearer");
-    refused
-        .headers_mut()
-        .insert(header::WWW_AUTHENTICATE, challenge);
-    refused
 }
 
 /// An error as JSON: `{"code":…,"text":…,"causes":[…],"hint":…}`.
@@ -221,6 +160,12 @@ async fn readyz(State(operator): State<Operator>) -> impl IntoResponse {
 async fn metrics(State(operator): State<Operator>) -> impl IntoResponse {
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], operator.metrics())
+}
+
+/// As [`metrics`], for whoever collects them: when they were last read is told.
+async fn scraped(State(operator): State<Operator>) -> impl IntoResponse {
+    operator.note_scrape();
+    metrics(State(operator)).await
 }
 
 async fn document() -> impl IntoResponse {

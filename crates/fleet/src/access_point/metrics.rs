@@ -57,7 +57,10 @@ pub(crate) struct Metrics {
 struct Sampled {
     connections_open: Gauge,
     sessions: Gauge,
+    coming_and_going: Gauge,
     heartbeat_lag: Gauge<f64, AtomicU64>,
+    clock: Gauge<f64, AtomicU64>,
+    clock_skew: Gauge<f64, AtomicU64>,
     earliest_expiry: Gauge<f64, AtomicU64>,
     expiring: Family<Within, Gauge>,
     identity_expiry: Gauge<f64, AtomicU64>,
@@ -76,6 +79,10 @@ pub(super) struct Sample {
     pub(super) now: SystemTime,
     /// End of validity and silence of each live session.
     pub(super) sessions: Vec<(SystemTime, Duration)>,
+    /// The clock of a live executor that was furthest from ours, either way.
+    pub(super) clock_skew: Duration,
+    /// Executors that came back too often of late.
+    pub(super) coming_and_going: usize,
     pub(super) identity: Health,
     pub(super) store_up: bool,
     pub(super) store_pending: usize,
@@ -106,6 +113,15 @@ impl Metrics {
             registry: Registry::default(),
         };
         metrics.register(&mut registry);
+        // Prometheus sees no increase in a series that begins at 1: the first copy of an identity would pass unseen.
+        for reason in REASONS {
+            drop(metrics.rejections.get_or_create(&Reason {
+                reason: reason.as_str(),
+            }));
+        }
+        for kind in ["enrolled", "re-enrolled", "rotated"] {
+            drop(metrics.opened.get_or_create(&Kind { kind }));
+        }
         Self {
             registry,
             ..metrics
@@ -233,6 +249,19 @@ impl Metrics {
     }
 }
 
+/// Why peers are turned away, as far as it is known before.
+const REASONS: [Code; 9] = [
+    Code::ClientCertificateRequired,
+    Code::ClientExpired,
+    Code::ClientRevoked,
+    Code::ClientUnknownAuthority,
+    Code::Duplicate,
+    Code::SanMismatch,
+    Code::Unavailable,
+    Code::Usage,
+    Code::VerifyFailed,
+];
+
 const HORIZONS: [(&str, Duration); 3] = [
     ("5m", Duration::from_secs(300)),
     ("1h", Duration::from_secs(3_600)),
@@ -247,6 +276,22 @@ impl Sampled {
             self.connections_open.clone(),
         );
         to.register("sessions", "Executors enrolled now", self.sessions.clone());
+        to.register(
+            "executors_flapping",
+            "Executors that enrolled again at least 3 times within 10 minutes",
+            self.coming_and_going.clone(),
+        );
+        to.register(
+            "clock_timestamp_seconds",
+            "Clock of this access point, Unix time",
+            self.clock.clone(),
+        );
+        to.register_with_unit(
+            "executor_clock_skew",
+            "Largest difference between the clock of a live executor, as it enrolled, and this access point's",
+            Unit::Seconds,
+            self.clock_skew.clone(),
+        );
         to.register_with_unit(
             "heartbeat_lag",
             "Longest time that a live executor has not been heard",
@@ -313,6 +358,9 @@ impl Sampled {
 
     fn set(&self, sample: &Sample) {
         self.sessions.set(i64_of(sample.sessions.len()));
+        self.coming_and_going.set(i64_of(sample.coming_and_going));
+        self.clock.set(unix_seconds(sample.now));
+        self.clock_skew.set(sample.clock_skew.as_secs_f64());
         let lag = sample.sessions.iter().map(|(_, silence)| *silence).max();
         self.heartbeat_lag
             .set(lag.unwrap_or_default().as_secs_f64());

@@ -5,7 +5,9 @@
 
 mod attempts;
 mod bars;
+mod comebacks;
 mod connection;
+mod dashboard;
 mod doors;
 pub mod http;
 mod metrics;
@@ -31,7 +33,7 @@ use tokio_util::sync::CancellationToken;
 pub use doors::{AdminSocket, serve_http, serve_https};
 pub use operations::{
     AccessPointView, AttemptView, EventFilter, ExecutorView, FleetEvent, Known, ListFilter,
-    Listing, LiveView, NearestView, NotDone, Selector, Why, WhyFilter,
+    Listing, LiveView, NearestView, NotDone, Selector, Why, WhyFilter, path_segment,
 };
 pub use registry::Duplicates;
 
@@ -39,6 +41,7 @@ use crate::audit::{AuditLog, AuditTask, Entry, Event, Outcome};
 use crate::store::{AnyStore, Store, StoreWriter};
 use attempts::Attempts;
 use bars::{Bars, follow_revocations, revocation_set};
+use comebacks::Comebacks;
 use metrics::{Metrics, Sample};
 use refusals::Refusals;
 use registry::{Limits, Registry};
@@ -99,6 +102,9 @@ pub(crate) struct Shared {
     metrics: Metrics,
     refusals: Refusals,
     attempts: Attempts,
+    comebacks: Comebacks,
+    /// When the metrics were last collected over TCP.
+    scraped: Mutex<Option<SystemTime>>,
     clock: Arc<dyn Clock>,
     events: broadcast::Sender<FleetEvent>,
     /// Nobody new is admitted any more.
@@ -179,6 +185,8 @@ impl AccessPoint {
             metrics: Metrics::new(),
             refusals: Refusals::default(),
             attempts: Attempts::default(),
+            comebacks: Comebacks::default(),
+            scraped: Mutex::default(),
             started_at: self.clock.now(),
             clock: self.clock,
             events: broadcast::channel(1024).0,
@@ -363,11 +371,13 @@ impl Shared {
     fn sample(&self) -> Sample {
         let store = self.writer.health();
         let audit = self.audit.health();
+        let sessions = self.registry.sessions();
+        let skews = sessions.iter().filter_map(|session| session.clock_skew);
         Sample {
             now: self.clock.now(),
-            sessions: self
-                .registry
-                .sessions()
+            clock_skew: skews.max().unwrap_or_default(),
+            coming_and_going: self.comebacks.often(),
+            sessions: sessions
                 .iter()
                 .map(|session| (session.not_after, session.silence()))
                 .collect(),

@@ -1,6 +1,7 @@
 //! What operators ask of an access point: list, show, why, revoke, reinstate, disconnect, watch (FL-1).
 
 mod filters;
+mod recent;
 mod selector;
 mod views;
 mod why;
@@ -20,7 +21,8 @@ use crate::store::{
 };
 
 pub use filters::{EventFilter, ListFilter};
-pub use selector::{NotDone, Selector};
+pub(super) use recent::AuditFilter;
+pub use selector::{NotDone, Selector, path_segment};
 use selector::{fingerprint, unknown};
 pub use views::{AccessPointView, ExecutorView, FleetEvent, Listing, LiveView};
 use views::{live, remembered, unwritten};
@@ -158,6 +160,11 @@ impl Operator {
         self.0.metrics.render(&self.0.sample())
     }
 
+    /// Notes that somebody collected the metrics.
+    pub(super) fn note_scrape(&self) {
+        *lock(&self.0.scraped) = Some(self.0.clock.now());
+    }
+
     /// What keeps this access point from being ready; empty when it is.
     pub fn not_ready(&self) -> Vec<String> {
         let shared = &self.0;
@@ -197,7 +204,12 @@ impl Operator {
             listening: shared.listening.clone(),
             certificate: published.identity.leaf().into(),
             provider: published.provider,
+            certificate_not_before: published.identity.leaf().not_before.into(),
             rotations: health.rotations,
+            renewal_failures: health.failures,
+            rules: shared.policy.load().rules.iter().collect(),
+            audit_log: shared.audit.target().to_string(),
+            metrics_read: (*lock(&shared.scraped)).map(Into::into),
             identity_warning: health.warning,
             executors: shared.registry.len(),
         }

@@ -68,6 +68,8 @@ pub(crate) struct Session {
     pub(crate) not_after: SystemTime,
     pub(crate) remote: SocketAddr,
     pub(crate) enrolled_at: SystemTime,
+    /// How far its clock was from ours, either way, where it told.
+    pub(crate) clock_skew: Option<Duration>,
     /// How often both sides send a heartbeat, as the welcome says. Settings that change later are for
     /// sessions that begin later.
     pub(crate) heartbeat_interval: Duration,
@@ -103,6 +105,7 @@ impl Session {
     ) -> Self {
         Self {
             id: Uuid::now_v7(),
+            clock_skew: greeting.clock.map(|theirs| apart(theirs, now)),
             executor: caller.executor(),
             greeting,
             certificate: CertificateRecord::from(caller.peer.leaf()),
@@ -193,6 +196,13 @@ impl Session {
             0 => None,
             micros => Some(Duration::from_micros(micros.into())),
         }
+    }
+}
+
+fn apart(one: SystemTime, other: SystemTime) -> Duration {
+    match one.duration_since(other) {
+        Ok(ahead) => ahead,
+        Err(behind) => behind.duration(),
     }
 }
 

@@ -6,7 +6,7 @@
 mod enrolled;
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use ah_identity_provider::{Code, Explained};
 use futures_util::Stream;
@@ -18,6 +18,7 @@ use super::refusals::Refused;
 use super::registry::{Caller, End, Order, Session};
 use crate::codec::MAX_MESSAGE_BYTES;
 use crate::hello::{Greeting, PROTOCOL};
+use crate::moment::unix_millis;
 use crate::proto::access_point_message::Kind as Outgoing;
 use crate::proto::executor_message::Kind as Incoming;
 use crate::proto::{AccessPointMessage, Drain, ExecutorMessage, HeartbeatReply, Welcome};
@@ -301,11 +302,4 @@ fn broken(status: &Status, oversized: &mut bool) -> Explained {
 
 fn millis_u32(duration: Duration) -> u32 {
     u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
-}
-
-fn unix_millis(time: SystemTime) -> i64 {
-    let since = time
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }

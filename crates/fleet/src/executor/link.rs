@@ -12,6 +12,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tonic::Streaming;
 
 use super::{Remote, dial};
+use crate::moment::unix_millis;
 use crate::proto::access_point_message::Kind as Incoming;
 use crate::proto::executor_message::Kind as Outgoing;
 use crate::proto::{
@@ -188,9 +189,6 @@ impl Link {
 
 /// The welcome's clock less ours, taking half of the round trip as its way here.
 fn clock_skew_ms(welcome: &Welcome, now: SystemTime, round_trip: Duration) -> i64 {
-    let ours = (now - round_trip / 2)
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
-    let ours = i64::try_from(ours.as_millis()).unwrap_or(i64::MAX);
+    let ours = unix_millis(now - round_trip / 2);
     welcome.server_time_unix_ms.saturating_sub(ours)
 }

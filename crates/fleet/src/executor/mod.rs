@@ -156,6 +156,8 @@ impl Executor {
             labels: self.labels.clone().into_iter().collect(),
             host: Some(host::facts()),
             provider: self.provider.to_string(),
+            // Set as it is sent.
+            clock_unix_ms: 0,
         }
     }
 }

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::raw::{connect, hello};
 use crate::support::{DEADLINE, Running, Site};
 
-const TOKEN: &str = "correct-horse-battery";
+pub(crate) const TOKEN: &str = "correct-horse-battery";
 
 struct Request<'a> {
     method: Method,
@@ -39,10 +39,6 @@ async fn send<S>(stream: S, request: Request<'_>) -> http::Response<Incoming>
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
-    let (mut requests, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-        .await
-        .unwrap();
-    tokio::spawn(connection);
     let mut built = http::Request::builder()
         .method(request.method)
         .uri(request.path)
@@ -54,10 +50,22 @@ where
         built = built.header("content-type", "application/json");
     }
     let body = bytes::Bytes::copy_from_slice(request.body.unwrap_or_default().as_bytes());
-    requests
-        .send_request(built.body(Full::new(body)).unwrap())
+    ask(stream, built.body(Full::new(body)).unwrap()).await
+}
+
+/// One request on a connection of its own.
+pub(crate) async fn ask<S>(
+    stream: S,
+    request: http::Request<Full<bytes::Bytes>>,
+) -> http::Response<Incoming>
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    let (mut requests, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
-        .unwrap()
+        .unwrap();
+    tokio::spawn(connection);
+    requests.send_request(request).await.unwrap()
 }
 
 async fn tcp(address: SocketAddr, request: Request<'_>) -> (StatusCode, Value) {
@@ -72,7 +80,7 @@ async fn read(response: http::Response<Incoming>) -> (StatusCode, Value) {
     (status, value)
 }
 
-async fn serve(
+pub(crate) async fn serve(
     access_point: &Running,
     token: Option<&str>,
     stop: &CancellationToken,

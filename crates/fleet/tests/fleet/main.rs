@@ -6,6 +6,7 @@
     reason = "a test fails by panicking"
 )]
 
+mod dashboard;
 mod drain;
 mod executor;
 mod http;

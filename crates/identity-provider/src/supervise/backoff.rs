@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::backoff::window;
+
 /// The first backoff.
 const BACKOFF_FIRST: Duration = Duration::from_secs(1);
 
@@ -16,8 +18,7 @@ const BACKOFF_MIN: Duration = Duration::from_millis(100);
 ///
 /// `failures` counts those before this one, `jitter` is from 0 to 1.
 pub(super) fn backoff(failures: u32, left: Option<Duration>, jitter: f64) -> Duration {
-    let doubled = 2u32.saturating_pow(failures.min(16));
-    let mut most = BACKOFF_FIRST.saturating_mul(doubled).min(BACKOFF_MAX);
+    let mut most = window(BACKOFF_FIRST, BACKOFF_MAX, failures);
     if let Some(left) = left.filter(|left| !left.is_zero()) {
         most = most.min(left / 2);
     }

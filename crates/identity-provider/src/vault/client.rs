@@ -18,6 +18,7 @@ use super::config::{Retry, VaultAddress};
 use super::dial::{Dial, DialError};
 use super::fault::{Failure, Fault, Refusal};
 use super::wire::{Wiped, ahead, converse, date, leader, plain, seconds};
+use crate::backoff::{Jitter, window};
 use crate::{Clock, Code, Explained};
 
 /// Until a connection with TLS is up.
@@ -181,9 +182,8 @@ impl Client {
 
     /// Exponential with jitter over its upper half, at least as long as a server asked for.
     fn wait(&self, attempt: u32, failure: &Failure, left: Option<Duration>) -> Duration {
-        let doubled = 2u32.saturating_pow(attempt.min(16));
-        let most = self.retry.delay.saturating_mul(doubled).min(MOST_WAIT);
-        let mut wait = most.mul_f64(rand::random_range(0.5..=1.0));
+        let most = window(self.retry.delay, MOST_WAIT, attempt);
+        let mut wait = Jitter::UpperHalf.wait(most);
         if let Some(asked) = failure.asked_wait() {
             wait = wait.max(asked.min(MOST_WAIT));
         }

@@ -1,17 +1,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ah_identity_provider::{Code, Explained};
+use ah_identity_provider::{Backoff, Code, Explained};
 use ah_spire_attest::node::AgentHalf;
 use ah_spire_plugin::agent::RebootstrapMode;
 
 use super::{Agent, wait_or_jump};
 use crate::attest::{AttestFault, Attested, attest, with_lost_answer};
-use crate::backoff::Backoff;
 use crate::bootstrap::{Asking, first_roots};
 use crate::data::REBOOTSTRAP;
 use crate::health::one_line;
-use crate::keys::{PrivateKey, digest_of, next_svid_key, pending_key};
+use crate::keys::{KeyKind, PrivateKey, digest_of, next_svid_key, pending_key};
 use crate::metrics::counted;
 use crate::own::OwnIdentity;
 use crate::server_client::{Credentials, Denied, ServerClient, ServerFault};
@@ -57,7 +56,7 @@ impl<A: AgentHalf> Agent<A> {
             if let Some(why) = why {
                 told = told.cause(why.as_str());
             }
-            let wait = backoff.next();
+            let wait = backoff.next_wait();
             self.tell(&told, wait);
             let reattestable = self.data.data().reattestable || self.data.data().svid.is_empty();
             if let AttestFault::Server(server) = &fault
@@ -94,8 +93,13 @@ impl<A: AgentHalf> Agent<A> {
         let client = ServerClient::new(self.client.settings().clone(), &nobody).map_err(on_disk)?;
         let key = self.key_to_attest_with().map_err(on_disk)?;
         let before = self.data.data().pending_key.clone();
+        // A key that a restart forgets is of no use after it: then the disk need not have room either.
+        let pending = self.keys.persists().then(|| digest_of(&key));
         let data = &mut self.data;
-        let begin = || data.update(|data| data.pending_key = Some(digest_of(&key)));
+        let begin = || match pending {
+            Some(pending) => data.update(|data| data.pending_key = Some(pending)),
+            None => Ok(()),
+        };
         match Box::pin(attest(&client, &self.half, &key, begin)).await {
             Ok(attested) => self.remember(attested).map_err(on_disk),
             Err(fault) if before.is_some() => Err(with_lost_answer(fault, self.half.name())),
@@ -105,7 +109,10 @@ impl<A: AgentHalf> Agent<A> {
 
     /// The key of an attestation whose answer has not come: the server may answer again to it. A new one otherwise;
     /// the key that is in use, if there is one, stays until its SVID is replaced.
-    fn key_to_attest_with(&self) -> Result<Arc<PrivateKey>, Explained> {
+    fn key_to_attest_with(&mut self) -> Result<Arc<PrivateKey>, Explained> {
+        if self.keys.persists() {
+            self.write_rest()?;
+        }
         let keys = self.keys.as_ref();
         let in_use = self.remembered().map(|own| own.slot);
         let digest = self.data.data().pending_key.as_deref();
@@ -115,9 +122,15 @@ impl<A: AgentHalf> Agent<A> {
         }
     }
 
-    /// Puts what the server gave on the disk, and takes it into use.
+    /// Writes what the disk lacks. Before a new key: it could take the place of the one that belongs to what the disk
+    /// has.
+    fn write_rest(&mut self) -> Result<(), Explained> {
+        self.data.update(|_| {})
+    }
+
+    /// Puts what the server gave on the disk, and takes it into use. A disk that is full does not waste a join token.
     fn remember(&mut self, attested: Attested) -> Result<OwnIdentity, Explained> {
-        self.data.update(|data| {
+        let saved = self.data.take(|data| {
             data.svid = attested.svid;
             data.reattestable = attested.reattestable;
             data.bundle = crate::server_client::roots_of(&attested.bundle);
@@ -127,7 +140,8 @@ impl<A: AgentHalf> Agent<A> {
                 attempts: 0,
             };
             data.pending_key = None;
-        })?;
+        });
+        tell_unsaved(saved, "the agent's new SVID");
         self.metrics.bootstrap(self.data.data().bootstrap);
         self.untrusted_since = None;
         let own = self.remembered().ok_or_else(|| {
@@ -203,7 +217,13 @@ impl<A: AgentHalf> Agent<A> {
 
     /// A new SVID before the old one ends. A node that can attests again, so that the server sees what it is now;
     /// where that fails the old SVID vouches for the next.
-    pub(super) async fn rotate(&mut self, own: &OwnIdentity) -> Result<OwnIdentity, ServerFault> {
+    ///
+    /// With `due` a key that cannot be kept is used all the same: a full disk must not cost the node its identity.
+    pub(super) async fn rotate(
+        &mut self,
+        own: &OwnIdentity,
+        due: bool,
+    ) -> Result<OwnIdentity, ServerFault> {
         if own.reattestable {
             let call = self.metrics.reattest.start();
             match counted(call, Box::pin(self.attest_once()).await) {
@@ -216,13 +236,28 @@ impl<A: AgentHalf> Agent<A> {
             }
         }
         let call = self.metrics.rotate.start();
-        counted(call, Box::pin(self.renew(own)).await)
+        counted(call, Box::pin(self.renew(own, due)).await)
     }
 
-    async fn renew(&mut self, own: &OwnIdentity) -> Result<OwnIdentity, ServerFault> {
+    async fn renew(&mut self, own: &OwnIdentity, due: bool) -> Result<OwnIdentity, ServerFault> {
         let on_disk = ServerFault::Refused;
-        let key = next_svid_key(self.keys.as_ref(), Some(&own.slot))
-            .map_err(|error| on_disk(error.explained().clone()))?;
+        let made = self.write_rest().and_then(|()| {
+            next_svid_key(self.keys.as_ref(), Some(&own.slot))
+                .map_err(|error| error.explained().clone())
+        });
+        let (key, kept) = match made {
+            Ok(key) => (key, true),
+            Err(error) if due => {
+                tracing::error!(
+                    error = one_line(&error),
+                    "the agent's new key cannot be kept, and is lost with a restart"
+                );
+                let key = PrivateKey::generate(KeyKind::EcP256);
+                let key = key.map_err(|error| on_disk(error.explained().clone()))?;
+                (key, false)
+            }
+            Err(error) => return Err(on_disk(error)),
+        };
         let csr = key
             .request(None)
             .map_err(|error| on_disk(error.explained().clone()))?;
@@ -231,8 +266,17 @@ impl<A: AgentHalf> Agent<A> {
         let roots = self.data.data().bundle.clone();
         let domain = &self.settings.trust_domain;
         crate::attest::vet(&svid, &key, domain, roots, self.clock.now())?;
-        self.data.update(|data| data.svid = svid).map_err(on_disk)?;
-        let renewed = self.remembered().ok_or_else(|| {
+        let renewed = if kept {
+            let saved = self.data.take(|data| data.svid = svid);
+            tell_unsaved(saved, "the agent's new SVID");
+            self.remembered()
+        } else {
+            // What is on the disk stays: a whole pair, as long as it holds.
+            let (slot, target) = (own.slot.clone(), self.settings.availability_target);
+            let renewed = OwnIdentity::new(&svid, key, slot, own.reattestable, target);
+            renewed.map(|renewed| OwnIdentity { kept, ..renewed })
+        };
+        let renewed = renewed.ok_or_else(|| {
             on_disk(Explained::new(
                 Code::Other,
                 "the agent's new SVID is not found with its key",
@@ -244,5 +288,16 @@ impl<A: AgentHalf> Agent<A> {
             "the agent's certificate was rotated"
         );
         Ok(renewed)
+    }
+}
+
+/// Says that `what` is in use and not on the disk.
+pub(super) fn tell_unsaved(saved: Result<(), Explained>, what: &'static str) {
+    if let Err(error) = saved {
+        tracing::error!(
+            what,
+            error = one_line(&error),
+            "used although it cannot be written; writing is tried again"
+        );
     }
 }

@@ -32,7 +32,7 @@ impl<A: AgentHalf> Agent<A> {
                 stay.sign_backoff.reset();
                 stay.sign_after = Instant::now();
             }
-            _ => stay.sign_after = Instant::now() + stay.sign_backoff.next(),
+            _ => stay.sign_after = Instant::now() + stay.sign_backoff.next_wait(),
         }
         outcome.map(|_| ())
     }

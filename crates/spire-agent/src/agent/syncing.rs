@@ -2,6 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
 use std::time::Duration;
 
+use ah_identity_provider::Backoff;
 use ah_spire_attest::node::AgentHalf;
 use ah_spire_wire::model::{Bundle, Entry};
 use ah_tls::verify_spiffe_server;
@@ -9,19 +10,26 @@ use rustls_pki_types::CertificateDer;
 use spiffe::TrustDomain;
 use tokio::time::Instant;
 
+use super::attesting::tell_unsaved;
 use super::signing::SIGN_AT_ONCE;
-use super::{Agent, Lost, wait_or_jump};
-use crate::backoff::Backoff;
+use super::{Agent, Lost, SOUND, wait_or_jump};
 use crate::health::one_line;
 use crate::metrics::{SyncStats, counted};
 use crate::own::OwnIdentity;
-use crate::server_client::{ServerFault, SyncedEntries, roots_of, trust_of};
+use crate::server_client::{Heard, News, ServerFault, SyncedEntries, roots_of, trust_of};
+
+/// However long the interval is, the first attempt after a failure comes within this time, and so does a renewal that is
+/// due: an interval may be long where the server tells of changes.
+const FIRST_WAIT: Duration = Duration::from_secs(5);
 
 /// The longest time between two attempts while the server fails, whatever the interval.
 const LAST_WAIT: Duration = Duration::from_secs(8 * 60);
 
 /// The longest time, in intervals.
 const LAST_WAIT_INTERVALS: u32 = 48;
+
+/// Between two times that it is tried to keep the agent's key, once the disk had no room for it.
+const KEEP_WAIT: Duration = Duration::from_secs(5);
 
 /// How one stay with the server goes.
 pub(super) struct Stay {
@@ -32,41 +40,58 @@ pub(super) struct Stay {
     rotate_now: bool,
     rotate_after: Instant,
     rotate_backoff: Backoff,
+    /// An own SVID whose key is not on the disk is not replaced before.
+    keep_after: Instant,
     /// Signing is not tried before.
     pub(super) sign_after: Instant,
     pub(super) sign_backoff: Backoff,
     pub(super) sign_at_once: usize,
+    /// What the server tells, where it does.
+    news: Option<News>,
+    news_backoff: Backoff,
 }
 
 impl<A: AgentHalf> Agent<A> {
     /// Keeps the cache in step until the server is lost. Returns the newest own identity besides.
     pub(super) async fn serve(&mut self, own: OwnIdentity) -> (OwnIdentity, Lost) {
         let interval = self.settings.sync_interval;
-        let mut backoff = Backoff::new(interval, LAST_WAIT.min(interval * LAST_WAIT_INTERVALS));
+        let mut backoff = Backoff::new(
+            interval.min(FIRST_WAIT),
+            LAST_WAIT.min(interval.saturating_mul(LAST_WAIT_INTERVALS)),
+        );
         let mut stay = Stay {
             own,
             told: None,
             tainted: BTreeSet::new(),
             rotate_now: false,
             rotate_after: Instant::now(),
+            keep_after: Instant::now(),
             rotate_backoff: Backoff::new(Duration::from_secs(5), Duration::from_secs(120)),
             sign_after: Instant::now(),
             sign_backoff: Backoff::new(Duration::from_millis(500), Duration::from_secs(60)),
             sign_at_once: SIGN_AT_ONCE,
+            news: None,
+            news_backoff: Backoff::new(Duration::from_secs(1), Duration::from_secs(60)),
         };
         if let Err(lost) = self.take_credentials(&stay.own).await {
             return (stay.own, lost);
         }
         loop {
+            if self.was_set_back() {
+                tracing::warn!("the clock was set back: all SVIDs are replaced");
+                stay.rotate_now = true;
+                self.cache.taint(|_| true);
+            }
             let wait = match Box::pin(self.round(&mut stay)).await {
                 Ok(()) => {
                     backoff.reset();
                     self.untrusted_since = None;
                     // A tenth of it is random, so that the agents of a fleet do not ask in step.
-                    interval.mul_f64(0.95 + rand::random::<f64>() / 10.0)
+                    let wait = interval.mul_f64(0.95 + rand::random::<f64>() / 10.0);
+                    wait.min(self.until_rotation(&stay).max(FIRST_WAIT))
                 }
                 Err(fault) => {
-                    let wait = backoff.next();
+                    let wait = backoff.next_wait();
                     self.tell(fault.explained(), wait);
                     if let ServerFault::Denied(why, _) = fault {
                         return (stay.own, Lost::Denied(why));
@@ -84,11 +109,14 @@ impl<A: AgentHalf> Agent<A> {
         }
     }
 
-    /// Until the next round; meanwhile whoever comes and has no SVID yet gets one.
+    /// Until the next round, which is earlier when the server tells of a change; meanwhile whoever comes and has no SVID
+    /// yet gets one.
     async fn wait_and_sign(&mut self, stay: &mut Stay, wait: Duration) {
         let clock = self.clock.clone();
         let waited = wait_or_jump(clock.as_ref(), wait);
         tokio::pin!(waited);
+        // What changed while nothing was told is found by the round that listens anew.
+        let mut listen_again = None;
         loop {
             let cache = self.cache.clone();
             let sign_after = stay.sign_after;
@@ -101,6 +129,21 @@ impl<A: AgentHalf> Agent<A> {
             };
             tokio::select! {
                 () = &mut waited => return,
+                heard = next(&mut stay.news) => match heard {
+                    Heard::Changed => return,
+                    ended => {
+                        let lasted = stay.news.take().is_some_and(|news| news.age() > SOUND);
+                        if matches!(ended, Heard::Denied) {
+                            return;
+                        }
+                        if lasted {
+                            stay.news_backoff.reset();
+                        }
+                        listen_again = Some(Instant::now() + stay.news_backoff.next_wait());
+                        continue;
+                    }
+                },
+                () = at(listen_again) => return,
                 () = wanted => {}
             }
             if let Err(fault) = Box::pin(self.sign(stay)).await {
@@ -115,6 +158,8 @@ impl<A: AgentHalf> Agent<A> {
     /// Asks the server for everything that may have changed.
     async fn round(&mut self, stay: &mut Stay) -> Result<(), ServerFault> {
         self.rotate_if_due(stay).await?;
+        // Before anything is asked for, so that what changes from now on is heard.
+        stay.news = self.client.news(stay.news.take()).await?;
         let call = self.metrics.fetch_entries.start();
         let (entries, bundle, federated) = counted(call, Box::pin(self.fetch()).await)?;
 
@@ -178,12 +223,24 @@ impl<A: AgentHalf> Agent<A> {
         Ok((entries, bundle, federated))
     }
 
+    /// Until the agent's own SVID or one of the workloads' is due.
+    fn until_rotation(&self, stay: &Stay) -> Duration {
+        let next = self.cache.next_rotation();
+        let next = next.map_or(stay.own.rotate_at, |next| next.min(stay.own.rotate_at));
+        next.duration_since(self.clock.now()).unwrap_or_default()
+    }
+
     async fn rotate_if_due(&mut self, stay: &mut Stay) -> Result<(), ServerFault> {
         let due = stay.rotate_now || self.clock.now() >= stay.own.rotate_at;
-        if !due || Instant::now() < stay.rotate_after {
+        let wanted = if due {
+            Instant::now() >= stay.rotate_after
+        } else {
+            !stay.own.kept && Instant::now() >= stay.keep_after
+        };
+        if !wanted {
             return Ok(());
         }
-        match Box::pin(self.rotate(&stay.own)).await {
+        match Box::pin(self.rotate(&stay.own, due)).await {
             Ok(own) => {
                 self.health.change(|state| {
                     state.svid = own.svid.as_slice().into();
@@ -200,8 +257,12 @@ impl<A: AgentHalf> Agent<A> {
             }
             // The old SVID is still good: only what the server says about the agent itself ends the stay.
             Err(fault @ ServerFault::Denied(..)) => Err(fault),
+            Err(_) if !due => {
+                stay.keep_after = Instant::now() + KEEP_WAIT;
+                Ok(())
+            }
             Err(fault) => {
-                let wait = stay.rotate_backoff.next();
+                let wait = stay.rotate_backoff.next_wait();
                 stay.rotate_after = Instant::now() + wait;
                 tracing::warn!(
                     error = one_line(fault.explained()),
@@ -229,17 +290,18 @@ impl<A: AgentHalf> Agent<A> {
     /// Remembers the roots when they changed, and trusts them from now on.
     async fn take_roots(&mut self, bundle: &Bundle, stay: &Stay) -> Result<(), ServerFault> {
         let roots = roots_of(bundle);
-        if self.data.data().bundle == roots {
+        let changed = self.data.data().bundle != roots;
+        // With a full disk too: the next SVIDs are of the new roots.
+        let saved = self.data.take(|data| data.bundle.clone_from(&roots));
+        if !changed {
             return Ok(());
         }
+        tell_unsaved(saved, "the trust bundle");
         tracing::info!(
             authorities = roots.len(),
             sequence = bundle.sequence,
             "the trust bundle changed"
         );
-        self.data
-            .update(|data| data.bundle = roots.clone())
-            .map_err(ServerFault::Refused)?;
         self.client
             .replace(&stay.own.credentials(roots))
             .await
@@ -301,4 +363,18 @@ fn stats(known: &SyncedEntries, synced: &SyncedEntries) -> SyncStats {
 
 fn is_stale(before: &Entry, entry: &Entry) -> bool {
     before.revision != entry.revision || before.created_at != entry.created_at
+}
+
+async fn next(news: &mut Option<News>) -> Heard {
+    match news {
+        Some(news) => news.next().await,
+        None => pending().await,
+    }
+}
+
+async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => pending().await,
+    }
 }

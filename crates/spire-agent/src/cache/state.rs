@@ -329,6 +329,12 @@ impl State {
         wanted
     }
 
+    /// When the first SVID is due for replacement.
+    pub(super) fn next_rotation(&self) -> Option<SystemTime> {
+        let held = self.records.values().filter_map(|it| it.svid.as_ref());
+        held.map(|held| held.rotate_at).min()
+    }
+
     /// Takes over an SVID, unless its entry went away or changed while it was made.
     pub(super) fn put(&mut self, held: Held) {
         let entry = &held.identity.entry;

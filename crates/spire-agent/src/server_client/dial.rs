@@ -1,6 +1,7 @@
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -132,6 +133,7 @@ async fn reach(
     Ok(Connection {
         channel,
         server: server.into(),
+        silent: Arc::default(),
     })
 }
 

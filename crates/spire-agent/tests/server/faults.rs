@@ -278,6 +278,28 @@ async fn a_clock_that_jumps_past_the_end_of_everything() {
     agent.stop().await.unwrap();
 }
 
+// A machine that booted with a clock in the future, until its time service set it right.
+#[tokio::test]
+async fn a_clock_that_is_set_back_gets_new_svids() {
+    let fake = Fake::start().await;
+    fake.set_entry("a", "/a", |_| {});
+    let node = Node::new(&fake);
+    node.clock.jump(Duration::from_secs(1000));
+    let agent = node.start();
+    let mut updates = agent.subscribe().await;
+    let first = updates.borrow_and_update().clone();
+    fake.called("SyncAuthorizedEntries", 2).await;
+    assert_eq!(fake.calls("RenewAgent"), 0);
+    node.clock.set_back(Duration::from_secs(1000));
+    update(&mut updates, |update| {
+        let newest = update.identities.first();
+        newest.is_some_and(|newest| newest.chain != first.identities[0].chain)
+    })
+    .await;
+    fake.called_in_all("RenewAgent", 1).await;
+    agent.stop().await.unwrap();
+}
+
 #[tokio::test]
 async fn svids_that_cannot_be_signed_now_are_waited_for_without_a_storm() {
     let fake = Fake::start().await;

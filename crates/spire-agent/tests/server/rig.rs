@@ -56,6 +56,10 @@ impl TestClock {
     pub(crate) fn jump(&self, ahead: Duration) {
         *self.0.lock().unwrap() += ahead;
     }
+
+    pub(crate) fn set_back(&self, by: Duration) {
+        *self.0.lock().unwrap() -= by;
+    }
 }
 
 impl Clock for TestClock {

@@ -16,6 +16,7 @@ use spiffe::SpiffeId;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::audit::{self, Audit, Fields};
 use super::csr::Csr;
 use super::{
     Core, attest, authorize, caller, caller_id, convert, count, internal, invalid, mask, page, unix,
@@ -35,8 +36,11 @@ impl<S: Store> Service for Agents<S> {
         &self,
         request: Request<CountAgentsRequest>,
     ) -> Result<Response<CountAgentsResponse>, Status> {
+        let audit = Audit::of(&request);
         let filter = request.into_inner().filter.map(Filter::from);
-        let filter = filter.unwrap_or_default().into_store()?;
+        let filter = filter.unwrap_or_default();
+        audit.about(|| filter.audited());
+        let filter = filter.into_store()?;
         let rows = self.0.store.count_agents(&filter).await;
         let rows = rows.map_err(|error| internal("failed to count agents", error))?;
         Ok(Response::new(CountAgentsResponse { count: count(rows) }))
@@ -46,9 +50,11 @@ impl<S: Store> Service for Agents<S> {
         &self,
         request: Request<ListAgentsRequest>,
     ) -> Result<Response<ListAgentsResponse>, Status> {
+        let audit = Audit::of(&request);
         let request = request.into_inner();
-        let filter = request.filter.map(Filter::from);
-        let filter = filter.unwrap_or_default().into_store()?;
+        let filter = request.filter.map(Filter::from).unwrap_or_default();
+        audit.about(|| filter.audited());
+        let filter = filter.into_store()?;
         let page = page(request.page_size, request.page_token);
         let found = self.0.store.agents(&filter, &page).await;
         let found = found.map_err(|error| internal("failed to list agents", error))?;
@@ -65,8 +71,9 @@ impl<S: Store> Service for Agents<S> {
         &self,
         request: Request<GetAgentRequest>,
     ) -> Result<Response<types::Agent>, Status> {
+        let audit = Audit::of(&request);
         let request = request.into_inner();
-        let id = self.agent_id(request.id.as_ref())?;
+        let id = self.agent_id(request.id.as_ref(), &audit)?;
         let found = self.0.store.agent(&id).await;
         let found = found.map_err(|error| internal("failed to fetch agent", error))?;
         let found = found.ok_or_else(|| Status::not_found("agent not found"))?;
@@ -78,7 +85,8 @@ impl<S: Store> Service for Agents<S> {
         &self,
         request: Request<DeleteAgentRequest>,
     ) -> Result<Response<()>, Status> {
-        let id = self.agent_id(request.into_inner().id.as_ref())?;
+        let audit = Audit::of(&request);
+        let id = self.agent_id(request.into_inner().id.as_ref(), &audit)?;
         let deleted = self.0.store.delete_agent(&id).await;
         deleted.map_err(|error| not_found_or(error, "failed to remove agent"))?;
         tracing::info!(spiffe_id = %id, "Agent deleted");
@@ -86,7 +94,8 @@ impl<S: Store> Service for Agents<S> {
     }
 
     async fn ban_agent(&self, request: Request<BanAgentRequest>) -> Result<Response<()>, Status> {
-        let id = self.agent_id(request.into_inner().id.as_ref())?;
+        let audit = Audit::of(&request);
+        let id = self.agent_id(request.into_inner().id.as_ref(), &audit)?;
         let ban = |agent: &mut store::Agent| {
             agent.serial_number.clear();
             agent.new_serial_number.clear();
@@ -103,8 +112,8 @@ impl<S: Store> Service for Agents<S> {
         &self,
         request: Request<Streaming<AttestAgentRequest>>,
     ) -> Result<Response<Self::AttestAgentStream>, Status> {
-        let caller = caller(&request)?;
-        let answers = attest::start(self.0.clone(), caller, request.into_inner());
+        let (caller, audit) = (caller(&request)?, Audit::of(&request));
+        let answers = attest::start(self.0.clone(), caller, audit, request.into_inner());
         Ok(Response::new(answers))
     }
 
@@ -112,7 +121,10 @@ impl<S: Store> Service for Agents<S> {
         &self,
         request: Request<RenewAgentRequest>,
     ) -> Result<Response<RenewAgentResponse>, Status> {
-        let caller = caller(&request)?;
+        let (caller, audit) = (caller(&request)?, Audit::of(&request));
+        if let Some(params) = &request.get_ref().params {
+            audit.about(|| Fields::default().with("csr", audit::sha256(&params.csr)));
+        }
         let address = caller.address().map(|address| address.ip());
         self.0.limits.x509.wait(address, 1).await?;
         let id = caller_id(&caller)?;
@@ -156,7 +168,13 @@ impl<S: Store> Service for Agents<S> {
         &self,
         request: Request<CreateJoinTokenRequest>,
     ) -> Result<Response<JoinToken>, Status> {
+        let audit = Audit::of(&request);
         let request = request.into_inner();
+        audit.about(|| {
+            Fields::default()
+                .with("ttl", request.ttl)
+                .maybe("spiffe_id", audit::id(request.agent_id.as_ref()))
+        });
         let ttl = u64::try_from(request.ttl).ok().filter(|ttl| *ttl > 0);
         let ttl =
             ttl.ok_or_else(|| Status::invalid_argument("ttl is required, you must provide one"))?;
@@ -196,10 +214,16 @@ impl<S: Store> Service for Agents<S> {
         &self,
         request: Request<PostStatusRequest>,
     ) -> Result<Response<PostStatusResponse>, Status> {
-        let caller = caller(&request)?;
+        let (caller, audit) = (caller(&request)?, Audit::of(&request));
         let address = caller.address().map(|address| address.ip());
         self.0.limits.post_status.wait(address, 1).await?;
         let version = request.into_inner().agent_version;
+        audit.about(|| {
+            let version = Some(version.as_str()).filter(|version| !version.is_empty());
+            Fields::default()
+                .maybe("spiffe_id", caller.id().map(SpiffeId::to_string))
+                .maybe("agent_version", version)
+        });
         if version.len() > LONGEST_VERSION {
             return Err(Status::invalid_argument(
                 "agent version is too long (max 255 characters)",
@@ -215,7 +239,8 @@ impl<S: Store> Service for Agents<S> {
 }
 
 impl<S: Store> Agents<S> {
-    fn agent_id(&self, id: Option<&types::Spiffeid>) -> Result<SpiffeId, Status> {
+    fn agent_id(&self, id: Option<&types::Spiffeid>, audit: &Audit) -> Result<SpiffeId, Status> {
+        audit.about(|| Fields::default().maybe("spiffe_id", audit::id(id)));
         ids::of_domain(id, &self.0.trust_domain, Kind::Agent)
             .map_err(|why| invalid("invalid agent ID", why))
     }
@@ -281,6 +306,15 @@ from_wire!(count_agents_request::Filter);
 from_wire!(list_agents_request::Filter);
 
 impl Filter {
+    fn audited(&self) -> Fields {
+        let kind = Some(self.attestation_type.as_str()).filter(|kind| !kind.is_empty());
+        Fields::default()
+            .maybe("node_attestor_type", kind)
+            .maybe("by_banned", self.banned)
+            .maybe("by_can_reattest", self.can_reattest)
+            .and(audit::selector_match(self.selectors.as_ref()))
+    }
+
     fn into_store(self) -> Result<AgentFilter, Status> {
         let selectors = self.selectors.map(|wire| convert::selector_match(&wire));
         let selectors = selectors

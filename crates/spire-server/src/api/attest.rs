@@ -13,10 +13,11 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 
+use super::audit::{Audit, Fields};
 use super::{Attested, Caller, Core, csr::Csr, failed, internal, invalid, unix};
 use crate::ca::{X509Svid, X509SvidRequest};
 use crate::ids;
-use crate::store::{Agent, Spender, Store};
+use crate::store::{Agent, Spender, Store, StoreError};
 
 const JOIN_TOKEN: &str = "join_token";
 
@@ -39,23 +40,28 @@ impl Answers {
 pub(super) fn start<S: Store>(
     core: Arc<Core<S>>,
     caller: Caller,
+    audit: Audit,
     requests: Streaming<AttestAgentRequest>,
 ) -> ReceiverStream<Result<AttestAgentResponse, Status>> {
+    audit.apart();
     let (sender, stream) = mpsc::channel(1);
     tokio::spawn(async move {
         let gone = sender.clone();
         let attestation = Attestation {
             core,
             caller,
+            audit: audit.clone(),
             requests,
             answers: Arc::new(Answers(sender.clone())),
         };
-        tokio::select! {
-            ended = attestation.run() => if let Err(status) = ended {
-                // Fails when nobody listens any more.
-                let _ = sender.send(Err(status)).await;
-            },
-            () = gone.closed() => {}
+        let ended = tokio::select! {
+            ended = attestation.run() => ended,
+            () = gone.closed() => Err(Status::cancelled("the agent has gone")),
+        };
+        audit.ended(&ended);
+        if let Err(status) = ended {
+            // Fails when nobody listens any more.
+            let _ = sender.send(Err(status)).await;
         }
     });
     ReceiverStream::new(stream)
@@ -64,6 +70,7 @@ pub(super) fn start<S: Store>(
 struct Attestation<S> {
     core: Arc<Core<S>>,
     caller: Caller,
+    audit: Audit,
     requests: Streaming<AttestAgentRequest>,
     answers: Arc<Answers>,
 }
@@ -83,11 +90,15 @@ impl<S: Store> Attestation<S> {
         // Before the token is used up: a request that cannot be signed shall not cost one.
         let csr = Csr::read(&csr).map_err(|why| invalid("failed to parse CSR", why))?;
         let kind = data.r#type.clone();
+        self.audit
+            .about(|| Fields::default().with("node_attestor_type", kind.clone()));
         let attested = if kind == JOIN_TOKEN {
             self.join_token(&data.payload, &csr).await?
         } else {
             self.challenge(data).await?
         };
+        self.audit
+            .about(|| Fields::default().with("agent_id", attested.id.to_string()));
         let (svid, attested) = admit(&self.core, attested, kind, csr).await?;
         let step = attest_agent_response::Step::Result(attest_agent_response::Result {
             reattestable: attested.can_reattest,
@@ -196,10 +207,9 @@ async fn admit<S: Store>(
     attested.selectors.dedup();
     let before = core.store.agent(&attested.id).await;
     let before = before.map_err(|error| internal("failed to fetch agent", error))?;
+    let banned = || Status::permission_denied("failed to attest: agent is banned");
     if before.as_ref().is_some_and(Agent::is_banned) {
-        return Err(Status::permission_denied(
-            "failed to attest: agent is banned",
-        ));
+        return Err(banned());
     }
     let svid = sign(core, &attested.id, csr)?;
     let agent = Agent {
@@ -213,9 +223,12 @@ async fn admit<S: Store>(
         can_reattest: attested.can_reattest,
         version: before.map(|agent| agent.version).unwrap_or_default(),
     };
-    let put = core.store.put_agent(&agent).await;
-    put.map_err(|error| internal("failed to create attested agent", error))?;
-    Ok((svid, attested))
+    match core.store.put_agent(&agent).await {
+        Ok(()) => Ok((svid, attested)),
+        // Since it was looked up.
+        Err(StoreError::Precondition(_)) => Err(banned()),
+        Err(error) => Err(internal("failed to create attested agent", error)),
+    }
 }
 
 /// Signs an agent's certificate.

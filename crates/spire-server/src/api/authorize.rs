@@ -84,7 +84,10 @@ async fn entries_of<S: Store>(core: &Core<S>, svid: &PeerSvid) -> Result<Vec<Ent
 
 /// Why the holder of `svid` is no agent in good standing; `None` when it is one. A renewed certificate that is seen
 /// for the first time becomes the agent's current one.
-async fn standing<S: Store>(core: &Core<S>, svid: &PeerSvid) -> Result<Option<Reason>, Status> {
+pub(super) async fn standing<S: Store>(
+    core: &Core<S>,
+    svid: &PeerSvid,
+) -> Result<Option<Reason>, Status> {
     if core.clock.now() > svid.not_after {
         return Ok(Some(Reason::AgentExpired));
     }

@@ -21,6 +21,7 @@ use ah_spire_wire::types;
 use spiffe::TrustDomain;
 use tonic::{Request, Response, Status};
 
+use super::audit::{self, Audit, Fields};
 use super::{Core, caller, count, failed, internal, invalid, item, mask, page, store_code};
 use crate::ids;
 use crate::store::{BundleDeletion, Store, StoreError};
@@ -42,6 +43,8 @@ impl<S: Store> Service for Bundles<S> {
         &self,
         request: Request<GetBundleRequest>,
     ) -> Result<Response<types::Bundle>, Status> {
+        Audit::of(&request)
+            .about(|| Fields::default().with("trust_domain_id", self.0.trust_domain.as_str()));
         let mask = request.into_inner().output_mask;
         let bundle = self.stored(&self.0.trust_domain).await?;
         Ok(Response::new(told(&bundle, mask.as_ref())))
@@ -51,7 +54,12 @@ impl<S: Store> Service for Bundles<S> {
         &self,
         request: Request<AppendBundleRequest>,
     ) -> Result<Response<types::Bundle>, Status> {
+        let audit = Audit::of(&request);
         let request = request.into_inner();
+        audit.about(|| {
+            let jwt = audit::jwt_keys(&request.jwt_authorities);
+            jwt.and(audit::x509_authorities(&request.x509_authorities))
+        });
         if request.jwt_authorities.is_empty() && request.x509_authorities.is_empty() {
             return Err(Status::invalid_argument("no authorities to append"));
         }
@@ -96,6 +104,17 @@ impl<S: Store> Service for Bundles<S> {
         &self,
         request: Request<PublishJwtAuthorityRequest>,
     ) -> Result<Response<PublishJwtAuthorityResponse>, Status> {
+        if let Some(key) = &request.get_ref().jwt_authority {
+            Audit::of(&request).about(|| {
+                Fields::default()
+                    .with("jwt_authority_expires_at", key.expires_at)
+                    .with("jwt_authority_key_id", key.key_id.clone())
+                    .with(
+                        "jwt_authority_public_key_sha256",
+                        audit::sha256(&key.public_key),
+                    )
+            });
+        }
         let address = caller(&request)?.address().map(|address| address.ip());
         self.0.limits.push_key.wait(address, 1).await?;
         let key = request.into_inner().jwt_authority;
@@ -141,7 +160,9 @@ impl<S: Store> Service for Bundles<S> {
         &self,
         request: Request<GetFederatedBundleRequest>,
     ) -> Result<Response<types::Bundle>, Status> {
+        let audit = Audit::of(&request);
         let request = request.into_inner();
+        audit.about(|| Fields::default().with("trust_domain_id", request.trust_domain.clone()));
         let domain = self.federated(
             &request.trust_domain,
             "getting a federated bundle for the server's own trust domain is not allowed",
@@ -154,15 +175,18 @@ impl<S: Store> Service for Bundles<S> {
         &self,
         request: Request<BatchCreateFederatedBundleRequest>,
     ) -> Result<Response<BatchCreateFederatedBundleResponse>, Status> {
+        let audit = Audit::of(&request);
         let request = request.into_inner();
         let mut results = Vec::with_capacity(request.bundle.len());
         for wire in &request.bundle {
             let (status, bundle) = apart(self.create(wire).await);
+            audit.item(&status, || audit::bundle(wire, None));
             results.push(batch_create_federated_bundle_response::Result {
                 status: Some(status),
                 bundle: bundle.map(|bundle| told(&bundle, request.output_mask.as_ref())),
             });
         }
+        audit.apart();
         Ok(Response::new(BatchCreateFederatedBundleResponse {
             results,
         }))
@@ -172,16 +196,19 @@ impl<S: Store> Service for Bundles<S> {
         &self,
         request: Request<BatchUpdateFederatedBundleRequest>,
     ) -> Result<Response<BatchUpdateFederatedBundleResponse>, Status> {
+        let audit = Audit::of(&request);
         let request = request.into_inner();
         let mut results = Vec::with_capacity(request.bundle.len());
         for wire in &request.bundle {
             let updated = self.update(wire, request.input_mask.as_ref()).await;
             let (status, bundle) = apart(updated);
+            audit.item(&status, || audit::bundle(wire, request.input_mask.as_ref()));
             results.push(batch_update_federated_bundle_response::Result {
                 status: Some(status),
                 bundle: bundle.map(|bundle| told(&bundle, request.output_mask.as_ref())),
             });
         }
+        audit.apart();
         Ok(Response::new(BatchUpdateFederatedBundleResponse {
             results,
         }))
@@ -191,15 +218,18 @@ impl<S: Store> Service for Bundles<S> {
         &self,
         request: Request<BatchSetFederatedBundleRequest>,
     ) -> Result<Response<BatchSetFederatedBundleResponse>, Status> {
+        let audit = Audit::of(&request);
         let request = request.into_inner();
         let mut results = Vec::with_capacity(request.bundle.len());
         for wire in &request.bundle {
             let (status, bundle) = apart(self.set(wire).await);
+            audit.item(&status, || audit::bundle(wire, None));
             results.push(batch_set_federated_bundle_response::Result {
                 status: Some(status),
                 bundle: bundle.map(|bundle| told(&bundle, request.output_mask.as_ref())),
             });
         }
+        audit.apart();
         Ok(Response::new(BatchSetFederatedBundleResponse { results }))
     }
 
@@ -207,23 +237,31 @@ impl<S: Store> Service for Bundles<S> {
         &self,
         request: Request<BatchDeleteFederatedBundleRequest>,
     ) -> Result<Response<BatchDeleteFederatedBundleResponse>, Status> {
+        let audit = Audit::of(&request);
         let request = request.into_inner();
-        let mode = match Mode::try_from(request.mode) {
-            Ok(Mode::Restrict) => BundleDeletion::Restrict,
-            Ok(Mode::Delete) => BundleDeletion::Delete,
-            Ok(Mode::Dissociate) => BundleDeletion::Dissociate,
-            Err(_) => {
-                let why = format!("unhandled delete mode \"{}\"", request.mode);
-                return Err(invalid("failed to parse deletion mode", why));
-            }
+        let Ok(wire) = Mode::try_from(request.mode) else {
+            let why = format!("unhandled delete mode \"{}\"", request.mode);
+            return Err(invalid("failed to parse deletion mode", why));
+        };
+        let mode = match wire {
+            Mode::Restrict => BundleDeletion::Restrict,
+            Mode::Delete => BundleDeletion::Delete,
+            Mode::Dissociate => BundleDeletion::Dissociate,
         };
         let mut results = Vec::with_capacity(request.trust_domains.len());
         for trust_domain in request.trust_domains {
+            let status = item(self.delete(&trust_domain, mode).await);
+            audit.item(&status, || {
+                Fields::default()
+                    .with("trust_domain_id", trust_domain.clone())
+                    .with("mode", wire.as_str_name())
+            });
             results.push(batch_delete_federated_bundle_response::Result {
-                status: Some(item(self.delete(&trust_domain, mode).await)),
+                status: Some(status),
                 trust_domain,
             });
         }
+        audit.apart();
         Ok(Response::new(BatchDeleteFederatedBundleResponse {
             results,
         }))

@@ -63,11 +63,14 @@ impl Caller {
 
     /// The SPIFFE ID that was proved, if any.
     pub fn id(&self) -> Option<&SpiffeId> {
+        self.svid().map(|svid| &svid.id)
+    }
+
+    /// The X509-SVID that was proved, if any.
+    pub(super) fn svid(&self) -> Option<&PeerSvid> {
         match &*self.peer {
-            Peer::Remote {
-                svid: Some(svid), ..
-            } => Some(&svid.id),
-            _ => None,
+            Peer::Remote { svid, .. } => svid.as_ref(),
+            Peer::Local => None,
         }
     }
 

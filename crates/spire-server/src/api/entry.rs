@@ -18,6 +18,7 @@ use spiffe::TrustDomain;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::audit::{self, Audit, Fields};
 use super::{
     Core, caller, caller_id, convert, count, failed, internal, invalid, item, mask, page,
     store_code, sync,
@@ -33,8 +34,9 @@ impl<S: Store> Service for Entries<S> {
         &self,
         request: Request<CountEntriesRequest>,
     ) -> Result<Response<CountEntriesResponse>, Status> {
+        let audit = Audit::of(&request);
         let filter = request.into_inner().filter.map(Filter::from);
-        let filter = self.filter(filter)?;
+        let filter = self.filter(filter, &audit)?;
         let rows = self.0.store.count_entries(&filter).await;
         let rows = rows.map_err(|error| internal("failed to count entries", error))?;
         Ok(Response::new(CountEntriesResponse { count: count(rows) }))
@@ -44,8 +46,9 @@ impl<S: Store> Service for Entries<S> {
         &self,
         request: Request<ListEntriesRequest>,
     ) -> Result<Response<ListEntriesResponse>, Status> {
+        let audit = Audit::of(&request);
         let request = request.into_inner();
-        let filter = self.filter(request.filter.map(Filter::from))?;
+        let filter = self.filter(request.filter.map(Filter::from), &audit)?;
         let page = page(request.page_size, request.page_token);
         let found = self.0.store.entries(&filter, &page).await;
         let found = found.map_err(|error| internal("failed to list entries", error))?;
@@ -62,10 +65,12 @@ impl<S: Store> Service for Entries<S> {
         &self,
         request: Request<GetEntryRequest>,
     ) -> Result<Response<types::Entry>, Status> {
+        let audit = Audit::of(&request);
         let request = request.into_inner();
         if request.id.is_empty() {
             return Err(Status::invalid_argument("missing ID"));
         }
+        audit.about(|| Fields::default().with("entry_id", request.id.clone()));
         let found = self.0.store.entry(&request.id).await;
         let found = found.map_err(|error| internal("failed to fetch entry", error))?;
         let found = found.ok_or_else(|| Status::not_found("entry not found"))?;
@@ -77,6 +82,7 @@ impl<S: Store> Service for Entries<S> {
         &self,
         request: Request<BatchCreateEntryRequest>,
     ) -> Result<Response<BatchCreateEntryResponse>, Status> {
+        let audit = Audit::of(&request);
         let request = request.into_inner();
         let mut results = Vec::with_capacity(request.entries.len());
         for wire in &request.entries {
@@ -88,12 +94,15 @@ impl<S: Store> Service for Entries<S> {
                 }
                 Err(status) => (Err(status), None),
             };
+            let status = item(status);
+            audit.item(&status, || audit::entry(wire, None));
             results.push(batch_create_entry_response::Result {
-                status: Some(item(status)),
+                status: Some(status),
                 entry: entry
                     .map(|entry| mask::entry(entry_to_wire(&entry), request.output_mask.as_ref())),
             });
         }
+        audit.apart();
         Ok(Response::new(BatchCreateEntryResponse { results }))
     }
 
@@ -101,6 +110,7 @@ impl<S: Store> Service for Entries<S> {
         &self,
         request: Request<BatchUpdateEntryRequest>,
     ) -> Result<Response<BatchUpdateEntryResponse>, Status> {
+        let audit = Audit::of(&request);
         let request = request.into_inner();
         let mut results = Vec::with_capacity(request.entries.len());
         let input = mask::update(request.input_mask.as_ref());
@@ -109,12 +119,15 @@ impl<S: Store> Service for Entries<S> {
                 Ok(entry) => (Ok(()), Some(entry)),
                 Err(status) => (Err(status), None),
             };
+            let status = item(status);
+            audit.item(&status, || audit::entry(wire, request.input_mask.as_ref()));
             results.push(batch_update_entry_response::Result {
-                status: Some(item(status)),
+                status: Some(status),
                 entry: entry
                     .map(|entry| mask::entry(entry_to_wire(&entry), request.output_mask.as_ref())),
             });
         }
+        audit.apart();
         Ok(Response::new(BatchUpdateEntryResponse { results }))
     }
 
@@ -122,14 +135,18 @@ impl<S: Store> Service for Entries<S> {
         &self,
         request: Request<BatchDeleteEntryRequest>,
     ) -> Result<Response<BatchDeleteEntryResponse>, Status> {
+        let audit = Audit::of(&request);
         let ids = request.into_inner().ids;
         let mut results = Vec::with_capacity(ids.len());
         for id in ids {
+            let status = item(self.delete(&id).await);
+            audit.item(&status, || Fields::default().with("entry_id", id.clone()));
             results.push(batch_delete_entry_response::Result {
-                status: Some(item(self.delete(&id).await)),
+                status: Some(status),
                 id,
             });
         }
+        audit.apart();
         Ok(Response::new(BatchDeleteEntryResponse { results }))
     }
 
@@ -155,10 +172,13 @@ impl<S: Store> Service for Entries<S> {
         request: Request<Streaming<SyncAuthorizedEntriesRequest>>,
     ) -> Result<Response<Self::SyncAuthorizedEntriesStream>, Status> {
         let entries = self.0.entries.authorized(caller_id(&caller(&request)?)?);
+        let audit = Audit::of(&request);
+        let requests = request.into_inner();
         Ok(Response::new(sync::start(
-            request.into_inner(),
+            requests,
             entries,
             sync::PAGE,
+            audit,
         )))
     }
 }
@@ -189,8 +209,9 @@ impl<S: Store> Entries<S> {
         }
     }
 
-    fn filter(&self, filter: Option<Filter>) -> Result<EntryFilter, Status> {
+    fn filter(&self, filter: Option<Filter>, audit: &Audit) -> Result<EntryFilter, Status> {
         let filter = filter.unwrap_or_default();
+        audit.about(|| filter.audited());
         filter.into_store(&self.0.trust_domain)
     }
 }
@@ -227,6 +248,16 @@ from_wire!(count_entries_request::Filter);
 from_wire!(list_entries_request::Filter);
 
 impl Filter {
+    fn audited(&self) -> Fields {
+        Fields::default()
+            .maybe("hint", self.hint.clone())
+            .maybe("parent_id", audit::id(self.parent_id.as_ref()))
+            .maybe("spiffe_id", audit::id(self.spiffe_id.as_ref()))
+            .and(audit::selector_match(self.selectors.as_ref()))
+            .and(audit::federates_match(self.federates_with.as_ref()))
+            .maybe("downstream", self.downstream)
+    }
+
     fn into_store(self, of: &TrustDomain) -> Result<EntryFilter, Status> {
         let id = |id: Option<types::Spiffeid>, kind, what| {
             id.map(|id| ids::of_domain(Some(&id), of, kind))

@@ -8,6 +8,7 @@ use ah_spire_wire::server::logger::{GetLoggerRequest, ResetLogLevelRequest, SetL
 use ah_spire_wire::types::{LogLevel, Logger};
 use tonic::{Request, Response, Status};
 
+use super::audit::{Audit, Fields};
 use super::{Core, internal};
 use crate::store::Store;
 
@@ -26,7 +27,12 @@ impl<S: Store> Service for Loggers<S> {
         &self,
         request: Request<SetLogLevelRequest>,
     ) -> Result<Response<Logger>, Status> {
-        self.set(level_asked_for(request.into_inner().new_level)?)
+        let audit = Audit::of(&request);
+        let level = request.into_inner().new_level;
+        if let Ok(level) = LogLevel::try_from(level) {
+            audit.about(|| Fields::default().with("new_log_level", level.as_str_name()));
+        }
+        self.set(level_asked_for(level)?)
     }
 
     async fn reset_log_level(

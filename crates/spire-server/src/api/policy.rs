@@ -1,4 +1,5 @@
-//! Who may call what: the same for each method as upstream's built-in policy (inventory section 8).
+//! Who may call what: the same for each method as upstream's built-in policy (inventory section 8), and our own method
+//! for agents.
 
 /// Who may call a method.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,7 +50,8 @@ pub(super) fn allowed(path: &str) -> Allowed {
     match (service, method) {
         ("spire.api.server.agent.v1.Agent", "AttestAgent")
         | ("spire.api.server.bundle.v1.Bundle", "GetBundle") => ANYBODY,
-        ("spire.api.server.agent.v1.Agent", "RenewAgent" | "PostStatus")
+        ("ah.spire.v1.Changes", "Watch")
+        | ("spire.api.server.agent.v1.Agent", "RenewAgent" | "PostStatus")
         | ("spire.api.server.entry.v1.Entry", "GetAuthorizedEntries" | "SyncAuthorizedEntries")
         | (
             "spire.api.server.svid.v1.SVID",

@@ -17,10 +17,12 @@ use spiffe::SpiffeId;
 use tonic::{Request, Response, Status};
 
 use super::attest::x509svid;
+use super::audit::{self, Audit, Fields};
 use super::csr::{BadCsr, Csr};
 use super::{Core, Right, caller, caller_id, dns, internal, invalid, item, unix};
 use crate::ca::{JwtSvidRequest, X509SvidRequest};
 use crate::ids::{self, Kind};
+use crate::moment;
 use crate::store::Store;
 
 pub(super) struct Svids<S>(pub(super) Arc<Core<S>>);
@@ -31,7 +33,13 @@ impl<S: Store> Service for Svids<S> {
         &self,
         request: Request<MintX509svidRequest>,
     ) -> Result<Response<MintX509svidResponse>, Status> {
+        let audit = Audit::of(&request);
         let request = request.into_inner();
+        audit.about(|| {
+            Fields::default()
+                .with("csr", audit::sha256(&request.csr))
+                .with("ttl", request.ttl)
+        });
         let csr = read(&request.csr, "failed to verify CSR signature")?;
         let uri = match csr.uris.as_slice() {
             [uri] => uri,
@@ -50,6 +58,11 @@ impl<S: Store> Service for Svids<S> {
                 why,
             )
         })?;
+        audit.about(|| {
+            Fields::default()
+                .with("spiffe_id", id.to_string())
+                .with("dns_name", csr.dns_names.join(","))
+        });
         let signed = self.0.authority.sign_x509_svid(X509SvidRequest {
             spiffe_id: id.clone(),
             spki: csr.spki,
@@ -57,6 +70,9 @@ impl<S: Store> Service for Svids<S> {
             ttl: ttl(request.ttl),
         });
         let signed = signed.map_err(|error| internal("failed to sign X509-SVID", error))?;
+        audit.about(|| {
+            Fields::default().with("expires_at", moment::rfc3339(unix(signed.not_after)))
+        });
         Ok(Response::new(MintX509svidResponse {
             svid: Some(x509svid(&id, &signed)),
         }))
@@ -67,7 +83,14 @@ impl<S: Store> Service for Svids<S> {
         request: Request<MintJwtsvidRequest>,
     ) -> Result<Response<MintJwtsvidResponse>, Status> {
         self.jwt_enabled()?;
+        let audit = Audit::of(&request);
         let request = request.into_inner();
+        audit.about(|| {
+            Fields::default()
+                .with("ttl", request.ttl)
+                .maybe("spiffe_id", audit::id(request.id.as_ref()))
+                .with("audience", request.audience.join(","))
+        });
         let id = ids::of_domain(request.id.as_ref(), &self.0.trust_domain, Kind::Workload)
             .map_err(|why| invalid("invalid SPIFFE ID", why))?;
         let svid = self.jwt(id, request.audience, request.ttl, false)?;
@@ -85,7 +108,7 @@ impl<S: Store> Service for Svids<S> {
         &self,
         request: Request<BatchNewX509svidRequest>,
     ) -> Result<Response<BatchNewX509svidResponse>, Status> {
-        let caller = caller(&request)?;
+        let (caller, audit) = (caller(&request)?, Audit::of(&request));
         let params = request.into_inner().params;
         if params.is_empty() {
             return Err(Status::invalid_argument("missing parameters"));
@@ -99,13 +122,16 @@ impl<S: Store> Service for Svids<S> {
                 Ok(svid) => (Ok(()), Some(svid)),
                 Err(status) => (Err(status), None),
             };
+            let status = item(status);
+            audit.item(&status, || about_new(&one, svid.as_ref()));
             results.push(batch_new_x509svid_response::Result {
-                status: Some(item(status)),
+                status: Some(status),
                 svid,
             });
             // Each costs a verification and a signature: others get their turn in between.
             tokio::task::yield_now().await;
         }
+        audit.apart();
         Ok(Response::new(BatchNewX509svidResponse { results }))
     }
 
@@ -113,7 +139,13 @@ impl<S: Store> Service for Svids<S> {
         &self,
         request: Request<NewJwtsvidRequest>,
     ) -> Result<Response<NewJwtsvidResponse>, Status> {
-        let caller = caller(&request)?;
+        let (caller, audit) = (caller(&request)?, Audit::of(&request));
+        audit.about(|| {
+            let request = request.get_ref();
+            Fields::default()
+                .with("entry_id", request.entry_id.clone())
+                .with("audience", request.audience.join(","))
+        });
         let address = caller.address().map(|address| address.ip());
         self.0.limits.jwt.wait(address, 1).await?;
         self.jwt_enabled()?;
@@ -125,6 +157,11 @@ impl<S: Store> Service for Svids<S> {
             .ok_or_else(|| Status::not_found("entry not found or not authorized"))?;
         ids::check(&entry.spiffe_id, &self.0.trust_domain, Kind::Workload)
             .map_err(|why| invalid("invalid SPIFFE ID", why))?;
+        audit.about(|| {
+            Fields::default()
+                .with("spiffe_id", entry.spiffe_id.to_string())
+                .with("ttl", entry.jwt_svid_ttl)
+        });
         let svid = self.jwt(
             entry.spiffe_id.clone(),
             request.audience,
@@ -145,7 +182,12 @@ impl<S: Store> Service for Svids<S> {
         &self,
         request: Request<NewDownstreamX509caRequest>,
     ) -> Result<Response<NewDownstreamX509caResponse>, Status> {
-        let caller = caller(&request)?;
+        let (caller, audit) = (caller(&request)?, Audit::of(&request));
+        audit.about(|| {
+            Fields::default()
+                .with("csr", audit::sha256(&request.get_ref().csr))
+                .with("trust_domain_id", self.0.trust_domain.id_string())
+        });
         let address = caller.address().map(|address| address.ip());
         self.0.limits.x509.wait(address, 1).await?;
         if !matches!(caller.right(), Right::Downstream(_)) {
@@ -229,6 +271,15 @@ impl<S: Store> Svids<S> {
         }
         Ok(())
     }
+}
+
+fn about_new(params: &NewX509svidParams, svid: Option<&X509svid>) -> Fields {
+    let id = svid.and_then(|svid| audit::id(svid.id.as_ref()));
+    Fields::default()
+        .with("csr", audit::sha256(&params.csr))
+        .with("entry_id", params.entry_id.clone())
+        .with("spiffe_id", id.unwrap_or_default())
+        .maybe("expires_at", svid.map(|svid| svid.expires_at))
 }
 
 fn read(csr: &[u8], bad_signature: &str) -> Result<Csr, Status> {

@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
+use super::audit::Audit;
 use super::mask;
 
 /// Entries in one answer.
@@ -24,7 +25,9 @@ pub(super) fn start(
     requests: Streaming<SyncAuthorizedEntriesRequest>,
     entries: Vec<Arc<model::Entry>>,
     page: usize,
+    audit: Audit,
 ) -> ReceiverStream<Result<SyncAuthorizedEntriesResponse, Status>> {
+    audit.apart();
     let (answers, stream) = mpsc::channel(1);
     tokio::spawn(async move {
         let talk = Talk {
@@ -32,7 +35,12 @@ pub(super) fn start(
             page: page.max(1),
             answers: answers.clone(),
         };
-        if let Err(Ended::Failed(status)) = talk.run(requests).await {
+        let ended = match talk.run(requests).await {
+            Ok(()) | Err(Ended::Done) => Ok(()),
+            Err(Ended::Failed(status)) => Err(status),
+        };
+        audit.ended(&ended);
+        if let Err(status) = ended {
             // Fails when nobody listens any more.
             let _ = answers.send(Err(status)).await;
         }

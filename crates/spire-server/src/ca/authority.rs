@@ -61,6 +61,7 @@ pub(super) struct Certificate {
     pub(super) spki: Vec<u8>,
     pub(super) key_id: Vec<u8>,
     pub(super) issuer_key_id: Vec<u8>,
+    pub(super) not_before: SystemTime,
     pub(super) not_after: SystemTime,
 }
 
@@ -90,6 +91,7 @@ impl Certificate {
             spki: parsed.public_key().raw.to_vec(),
             key_id,
             issuer_key_id,
+            not_before: system_time(parsed.validity().not_before),
             not_after: system_time(parsed.validity().not_after),
             der,
         })

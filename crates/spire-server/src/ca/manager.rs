@@ -5,6 +5,7 @@
 //! active and its predecessor old. What was not journalled is made anew at the next start, and a key or a bundle
 //! entry that nobody uses does no harm.
 
+mod bundle;
 mod load;
 mod operate;
 mod serve;
@@ -13,13 +14,14 @@ use std::fmt::Display;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use ah_spire_wire::model::{self, Bundle, JwtKey};
+use ah_spire_wire::model::JwtKey;
 use tokio::sync::{Mutex, watch};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::SignError;
 use super::authority::{JwtAuthority, X509Authority, from_unix, to_unix};
 use super::journal::Journal;
+use super::metrics::{Rotation, done};
 use super::prepare;
 use super::sign::Authorities;
 use super::slots::{Authority, Slot, SlotName, Slots, Status, Step};
@@ -36,13 +38,8 @@ pub const PRUNE_BUNDLE_INTERVAL: Duration = Duration::from_secs(6 * 3600);
 /// How often journals that are of no use are deleted.
 pub const PRUNE_JOURNALS_INTERVAL: Duration = Duration::from_secs(8 * 3600);
 
-const DAY: Duration = Duration::from_secs(24 * 3600);
 /// Activate, prepare, rotate, prepare. An authority that has ended when it is made is not made over and over.
 const MOST_STEPS: usize = 4;
-/// How long a key that has expired stays in the bundle.
-const BUNDLE_SAFETY: Duration = DAY;
-/// How long a journal of expired authorities stays.
-const JOURNAL_SAFETY: Duration = Duration::from_secs(14 * 24 * 3600);
 
 /// Why an authority was not changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -97,6 +94,7 @@ pub struct Manager<S, K> {
     settings: Settings,
     state: Mutex<State>,
     tainted: watch::Sender<u64>,
+    counts: Rotation,
 }
 
 struct State {
@@ -143,7 +141,9 @@ impl<S: Bundles + Journals + 'static, K: KeyManager> Manager<S, K> {
         settings: Settings,
     ) -> Result<Self, CaError> {
         let journal = Journal::load(store.as_ref(), &keys).await?;
+        let of = &authorities.profile().trust_domain;
         let mut manager = Self {
+            counts: Rotation::new(authorities.metrics(), of),
             authorities,
             store,
             keys,
@@ -269,6 +269,13 @@ impl<S: Bundles + Journals + 'static, K: KeyManager> Manager<S, K> {
 
     /// In the current slot when that is empty, else in the next.
     async fn prepare_x509_ca(&self, state: &mut State) -> Result<(), CaError> {
+        let call = self.counts.prepare_x509.start();
+        let prepared = self.new_x509_ca(state).await;
+        done(call, &prepared);
+        prepared
+    }
+
+    async fn new_x509_ca(&self, state: &mut State) -> Result<(), CaError> {
         // While the journal lags behind, a new key could take the place of the one that it is found by.
         state.journal.save(self.store.as_ref()).await?;
         let slot = free_slot(&mut state.x509);
@@ -320,11 +327,22 @@ impl<S: Bundles + Journals + 'static, K: KeyManager> Manager<S, K> {
         slot.set_status(Status::Active);
         state.journal.activate_x509(slot.id());
         self.authorities.set_x509(slot.authority.clone());
+        if let Some(authority) = &slot.authority {
+            self.counts
+                .activated_x509(authority.not_after(), self.now());
+        }
         tracing::info!(slot = %slot.name, local_authority_id = slot.id(), "X.509 CA activated");
         self.save(state).await;
     }
 
     async fn prepare_jwt_key(&self, state: &mut State) -> Result<(), CaError> {
+        let call = self.counts.prepare_jwt.start();
+        let prepared = self.new_jwt_key(state).await;
+        done(call, &prepared);
+        prepared
+    }
+
+    async fn new_jwt_key(&self, state: &mut State) -> Result<(), CaError> {
         state.journal.save(self.store.as_ref()).await?;
         let slot = free_slot(&mut state.jwt);
         let now = self.now();
@@ -360,6 +378,7 @@ impl<S: Bundles + Journals + 'static, K: KeyManager> Manager<S, K> {
         slot.set_status(Status::Active);
         state.journal.activate_jwt(slot.id());
         self.authorities.set_jwt(slot.authority.clone());
+        self.counts.activated_jwt.increment();
         tracing::info!(slot = %slot.name, local_authority_id = slot.id(), "JWT key activated");
         self.save(state).await;
     }
@@ -369,89 +388,6 @@ impl<S: Bundles + Journals + 'static, K: KeyManager> Manager<S, K> {
     async fn save(&self, state: &mut State) {
         let saved = state.journal.save(self.store.as_ref()).await;
         log_failure(saved, "CA journal not saved, which is tried again");
-    }
-
-    /// Publishes a JWT key, this server's or a downstream server's: upstream where the upstream authority takes JWT
-    /// keys, and in the bundle. Answers all JWT keys.
-    pub async fn publish_jwt(&self, key: JwtKey) -> Result<Vec<JwtKey>, CaError> {
-        let published = match &self.settings.upstream {
-            Some(upstream) => upstream.publish_jwt_key(&key).await?,
-            None => None,
-        };
-        let keys = published.unwrap_or_else(|| vec![key]);
-        Ok(self.append(&[], &keys).await?.jwt)
-    }
-
-    /// Puts keys into the bundle that are not there yet.
-    async fn append(&self, x509: &[Vec<u8>], jwt: &[JwtKey]) -> Result<Bundle, CaError> {
-        let of = &self.authorities.profile().trust_domain;
-        let bundle = self
-            .store
-            .update_bundle(of, |bundle| {
-                let mut bundle = bundle.unwrap_or_else(|| Bundle {
-                    trust_domain: of.clone(),
-                    x509: Vec::new(),
-                    jwt: Vec::new(),
-                    refresh_hint: 0,
-                    sequence: 0,
-                });
-                for der in x509 {
-                    if !bundle.x509.iter().any(|ca| ca.der == *der) {
-                        bundle.x509.push(model::X509Authority {
-                            der: der.clone(),
-                            tainted: false,
-                        });
-                    }
-                }
-                for key in jwt {
-                    if !bundle.jwt.iter().any(|other| other.id == key.id) {
-                        bundle.jwt.push(key.clone());
-                    }
-                }
-                Some(bundle)
-            })
-            .await?;
-        bundle.ok_or(CaError::Bundle("trust domain bundle is missing"))
-    }
-
-    /// Takes keys out of the bundle that expired a day ago or earlier; never the last of a kind.
-    pub async fn prune_bundle(&self) -> Result<(), CaError> {
-        let Some(before) = self.now().checked_sub(BUNDLE_SAFETY) else {
-            return Ok(());
-        };
-        let mut left_empty = None;
-        self.store
-            .update_bundle(&self.authorities.profile().trust_domain, |bundle| {
-                let mut bundle = bundle?;
-                let (x509, jwt) = (bundle.x509.len(), bundle.jwt.len());
-                bundle.x509.retain(|ca| {
-                    // What cannot be read does not expire.
-                    super::authority::Certificate::read(ca.der.clone())
-                        .map_or(true, |certificate| certificate.not_after > before)
-                });
-                bundle
-                    .jwt
-                    .retain(|key| key.expires_at == 0 || from_unix(key.expires_at) > before);
-                if bundle.x509.is_empty() && x509 > 0 {
-                    left_empty = Some("would prune all certificates");
-                }
-                if bundle.jwt.is_empty() && jwt > 0 {
-                    left_empty = Some("would prune all JWT signing keys");
-                }
-                let pruned = (bundle.x509.len(), bundle.jwt.len()) != (x509, jwt);
-                (left_empty.is_none() && pruned).then_some(bundle)
-            })
-            .await?;
-        left_empty.map_or(Ok(()), |why| Err(CaError::Bundle(why)))
-    }
-
-    /// Deletes journals of servers whose authorities expired two weeks ago or earlier.
-    pub async fn prune_journals(&self) -> Result<(), CaError> {
-        let Some(before) = self.now().checked_sub(JOURNAL_SAFETY) else {
-            return Ok(());
-        };
-        self.store.prune_journals(to_unix(before)).await?;
-        Ok(())
     }
 }
 

@@ -4,10 +4,12 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use ah_identity_provider::PrivateKey;
+use ah_spire_telemetry::CallCounter;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::SignError;
+use super::metrics::done;
 use super::sign::{Authorities, backdated};
 use crate::endpoints::ServerSvid;
 use crate::keys::{KeyError, KeyType, LocalKey, SigningKey};
@@ -29,6 +31,7 @@ pub struct ServerSvids {
     newest: watch::Sender<Option<Arc<ServerSvid>>>,
     chain: watch::Sender<Vec<Vec<u8>>>,
     life: Life,
+    rotations: CallCounter,
 }
 
 impl ServerSvids {
@@ -37,8 +40,10 @@ impl ServerSvids {
         authorities: Arc<Authorities>,
         tainted: watch::Receiver<u64>,
     ) -> Result<Self, SignError> {
-        let (first, life) = make(&authorities)?;
+        let rotations = authorities.metrics().calls(&["svid", "rotate"], &[]);
+        let (first, life) = counted(&rotations, &authorities)?;
         Ok(Self {
+            rotations,
             authorities,
             tainted,
             chain: watch::Sender::new(first.chain.clone()),
@@ -68,7 +73,7 @@ impl ServerSvids {
             if !tainted && !self.is_due() {
                 continue;
             }
-            match make(&self.authorities) {
+            match counted(&self.rotations, &self.authorities) {
                 Ok((svid, life)) => {
                     self.tainted.mark_unchanged();
                     self.life = life;
@@ -92,6 +97,16 @@ impl ServerSvids {
         // One from the future was made before the clock was set back.
         now < not_before || not_before.checked_add(half).is_none_or(|at| now > at)
     }
+}
+
+fn counted(
+    rotations: &CallCounter,
+    authorities: &Authorities,
+) -> Result<(ServerSvid, Life), SignError> {
+    let call = rotations.start();
+    let made = make(authorities);
+    done(call, &made);
+    made
 }
 
 fn make(authorities: &Authorities) -> Result<(ServerSvid, Life), SignError> {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use ah_identity_provider::Clock;
+use ah_spire_telemetry::Metrics;
 use ah_spire_wire::{der, key_kind};
 use arc_swap::ArcSwapOption;
 use aws_lc_rs::digest::{SHA256, digest};
@@ -15,12 +16,16 @@ use spiffe::{SpiffeId, TrustDomain};
 
 use super::authority::{JwtAuthority, X509Authority, from_unix, hex, to_unix};
 use super::certificate::{Issuer, Template};
+use super::metrics::Signed;
 use super::name::Subject;
 use super::{JwtSvid, JwtSvidRequest, SignError, Signer, X509Svid, X509SvidRequest};
 use crate::keys::{KeyError, KeyType};
 
 /// How far before now certificates begin, for clocks that are behind.
 pub const BACKDATE: Duration = Duration::from_secs(10);
+
+/// How far the clock of an upstream authority may be ahead.
+const SKEW: Duration = Duration::from_secs(60);
 
 /// What is signed, as the server's configuration says.
 #[derive(Clone, Debug)]
@@ -78,17 +83,27 @@ pub struct Authorities {
     profile: Profile,
     svid_subject: Subject,
     clock: Arc<dyn Clock>,
+    metrics: Metrics,
+    signed: Signed,
     pub(super) x509: ArcSwapOption<X509Authority>,
     pub(super) jwt: ArcSwapOption<JwtAuthority>,
 }
 
 impl Authorities {
-    /// Without an active authority yet.
+    /// Without an active authority yet, and counting nothing.
     pub fn new(profile: Profile, clock: Arc<dyn Clock>) -> Self {
+        Self::counted(profile, clock, Metrics::off())
+    }
+
+    /// As [`Self::new`]. What is signed is counted in `metrics`, and so is what the manager and the server's own SVID
+    /// do with these authorities.
+    pub fn counted(profile: Profile, clock: Arc<dyn Clock>, metrics: Metrics) -> Self {
         Self {
             profile,
             svid_subject: Subject::us("SPIRE"),
             clock,
+            signed: Signed::new(&metrics),
+            metrics,
             x509: ArcSwapOption::empty(),
             jwt: ArcSwapOption::empty(),
         }
@@ -101,6 +116,10 @@ impl Authorities {
 
     pub(super) fn clock(&self) -> &Arc<dyn Clock> {
         &self.clock
+    }
+
+    pub(super) fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// The active X.509 authority.
@@ -116,10 +135,15 @@ impl Authorities {
         self.jwt.store(authority);
     }
 
+    /// One from the future, after the clock was set back, signs nothing until the next rotation replaces it: nobody
+    /// would take it.
     pub(super) fn active_x509(&self, now: SystemTime) -> Result<Arc<X509Authority>, SignError> {
+        let soon = now.checked_add(SKEW).unwrap_or(now);
         self.x509
             .load_full()
-            .filter(|authority| authority.not_after() > now)
+            .filter(|authority| {
+                authority.certificate.not_before <= soon && authority.not_after() > now
+            })
             .ok_or(SignError::NotReady("X509 CA"))
     }
 
@@ -165,7 +189,9 @@ impl Authorities {
             dns_names: &[],
             is_ca: true,
         };
-        issue(&template, &ca)
+        let issued = issue(&template, &ca)?;
+        self.signed.x509_ca_svid.increment();
+        Ok(issued)
     }
 
     fn sign(
@@ -188,7 +214,9 @@ impl Authorities {
             dns_names: &request.dns_names,
             is_ca: false,
         };
-        issue(&template, &ca)
+        let issued = issue(&template, &ca)?;
+        self.signed.x509_svid.increment();
+        Ok(issued)
     }
 
     fn check_member(&self, id: &SpiffeId, what: &str) -> Result<(), SignError> {
@@ -284,6 +312,7 @@ impl Signer for Authorities {
         let signature = jws_signature(authority.key.key_type(), signature)?;
         token.push('.');
         URL_SAFE_NO_PAD.encode_string(signature, &mut token);
+        self.signed.jwt_svid.increment();
         Ok(JwtSvid {
             token,
             issued_at: from_unix(issued_at),

@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ah_spire_wire::{Limits, serve};
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
 
 use super::accept_loop;
 use tower::Layer;
 
-use crate::api::{Calls, Core, Peer, local_routes};
+use crate::api::{Calls, Core, local_routes};
 use crate::store::Store;
 
 /// A listening socket of mode 0770, in a directory that is made with 0750. The file goes with it.
@@ -64,8 +64,8 @@ impl LocalSocket {
     /// Answers calls until `stop`, and those under way then.
     pub async fn run<S: Store>(self, core: Arc<Core<S>>, stop: CancellationToken) {
         let routes = local_routes(&core);
-        let connection = |(stream, _)| {
-            let calls = Calls::new(core.clone(), routes.clone(), Peer::Local);
+        let connection = |(stream, _): (UnixStream, _)| {
+            let calls = Calls::local(core.clone(), routes.clone(), &stream);
             let calls = core.rpc.layer(calls);
             let stop = stop.clone().cancelled_owned();
             async move {

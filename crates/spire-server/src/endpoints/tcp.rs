@@ -96,13 +96,15 @@ impl Network {
                     }
                 };
                 let rpc = core.rpc.clone();
-                let calls = rpc.layer(Calls::new(core, routes, peer));
+                let going = stop.child_token();
+                let calls = rpc.layer(Calls::new(core, routes, peer).until(going.clone()));
                 let age = MOST_AGE.mul_f64(rand::random_range(0.9..1.1));
                 let enough = async move {
                     tokio::select! {
                         () = stop.cancelled() => {}
                         () = tokio::time::sleep(age) => {}
                     }
+                    going.cancel();
                 };
                 if let Err(error) = serve(stream, calls, Limits::default(), enough).await {
                     tracing::debug!(%error, %address, "A connection ended");

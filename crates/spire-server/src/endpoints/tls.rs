@@ -3,22 +3,16 @@
 //! TLS 1.3 alone; no tickets and no resumption, for a resumed session would skip the look at the certificate.
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use ah_identity_provider::{Clock, PrivateKey, TrustBundles};
-use ah_tls::{Policy, Trust};
-use rustls::client::danger::HandshakeSignatureValid;
-use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
+use ah_tls::{Policy, Trust, optional_clients};
+use rustls::crypto::aws_lc_rs;
 use rustls::server::NoServerSessionStorage;
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error, PeerMisbehaved,
-    ServerConfig, ServerConnection, SignatureScheme,
-};
-use rustls_pki_types::{CertificateDer, UnixTime};
+use rustls::{Error, ServerConfig, ServerConnection};
+use rustls_pki_types::CertificateDer;
 use spiffe::{SpiffeId, TrustDomain};
 use tokio::sync::watch;
 use x509_parser::extensions::GeneralName;
@@ -106,14 +100,13 @@ impl Configs {
             .map(|der| CertificateDer::from(der.clone()));
         let key = CertifiedKey::from_der(chain.collect(), svid.key.der().clone_key(), &provider)?;
         let verifier = ClientVerifier {
-            provider: provider.clone(),
             trust: Trust::new(bundles),
             clients: self.clients.clone(),
             clock: self.clock.clone(),
         };
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])?
-            .with_client_cert_verifier(Arc::new(verifier))
+            .with_client_cert_verifier(optional_clients(move |chain| verifier.takes(chain)))
             .with_cert_resolver(Arc::new(SingleCertAndKey::from(key)));
         config.alpn_protocols = vec![b"h2".to_vec()];
         config.send_tls13_tickets = 0;
@@ -122,15 +115,23 @@ impl Configs {
     }
 }
 
-/// Judges client certificates: an X509-SVID of the own trust domain, or of an administrator, or none at all.
+/// Judges client certificates: an X509-SVID of the own trust domain, or of an administrator, or none at all, as agents
+/// have none yet that attest.
 struct ClientVerifier {
-    provider: Arc<CryptoProvider>,
     trust: Trust,
     clients: ClientTrust,
     clock: Arc<dyn Clock>,
 }
 
 impl ClientVerifier {
+    fn takes(&self, chain: &[CertificateDer<'_>]) -> bool {
+        let judged = self.judge(chain);
+        if let Err(reason) = &judged {
+            tracing::warn!(reason, "A client certificate was refused");
+        }
+        judged.is_ok()
+    }
+
     fn judge(&self, chain: &[CertificateDer<'_>]) -> Result<(), String> {
         let peer =
             ah_tls::verify_executor(chain, &self.trust, &Policy::default(), self.clock.now())
@@ -144,65 +145,6 @@ impl ClientVerifier {
             return Err(format!("unexpected trust domain in ID \"{id}\""));
         }
         Ok(())
-    }
-}
-
-impl ClientCertVerifier for ClientVerifier {
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        // No hints: clients would hold back a certificate whose chain the names do not show.
-        &[]
-    }
-
-    fn client_auth_mandatory(&self) -> bool {
-        // Attesting agents have no certificate yet.
-        false
-    }
-
-    fn verify_client_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _now: UnixTime,
-    ) -> Result<ClientCertVerified, Error> {
-        let leaf = std::iter::once(end_entity);
-        let chain: Vec<CertificateDer<'_>> = leaf.chain(intermediates).cloned().collect();
-        match self.judge(&chain) {
-            Ok(()) => Ok(ClientCertVerified::assertion()),
-            Err(reason) => {
-                tracing::warn!(reason, "A client certificate was refused");
-                Err(CertificateError::ApplicationVerificationFailure.into())
-            }
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Err(PeerMisbehaved::SignedHandshakeWithUnadvertisedSigScheme.into())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls13_signature(message, cert, dss, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        algorithms.supported_schemes()
-    }
-}
-
-impl fmt::Debug for ClientVerifier {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ClientVerifier").finish_non_exhaustive()
     }
 }
 

@@ -9,7 +9,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::index::Index;
 use super::{EntryCache, Own, locked};
-use crate::store::{Changed, Store, StoreError};
+use crate::store::{Changed, Store, StoreError, counted};
 
 /// How far back gaps in the log of changes are looked for at the start: transactions that were not yet committed
 /// when everything was read.
@@ -195,6 +195,7 @@ impl EntryCache {
             }
             index.expire(before, clock, affected);
         });
+        self.tell_sizes(&state);
         Ok(())
     }
 
@@ -203,6 +204,10 @@ impl EntryCache {
     /// # Errors
     /// What the store says; the cache stays as it is.
     pub async fn reload(&self, store: &impl Store) -> Result<(), StoreError> {
+        counted(&self.counts.reload, self.read_anew(store)).await
+    }
+
+    async fn read_anew(&self, store: &impl Store) -> Result<(), StoreError> {
         let mut state = self.state.lock().await;
         let recording = Recording::begin(self);
         // The logs come first: what is written after this is read again later.
@@ -244,10 +249,19 @@ impl EntryCache {
             }
             affected.everybody();
         });
+        self.tell_sizes(&state);
         // Freeing a hundred thousand entries takes a while, and nobody has to wait for it.
         drop(state);
         drop(old);
         Ok(())
+    }
+
+    fn tell_sizes(&self, state: &State) {
+        if self.counts.are_on() {
+            let sizes = self.index().sizes();
+            let gaps = (state.entries.gaps.len(), state.agents.gaps.len());
+            self.counts.tell(&sizes, gaps);
+        }
     }
 }
 

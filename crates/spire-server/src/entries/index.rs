@@ -10,6 +10,7 @@ use ah_spire_wire::model::{Entry, Selector};
 use spiffe::{SpiffeId, TrustDomain};
 use tokio::sync::watch;
 
+use super::metrics::Sizes;
 use super::order::{ById, ByIssued, Issued};
 use crate::store::Agent;
 
@@ -121,6 +122,19 @@ impl Index {
 
     pub(super) fn len(&self) -> usize {
         self.by_id.len()
+    }
+
+    pub(super) fn sizes(&self) -> Sizes {
+        let mut sizes = Sizes {
+            agents: self.agents.values().filter(|it| !it.is_banned()).count(),
+            ..Sizes::default()
+        };
+        for alias in self.aliases.values().flatten() {
+            sizes.aliases += 1;
+            sizes.alias_selectors += alias.selectors.len();
+        }
+        sizes.entries = self.by_id.len().saturating_sub(sizes.aliases);
+        sizes
     }
 
     pub(super) fn entry(&self, id: &str) -> Option<&Arc<Entry>> {

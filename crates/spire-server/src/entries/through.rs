@@ -14,7 +14,7 @@ use crate::store::{
     StoreError,
 };
 
-/// What this server writes through it is in the cache when the call returns.
+/// What this server writes through it is in the cache when the call returns, and agents that listen are told.
 #[derive(Clone, Debug)]
 pub struct CachedStore<S> {
     store: S,
@@ -192,7 +192,12 @@ impl<S: Bundles + Entries + Agents + JoinTokens + Federation + Journals + 'stati
     }
 
     async fn put_bundle(&self, bundle: &Bundle) -> Result<(), StoreError> {
-        self.store.put_bundle(bundle).await
+        let before = self.store.bundle(&bundle.trust_domain).await?;
+        self.store.put_bundle(bundle).await?;
+        if before.as_ref() != Some(bundle) {
+            self.cache.bundles_changed();
+        }
+        Ok(())
     }
 
     async fn update_bundle(
@@ -200,7 +205,17 @@ impl<S: Bundles + Entries + Agents + JoinTokens + Federation + Journals + 'stati
         of: &TrustDomain,
         change: impl FnOnce(Option<Bundle>) -> Option<Bundle> + Send,
     ) -> Result<Option<Bundle>, StoreError> {
-        self.store.update_bundle(of, change).await
+        let mut differs = false;
+        let change = |before: Option<Bundle>| {
+            let after = change(before.clone());
+            differs = after.is_some() && after != before;
+            after
+        };
+        let updated = self.store.update_bundle(of, change).await?;
+        if differs {
+            self.cache.bundles_changed();
+        }
+        Ok(updated)
     }
 
     async fn delete_bundle(
@@ -209,6 +224,7 @@ impl<S: Bundles + Entries + Agents + JoinTokens + Federation + Journals + 'stati
         mode: BundleDeletion,
     ) -> Result<(), StoreError> {
         self.store.delete_bundle(of, mode).await?;
+        self.cache.bundles_changed();
         if mode != BundleDeletion::Restrict {
             // It is deleted, whether or not its entries are looked at now.
             if let Err(error) = self.cache.catch_up(&self.store, Duration::MAX).await {
@@ -229,7 +245,11 @@ impl<S: Federation + 'static> Federation for CachedStore<S> {
         relationship: &Relationship,
         bundle: Option<&Bundle>,
     ) -> Result<(), StoreError> {
-        self.store.create_relationship(relationship, bundle).await
+        self.store.create_relationship(relationship, bundle).await?;
+        if bundle.is_some() {
+            self.cache.bundles_changed();
+        }
+        Ok(())
     }
 
     async fn relationship(&self, with: &TrustDomain) -> Result<Option<Relationship>, StoreError> {
@@ -246,7 +266,11 @@ impl<S: Federation + 'static> Federation for CachedStore<S> {
         change: impl FnOnce(&mut Relationship) + Send,
         bundle: Option<&Bundle>,
     ) -> Result<Relationship, StoreError> {
-        self.store.update_relationship(with, change, bundle).await
+        let updated = self.store.update_relationship(with, change, bundle).await?;
+        if bundle.is_some() {
+            self.cache.bundles_changed();
+        }
+        Ok(updated)
     }
 
     async fn delete_relationship(&self, with: &TrustDomain) -> Result<(), StoreError> {

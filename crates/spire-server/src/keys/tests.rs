@@ -1,6 +1,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use ah_testkit::child;
 use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_ASN1, ECDSA_P384_SHA384_ASN1, RSA_PKCS1_2048_8192_SHA256, UnparsedPublicKey,
     VerificationAlgorithm,
@@ -119,12 +120,10 @@ fn what_is_no_file_of_keys_is_said() {
     assert!(error.to_string().starts_with("cannot read "), "{error}");
 }
 
-const CHILD: &str = "SPIRE_TEST_KEYS";
-
 // The child may not make a file longer than nothing: a full disk that needs no mount and no root.
 #[tokio::test]
 async fn a_full_disk_leaves_the_old_key() {
-    if let Ok(path) = std::env::var(CHILD) {
+    if let Some(path) = child::argument() {
         let keys = DiskKeys::open(Path::new(&path)).unwrap();
         let old = keys.key("k").await.unwrap().unwrap();
         let error = keys.generate_key("k", KeyType::EcP256).await.err().unwrap();
@@ -138,12 +137,8 @@ async fn a_full_disk_leaves_the_old_key() {
     let keys = DiskKeys::open(&path).unwrap();
     keys.generate_key("k", KeyType::EcP256).await.unwrap();
     let before = std::fs::read(&path).unwrap();
-    let child = std::process::Command::new("bash")
-        // The signal that goes with the limit is ignored, so that the write fails instead.
-        .args(["-c", r#"trap "" XFSZ; ulimit -S -f 0; exec "$0" "$@""#])
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", "keys::tests::a_full_disk_leaves_the_old_key"])
-        .env(CHILD, &path)
+    let name = "keys::tests::a_full_disk_leaves_the_old_key";
+    let child = child::command_with_file_limit(0, name, &path)
         .output()
         .unwrap();
     let told = String::from_utf8_lossy(&child.stdout);

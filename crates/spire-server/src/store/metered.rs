@@ -83,7 +83,7 @@ impl<S> Metered<S> {
 }
 
 /// Counts `operation` as one of `calls`.
-async fn counted<T>(
+pub(crate) async fn counted<T>(
     calls: &CallCounter,
     operation: impl Future<Output = Result<T, StoreError>>,
 ) -> Result<T, StoreError> {

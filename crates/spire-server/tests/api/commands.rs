@@ -72,16 +72,16 @@ async fn entries_are_printed_as_upstream_prints_them() {
     ];
     let created = ok(&rig, &[&CREATE[..], &more].concat()).await;
     let expected = "\
-Entry ID         : e
-SPIFFE ID        : spiffe://example.org/w
-Parent ID        : spiffe://example.org/p
-Revision         : 0
-X509-SVID TTL    : 60
-JWT-SVID TTL     : default
-Selector         : unix:uid:0
-DNS name         : w.org
-Admin            : true
-Hint             : h
+Entry ID                : e
+SPIFFE ID               : spiffe://example.org/w
+Parent ID               : spiffe://example.org/p
+Revision                : 0
+X509-SVID TTL           : 60
+JWT-SVID TTL            : default
+Selector                : unix:uid:0
+DNS name                : w.org
+Admin                   : true
+Hint                    : h
 
 ";
     assert_eq!(created, expected);
@@ -106,7 +106,7 @@ Hint             : h
     assert_eq!(entry["revision_number"], "0");
     assert_eq!(shown["next_page_token"], "");
     let again = fails(&rig, &CREATE).await;
-    let head = "Failed to create the following entry (code: AlreadyExists, msg: \"similar entry already exists\"):\nEntry ID         : (none)\n";
+    let head = "Failed to create the following entry (code: AlreadyExists, msg: \"similar entry already exists\"):\nEntry ID                : (none)\n";
     assert!(again.starts_with(head), "{again}");
     assert!(
         again.ends_with("\nError: failed to create one or more entries\n"),
@@ -114,8 +114,14 @@ Hint             : h
     );
     let update = ["entry", "update", "-entryID", "e", "-jwtSVIDIncludeJTI"];
     let updated = ok(&rig, &[&update[..], &CREATE[2..]].concat()).await;
-    assert!(updated.contains("Revision         : 1\n"), "{updated}");
-    assert!(updated.contains("JwtSvidIncludeJti: true\n"), "{updated}");
+    assert!(
+        updated.contains("Revision                : 1\n"),
+        "{updated}"
+    );
+    assert!(
+        updated.contains("JwtSvidIncludeJti       : true\n"),
+        "{updated}"
+    );
     assert_eq!(
         ok(&rig, &["entry", "delete", "-entryID", "e"]).await,
         "Deleted entry with ID: e\n\n\nDeleted 1 entries successfully"

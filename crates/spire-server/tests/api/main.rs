@@ -1,7 +1,9 @@
 //! The server's APIs and commands, on sockets of this process (inventory sections 6 and 8).
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod changes;
 mod commands;
+mod faults;
 mod local;
 mod network;
 mod rig;

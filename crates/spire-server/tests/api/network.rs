@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::rig::{DOMAIN, Identity, Rig, TestAuthority, csr, id, refused, wire};
+use crate::rig::{DOMAIN, Identity, Rig, TestAuthority, csr, entry, id, reason, refused, wire};
 use ah_identity_provider::TrustBundles;
 use ah_spire_wire::health::{HealthCheckRequest, health_client::HealthClient};
 use ah_spire_wire::model::{Entry, Selector};
@@ -23,62 +23,13 @@ use ah_spire_wire::server::svid::{
 };
 use ah_spire_wire::types::permission_denied_details::Reason;
 use ah_spire_wire::{Channel, types};
-use prost::Message;
 use rcgen::KeyPair;
 use rustls_pki_types::CertificateDer;
 use spiffe::{SpiffeId, TrustDomain};
 use spire_server::store::{Agents, Created, Entries};
 use tonic::{Code, Status};
 
-fn entry(path: &str, parent: &SpiffeId) -> Entry {
-    Entry {
-        id: String::new(),
-        spiffe_id: id(path),
-        parent_id: parent.clone(),
-        selectors: vec![Selector::new("unix", "uid:0")],
-        x509_svid_ttl: 0,
-        jwt_svid_ttl: 0,
-        federates_with: Vec::new(),
-        admin: false,
-        downstream: false,
-        expires_at: 0,
-        dns_names: Vec::new(),
-        revision: 0,
-        store_svid: false,
-        hint: String::new(),
-        created_at: 0,
-        disable_x509_svid_prefetch: false,
-        jwt_svid_include_jti: false,
-    }
-}
-
-#[derive(Message)]
-struct RpcStatus {
-    #[prost(int32, tag = "1")]
-    code: i32,
-    #[prost(message, repeated, tag = "3")]
-    details: Vec<prost_types::Any>,
-}
-
-/// The reason in the details of a refusal, as upstream's agents read it.
-fn reason(status: &Status) -> Option<Reason> {
-    assert_eq!(
-        status.code(),
-        Code::PermissionDenied,
-        "{}",
-        status.message()
-    );
-    let details = RpcStatus::decode(status.details()).unwrap().details;
-    let details = details.first()?;
-    assert_eq!(
-        details.type_url,
-        "type.googleapis.com/spire.api.types.PermissionDeniedDetails"
-    );
-    let details = types::PermissionDeniedDetails::decode(details.value.as_slice()).unwrap();
-    Some(details.reason())
-}
-
-async fn agents(rig: &Rig, identity: Option<&Identity>) -> AgentClient<Channel> {
+pub(crate) async fn agents(rig: &Rig, identity: Option<&Identity>) -> AgentClient<Channel> {
     let channel = rig.network(identity).await.unwrap();
     AgentClient::with_origin(channel, Channel::origin())
 }

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use ah_identity_provider::{PrivateKey, SystemClock, TrustBundles};
+use ah_identity_provider::{Clock, PrivateKey, TrustBundles};
 use ah_spire_telemetry::RpcMetrics;
-use ah_spire_wire::model::{Bundle, JwtKey, X509Authority};
+use ah_spire_wire::model::{Bundle, Entry, JwtKey, Selector, X509Authority};
 use ah_spire_wire::server::agent::agent_client::AgentClient;
 use ah_spire_wire::server::agent::{
     AgentX509svidParams, AttestAgentRequest, AttestAgentResponse, CreateJoinTokenRequest,
@@ -18,7 +18,9 @@ use ah_spire_wire::server::agent::{
 use ah_spire_wire::server::bundle::bundle_client::BundleClient;
 use ah_spire_wire::server::entry::entry_client::EntryClient;
 use ah_spire_wire::server::svid::svid_client::SvidClient;
+use ah_spire_wire::types::permission_denied_details::Reason;
 use ah_spire_wire::{Channel, types};
+use prost::Message;
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName,
     ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, SanType, SubjectPublicKeyInfo,
@@ -34,7 +36,7 @@ use spire_server::store::{Bundles, SqlStore, StoreConfig};
 use tempfile::TempDir;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tonic::Status;
+use tonic::{Code, Status};
 
 pub(crate) const DOMAIN: &str = "example.org";
 
@@ -179,7 +181,7 @@ impl Attestors for Echo {
         Some(match agent.ask(b"say it again".to_vec()).await {
             Ok(answer) if answer == payload => Ok(Attested {
                 id: id("/spire/agent/echo/1"),
-                selectors: vec![ah_spire_wire::model::Selector::new("echo", "yes")],
+                selectors: vec![Selector::new("echo", "yes")],
                 can_reattest: true,
             }),
             Ok(_) => Err(Status::permission_denied("wrong echo")),
@@ -205,6 +207,22 @@ impl LogLevel for Level {
     }
 }
 
+/// The machine's clock, as many seconds ahead as a test wants it.
+#[derive(Debug, Default)]
+pub(crate) struct TestClock(AtomicU64);
+
+impl TestClock {
+    pub(crate) fn jump(&self, seconds: u64) {
+        self.0.fetch_add(seconds, Ordering::SeqCst);
+    }
+}
+
+impl Clock for TestClock {
+    fn now(&self) -> SystemTime {
+        SystemTime::now() + Duration::from_secs(self.0.load(Ordering::SeqCst))
+    }
+}
+
 /// A chain with its key.
 #[derive(Clone)]
 pub(crate) struct Identity {
@@ -220,6 +238,7 @@ pub(crate) struct Rig {
     pub(crate) address: SocketAddr,
     pub(crate) bundles: watch::Sender<Arc<TrustBundles>>,
     pub(crate) folder: TempDir,
+    pub(crate) clock: Arc<TestClock>,
     _svid: watch::Sender<Option<Arc<ServerSvid>>>,
     _chain: watch::Sender<Vec<Vec<u8>>>,
     stop: CancellationToken,
@@ -231,6 +250,14 @@ impl Drop for Rig {
     }
 }
 
+fn config(folder: &Path) -> StoreConfig {
+    StoreConfig {
+        database_type: "sqlite3".into(),
+        connection_string: folder.join("db.sqlite3").display().to_string(),
+        ..StoreConfig::default()
+    }
+}
+
 impl Rig {
     pub(crate) async fn start() -> Self {
         Self::with(&[]).await
@@ -238,12 +265,7 @@ impl Rig {
 
     pub(crate) async fn with(admin_ids: &[SpiffeId]) -> Self {
         let folder = TempDir::new().unwrap();
-        let config = StoreConfig {
-            database_type: "sqlite3".into(),
-            connection_string: folder.path().join("db.sqlite3").display().to_string(),
-            ..StoreConfig::default()
-        };
-        let store = SqlStore::open(&config).await.unwrap();
+        let store = SqlStore::open(&config(folder.path())).await.unwrap();
         let authority = Arc::new(TestAuthority::new(DOMAIN));
         let ours = TrustDomain::new(DOMAIN).unwrap();
         let bundle = Bundle {
@@ -273,6 +295,7 @@ impl Rig {
         let cache = EntryCache::load(&store, ours.clone()).await.unwrap();
         let cache = Arc::new(cache);
         let store = Arc::new(CachedStore::new(store, cache.clone()));
+        let clock = Arc::new(TestClock::default());
         let core = Arc::new(Core {
             trust_domain: ours.clone(),
             store: store.clone(),
@@ -282,9 +305,10 @@ impl Rig {
             admin_ids: admin_ids.clone(),
             rpc: RpcMetrics::default(),
             limits: RateLimits::new(false, true),
-            clock: Arc::new(SystemClock),
+            clock: clock.clone(),
             agent_id_as_selector: false,
             log: Arc::new(Level(AtomicI32::new(types::LogLevel::Info.into()))),
+            audit_log: false,
             own_chain,
             started: SystemTime::now(),
         });
@@ -294,7 +318,7 @@ impl Rig {
             trust_domain: ours,
             admin_ids,
         };
-        let configs = Configs::new(svid, trusted, clients, Arc::new(SystemClock));
+        let configs = Configs::new(svid, trusted, clients, clock.clone());
         let network = Network::new(bind("127.0.0.1:0".parse().unwrap()).unwrap(), configs);
         let address = network.address().unwrap();
         let stop = CancellationToken::new();
@@ -308,10 +332,21 @@ impl Rig {
             address,
             bundles,
             folder,
+            clock,
             _svid: svid_sender,
             _chain: chain_sender,
             stop,
         }
+    }
+
+    /// Tells it to end.
+    pub(crate) fn stop(&self) {
+        self.stop.cancel();
+    }
+
+    /// Its database, as another server opens it.
+    pub(crate) async fn database(&self) -> SqlStore {
+        SqlStore::open(&config(self.folder.path())).await.unwrap()
     }
 
     pub(crate) async fn local(&self) -> Channel {
@@ -444,6 +479,54 @@ pub(crate) fn csr_for(key: &KeyPair, uris: &[&str], dns: &[&str]) -> Vec<u8> {
         params.subject_alt_names.push(SanType::URI(uri));
     }
     params.serialize_request(key).unwrap().der().to_vec()
+}
+
+pub(crate) fn entry(path: &str, parent: &SpiffeId) -> Entry {
+    Entry {
+        id: String::new(),
+        spiffe_id: id(path),
+        parent_id: parent.clone(),
+        selectors: vec![Selector::new("unix", "uid:0")],
+        x509_svid_ttl: 0,
+        jwt_svid_ttl: 0,
+        federates_with: Vec::new(),
+        admin: false,
+        downstream: false,
+        expires_at: 0,
+        dns_names: Vec::new(),
+        revision: 0,
+        store_svid: false,
+        hint: String::new(),
+        created_at: 0,
+        disable_x509_svid_prefetch: false,
+        jwt_svid_include_jti: false,
+    }
+}
+
+#[derive(Message)]
+struct RpcStatus {
+    #[prost(int32, tag = "1")]
+    code: i32,
+    #[prost(message, repeated, tag = "3")]
+    details: Vec<prost_types::Any>,
+}
+
+/// The reason in the details of a refusal, as upstream's agents read it.
+pub(crate) fn reason(status: &Status) -> Option<Reason> {
+    assert_eq!(
+        status.code(),
+        Code::PermissionDenied,
+        "{}",
+        status.message()
+    );
+    let details = RpcStatus::decode(status.details()).unwrap().details;
+    let details = details.first()?;
+    assert_eq!(
+        details.type_url,
+        "type.googleapis.com/spire.api.types.PermissionDeniedDetails"
+    );
+    let details = types::PermissionDeniedDetails::decode(details.value.as_slice()).unwrap();
+    Some(details.reason())
 }
 
 /// What is tested is the server's look at its clients, not theirs at it.

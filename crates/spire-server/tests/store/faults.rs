@@ -137,7 +137,7 @@ async fn a_full_disk_is_unavailable_until_there_is_space() {
     // Made before the limit, which is too low for the first pages.
     open(&path).await.close().await;
     // The limit is on each file: the write-ahead log meets it first.
-    let status = child::command_with_file_limit(NAME, &path)
+    let status = child::command_with_file_limit(64, NAME, &path)
         .status()
         .unwrap();
     assert!(status.success());

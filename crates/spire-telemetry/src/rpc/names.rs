@@ -32,6 +32,7 @@ pub(super) const SERVICES: &[(&str, &[&str])] = &[
             "BatchDeleteFederatedBundle",
         ],
     ),
+    ("ah.spire.v1.Changes", &["Watch"]),
     ("spire.api.server.debug.v1.Debug", &["GetInfo"]),
     (
         "spire.api.server.entry.v1.Entry",

@@ -7,7 +7,6 @@ use std::time::{Duration, SystemTime};
 use ah_fleet::access_point::{AccessPointView, ExecutorView, FleetEvent};
 use ah_fleet::audit::Event;
 
-use crate::commands::fleet::state;
 use crate::render::{self, Color, Table, Terminal};
 
 /// Digits of a serial number that tell two apart at a glance.
@@ -96,7 +95,7 @@ impl Screen {
             String::new(),
         ]);
         for view in &picture.executors {
-            let (color, mark) = match state(view) {
+            let (color, mark) = match view.state() {
                 "enrolled" => (Color::Green, "●"),
                 "revoked" => (Color::Red, "✗"),
                 _ => (Color::Yellow, "○"),
@@ -105,7 +104,7 @@ impl Screen {
             table.row([
                 view.name.clone(),
                 view.id.clone(),
-                state(view).to_owned(),
+                view.state().to_owned(),
                 since(view, events).map_or_else(String::new, |at| render::relative(now, at)),
                 short(&view.certificate.serial),
                 round_trip(view),

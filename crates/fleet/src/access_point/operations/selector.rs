@@ -6,6 +6,19 @@ use ah_identity_provider::{Code, Explained};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Selector(pub String);
 
+/// Percent-encodes all but the unreserved characters (RFC 3986 §2.3): an id is one segment, slashes and all.
+pub fn path_segment(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
+}
+
 /// Why something was not done for an operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NotDone {

@@ -55,6 +55,17 @@ pub struct ExecutorView {
     pub history: Vec<HistoryEntry>,
 }
 
+impl ExecutorView {
+    /// `revoked`, `enrolled` or `offline`: what is barred is called so, live or not.
+    pub fn state(&self) -> &'static str {
+        match (&self.revocation, &self.live) {
+            (Some(_), _) => "revoked",
+            (None, Some(_)) => "enrolled",
+            (None, None) => "offline",
+        }
+    }
+}
+
 /// The live session of an executor.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct LiveView {
@@ -123,15 +134,33 @@ pub struct AccessPointView {
     pub listening: Vec<SocketAddr>,
     /// The certificate that new connections are shown.
     pub certificate: CertificateRecord,
+    /// Begin of that certificate's validity.
+    #[serde(with = "time::serde::rfc3339")]
+    #[schema(value_type = String, format = DateTime)]
+    pub certificate_not_before: OffsetDateTime,
     /// Where its identity comes from.
     #[schema(value_type = String)]
     pub provider: ProviderKind,
     /// How often a new identity replaced an old one.
     pub rotations: u64,
+    /// Failures to renew it since the last success.
+    pub renewal_failures: u32,
     /// What will end the renewals of the certificate unless somebody acts in time.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     #[schema(value_type = Option<ErrorBody>)]
     pub identity_warning: Option<Explained>,
+    /// The SAN rules in force. None: every certificate that chains to a trusted root is admitted.
+    pub rules: Vec<String>,
+    /// Where the audit log goes.
+    pub audit_log: String,
+    /// When `/metrics` was last read over `--http-listen`; absent when it never was.
+    #[serde(
+        with = "time::serde::rfc3339::option",
+        skip_serializing_if = "Option::is_none",
+        default
+    )]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub metrics_read: Option<OffsetDateTime>,
     /// Executors enrolled now.
     pub executors: usize,
 }

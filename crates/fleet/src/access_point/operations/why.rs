@@ -308,7 +308,7 @@ fn short_name(id: &str) -> &str {
 }
 
 impl AttemptView {
-    fn of(attempt: Attempt, rules: &SanRules) -> Self {
+    pub(super) fn of(attempt: Attempt, rules: &SanRules) -> Self {
         let facts = attempt.certificate;
         let by_rules = attempt
             .refused

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::super::Shared;
 use super::super::attempts::Attempt;
+use super::super::comebacks::{OFTEN, WINDOW};
 use super::super::registry::{Admission, Session};
 use crate::audit::{Entry, Event, Outcome};
 use crate::moment::rfc3339;
@@ -108,6 +109,15 @@ impl Enrolled {
             "{what}"
         );
         self.shared.metrics.session_opened(event);
+        if admission == Admission::Again && self.shared.comebacks.note(&session.executor) {
+            tracing::warn!(
+                executor.id = %session.executor.0,
+                executor.name = %session.greeting.name,
+                peer = %session.remote,
+                "executor came back {OFTEN} times within {} minutes",
+                WINDOW.as_secs() / 60
+            );
+        }
         self.shared.attempts.note(Attempt {
             executor: Some(session.executor.0.clone()),
             vouched: true,

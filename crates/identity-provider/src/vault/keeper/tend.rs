@@ -9,6 +9,7 @@ use super::super::login;
 use super::super::token::{Granted, Token};
 use super::{Ending, Keeper, LOOK, NoToken};
 use crate::Explained;
+use crate::backoff::{Jitter, window};
 use crate::clock::rfc3339;
 
 /// The longest wait between two attempts to renew or replace a token.
@@ -59,8 +60,7 @@ impl Keeper {
     /// After a failure that may pass: again with a growing, jittered wait, and while the token lives at the latest when
     /// half of what is left of it is over.
     fn tend_later(&mut self, error: &Explained) {
-        let doubled = 2u32.saturating_pow(self.failures.min(8));
-        let mut most = Duration::from_secs(1).saturating_mul(doubled).min(TEND_MAX);
+        let mut most = window(Duration::from_secs(1), TEND_MAX, self.failures);
         if let Some(left) = self
             .token
             .as_ref()
@@ -70,12 +70,8 @@ impl Keeper {
             most = most.min(left / 2);
         }
         // However near the end is, a server in trouble is not asked more often than that.
-        let wait = most.mul_f64(rand::random_range(0.5..=1.0)).max(
-            self.config
-                .retry
-                .delay
-                .mul_f64(rand::random_range(0.5..=1.0)),
-        );
+        let least = Jitter::UpperHalf.wait(self.config.retry.delay);
+        let wait = Jitter::UpperHalf.wait(most).max(least);
         if self.failures == 0 {
             tracing::warn!(%error, retry_in = tracing::field::debug(wait), "vault token cannot be renewed, trying again");
         }

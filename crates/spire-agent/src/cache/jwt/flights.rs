@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use ah_identity_provider::Backoff;
 use ah_spire_wire::model::Entry;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared, WeakShared};
@@ -11,7 +12,6 @@ use spiffe::SpiffeId;
 use tokio::time::Instant;
 
 use super::Key;
-use crate::backoff::Backoff;
 use crate::server_client::{IssuedJwt, ServerClient, ServerFault};
 
 /// A request for a token.
@@ -96,7 +96,7 @@ impl Flight {
                     return Err(ServerFault::timed_out(WHAT, patience, address));
                 }
             };
-            let wait = backoff.next();
+            let wait = backoff.next_wait();
             let passes = matches!(
                 fault,
                 ServerFault::Unreachable(_) | ServerFault::Exhausted(_)

@@ -9,12 +9,13 @@ use ah_identity_provider::Clock;
 use ah_spire_wire::jwt::validate_jwt_svid;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use spiffe::{SpiffeId, TrustDomain};
+use tempfile::TempDir;
 use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 
 use crate::ca::{
     Authorities, JwtSvidRequest, Manager, Profile, Settings, Signer, X509SvidRequest, prepare,
 };
-use crate::keys::{KeyManager, KeyType, LocalKey, SigningKey};
+use crate::keys::{DiskKeys, KeyManager, KeyType, LocalKey, MemoryKeys, SigningKey};
 
 pub(super) use store::{Life, MemoryStore, MortalKeys};
 
@@ -111,6 +112,34 @@ pub(super) async fn start<K: KeyManager>(
 ) -> Result<Manager<MemoryStore, K>, crate::ca::CaError> {
     let authorities = Arc::new(Authorities::new(Profile::new(domain()), clock));
     Manager::start(authorities, Arc::new(store.clone()), keys, settings()).await
+}
+
+/// Of a test's own: a directory, a store, a clock.
+pub(super) fn place() -> (TempDir, MemoryStore, Arc<HeldClock>) {
+    let dir = tempfile::tempdir().unwrap();
+    (dir, MemoryStore::default(), HeldClock::new())
+}
+
+pub(super) fn keys_in(dir: &TempDir) -> DiskKeys {
+    DiskKeys::open(&dir.path().join("keys.json")).unwrap()
+}
+
+/// A server that has started with the keys in `dir`.
+pub(super) async fn on_disk<C: Clock>(
+    dir: &TempDir,
+    store: &MemoryStore,
+    clock: &Arc<C>,
+) -> Manager<MemoryStore, DiskKeys> {
+    start(store, keys_in(dir), clock.clone()).await.unwrap()
+}
+
+/// A server that has started with new keys, which end with it.
+pub(super) async fn started<C: Clock>(
+    store: &MemoryStore,
+    clock: &Arc<C>,
+) -> Manager<MemoryStore, MemoryKeys> {
+    let keys = MemoryKeys::default();
+    start(store, keys, clock.clone()).await.unwrap()
 }
 
 pub(super) fn jwt_request() -> JwtSvidRequest {

@@ -10,11 +10,11 @@ use ah_spire_wire::stored::journal::{Entries, Status};
 use prost::Message;
 
 use super::kit::{
-    HeldClock, Life, MemoryStore, MortalKeys, PausedClock, START, at, domain, settings,
-    signs_for_the_bundle, start,
+    HeldClock, Life, MemoryStore, MortalKeys, PausedClock, START, at, domain, keys_in, on_disk,
+    place, settings, signs_for_the_bundle, start, started,
 };
 use crate::ca::{Authorities, CaError, Manager, Profile};
-use crate::keys::{DiskKeys, KeyManager, MemoryKeys};
+use crate::keys::{KeyManager, MemoryKeys};
 
 const HOUR: u64 = 3600;
 
@@ -28,15 +28,8 @@ fn active_id<K: KeyManager>(manager: &Manager<MemoryStore, K>) -> String {
 
 #[tokio::test]
 async fn the_first_start_makes_authorities_and_the_second_finds_them() {
-    let (dir, store, clock) = (
-        tempfile::tempdir().unwrap(),
-        MemoryStore::default(),
-        HeldClock::new(),
-    );
-    let path = dir.path().join("keys.json");
-    let first = start(&store, DiskKeys::open(&path).unwrap(), clock.clone())
-        .await
-        .unwrap();
+    let (dir, store, clock) = place();
+    let first = on_disk(&dir, &store, &clock).await;
     signs_for_the_bundle(first.authorities(), &store);
     let id = active_id(&first);
     assert_eq!(store.active().0, std::slice::from_ref(&id));
@@ -45,9 +38,7 @@ async fn the_first_start_makes_authorities_and_the_second_finds_them() {
     assert_eq!((bundle.x509.len(), bundle.jwt.len()), (1, 1));
     drop(first);
     clock.advance(hours(1));
-    let second = start(&store, DiskKeys::open(&path).unwrap(), clock)
-        .await
-        .unwrap();
+    let second = on_disk(&dir, &store, &clock).await;
     assert_eq!(active_id(&second), id);
     assert_eq!(store.own(), bundle);
     signs_for_the_bundle(second.authorities(), &store);
@@ -55,11 +46,9 @@ async fn the_first_start_makes_authorities_and_the_second_finds_them() {
 
 #[tokio::test]
 async fn lost_keys_are_replaced_and_the_old_ca_stays_in_the_bundle() {
-    let (store, clock) = (MemoryStore::default(), HeldClock::new());
-    let first = start(&store, MemoryKeys::default(), clock.clone())
-        .await
-        .unwrap();
-    let second = start(&store, MemoryKeys::default(), clock).await.unwrap();
+    let (_, store, clock) = place();
+    let first = started(&store, &clock).await;
+    let second = started(&store, &clock).await;
     assert_ne!(active_id(&first), active_id(&second));
     assert_eq!(store.own().x509.len(), 2);
     signs_for_the_bundle(second.authorities(), &store);
@@ -71,11 +60,7 @@ async fn lost_keys_are_replaced_and_the_old_ca_stays_in_the_bundle() {
 #[tokio::test(start_paused = true)]
 async fn authorities_rotate_on_schedule() {
     let (store, clock) = (MemoryStore::default(), PausedClock::new());
-    let manager = Arc::new(
-        start(&store, MemoryKeys::default(), clock.clone())
-            .await
-            .unwrap(),
-    );
+    let manager = Arc::new(started(&store, &clock).await);
     let running = tokio::spawn({
         let manager = manager.clone();
         async move { manager.run().await }
@@ -135,11 +120,7 @@ async fn live(store: MemoryStore, keys: MortalKeys, clock: Arc<HeldClock>) {
 async fn a_server_that_is_killed_at_any_step_goes_on() {
     let mut finished = false;
     for end in 0.. {
-        let (dir, kept, clock) = (
-            tempfile::tempdir().unwrap(),
-            MemoryStore::default(),
-            HeldClock::new(),
-        );
+        let (dir, kept, clock) = place();
         let path = dir.path().join("keys.json");
         let life = Life::until(end);
         let keys = MortalKeys::open(&path, life.clone());
@@ -150,9 +131,7 @@ async fn a_server_that_is_killed_at_any_step_goes_on() {
             assert!(end > 60, "only {end} steps");
             break;
         }
-        let again = start(&kept, DiskKeys::open(&path).unwrap(), clock.clone())
-            .await
-            .unwrap();
+        let again = on_disk(&dir, &kept, &clock).await;
         signs_for_the_bundle(again.authorities(), &kept);
         let (x509, jwt) = kept.active();
         assert_eq!(x509, [active_id(&again)], "step {end}");
@@ -174,7 +153,7 @@ async fn a_server_that_is_killed_at_any_step_goes_on() {
 
 #[tokio::test]
 async fn two_servers_on_one_store_have_a_journal_each_and_share_the_bundle() {
-    let (store, clock) = (MemoryStore::default(), HeldClock::new());
+    let (_, store, clock) = place();
     let (a, b) = tokio::join!(
         start(&store, MemoryKeys::default(), clock.clone()),
         start(&store, MemoryKeys::default(), clock.clone())
@@ -202,10 +181,8 @@ async fn two_servers_on_one_store_have_a_journal_each_and_share_the_bundle() {
 
 #[tokio::test]
 async fn a_clock_that_jumps_ahead_gets_new_authorities_at_once() {
-    let (store, clock) = (MemoryStore::default(), HeldClock::new());
-    let manager = start(&store, MemoryKeys::default(), clock.clone())
-        .await
-        .unwrap();
+    let (_, store, clock) = place();
+    let manager = started(&store, &clock).await;
     for _ in 0..3 {
         // Beyond the end of whatever is active or prepared.
         clock.advance(hours(24 * 30));
@@ -217,15 +194,8 @@ async fn a_clock_that_jumps_ahead_gets_new_authorities_at_once() {
 // A server that was started with a clock in the future has to get over it.
 #[tokio::test]
 async fn a_clock_that_jumps_back_gets_new_authorities_too() {
-    let (dir, store, clock) = (
-        tempfile::tempdir().unwrap(),
-        MemoryStore::default(),
-        HeldClock::new(),
-    );
-    let path = dir.path().join("keys.json");
-    let manager = start(&store, DiskKeys::open(&path).unwrap(), clock.clone())
-        .await
-        .unwrap();
+    let (dir, store, clock) = place();
+    let manager = on_disk(&dir, &store, &clock).await;
     let first = active_id(&manager);
     // As far as certificates are backdated, nothing happens.
     clock.set(-10);
@@ -237,15 +207,13 @@ async fn a_clock_that_jumps_back_gets_new_authorities_too() {
     signs_for_the_bundle(manager.authorities(), &store);
     drop(manager);
     clock.set(-2_000_000);
-    let again = start(&store, DiskKeys::open(&path).unwrap(), clock)
-        .await
-        .unwrap();
+    let again = on_disk(&dir, &store, &clock).await;
     signs_for_the_bundle(again.authorities(), &store);
 }
 
 #[tokio::test]
 async fn without_a_bundle_nothing_new_is_used() {
-    let (store, clock) = (MemoryStore::default(), HeldClock::new());
+    let (_, store, clock) = place();
     store.fail(true, false);
     let error = start(&store, MemoryKeys::default(), clock.clone())
         .await
@@ -253,9 +221,7 @@ async fn without_a_bundle_nothing_new_is_used() {
         .unwrap();
     assert!(matches!(error, CaError::Store(_)), "{error}");
     store.fail(false, false);
-    let manager = start(&store, MemoryKeys::default(), clock.clone())
-        .await
-        .unwrap();
+    let manager = started(&store, &clock).await;
     let first = active_id(&manager);
     store.fail(true, false);
     clock.advance(hours(21));
@@ -269,15 +235,8 @@ async fn without_a_bundle_nothing_new_is_used() {
 
 #[tokio::test]
 async fn a_journal_that_cannot_be_written_is_written_later() {
-    let (dir, store, clock) = (
-        tempfile::tempdir().unwrap(),
-        MemoryStore::default(),
-        HeldClock::new(),
-    );
-    let path = dir.path().join("keys.json");
-    let manager = start(&store, DiskKeys::open(&path).unwrap(), clock.clone())
-        .await
-        .unwrap();
+    let (dir, store, clock) = place();
+    let manager = on_disk(&dir, &store, &clock).await;
     let first = active_id(&manager);
     clock.advance(hours(13));
     manager.rotate().await.unwrap();
@@ -293,9 +252,7 @@ async fn a_journal_that_cannot_be_written_is_written_later() {
     assert!(manager.prepare_x509().await.is_err());
     store.fail(false, false);
     let killed = manager;
-    let again = start(&store, DiskKeys::open(&path).unwrap(), clock.clone())
-        .await
-        .unwrap();
+    let again = on_disk(&dir, &store, &clock).await;
     signs_for_the_bundle(again.authorities(), &store);
     assert_eq!(store.entries().len(), 1);
     drop(again);
@@ -307,34 +264,21 @@ async fn a_journal_that_cannot_be_written_is_written_later() {
 // As after a datastore was restored from a backup: nobody could verify what such a CA signs.
 #[tokio::test]
 async fn an_authority_that_the_bundle_lacks_is_not_used() {
-    let (dir, store, clock) = (
-        tempfile::tempdir().unwrap(),
-        MemoryStore::default(),
-        HeldClock::new(),
-    );
-    let path = dir.path().join("keys.json");
-    let first = active_id(
-        &start(&store, DiskKeys::open(&path).unwrap(), clock.clone())
-            .await
-            .unwrap(),
-    );
+    let (dir, store, clock) = place();
+    let first = active_id(&on_disk(&dir, &store, &clock).await);
     let mut bundle = store.own();
     bundle.x509.clear();
     bundle.jwt.clear();
     store.put(bundle);
-    let again = start(&store, DiskKeys::open(&path).unwrap(), clock)
-        .await
-        .unwrap();
+    let again = on_disk(&dir, &store, &clock).await;
     assert_ne!(active_id(&again), first);
     signs_for_the_bundle(again.authorities(), &store);
 }
 
 #[tokio::test]
 async fn the_last_keys_are_not_pruned() {
-    let (store, clock) = (MemoryStore::default(), HeldClock::new());
-    let manager = start(&store, MemoryKeys::default(), clock.clone())
-        .await
-        .unwrap();
+    let (_, store, clock) = place();
+    let manager = started(&store, &clock).await;
     let before = store.own();
     clock.advance(hours(49));
     let error = manager.prune_bundle().await.unwrap_err();
@@ -350,10 +294,9 @@ async fn the_last_keys_are_not_pruned() {
 // Keys, journal and bundle that upstream 1.14.1 wrote with jwt_key_type rsa-2048.
 #[tokio::test]
 async fn what_upstream_left_is_taken_over() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("keys.json");
+    let (dir, store, clock) = place();
     std::fs::write(
-        &path,
+        dir.path().join("keys.json"),
         include_str!("../../../tests/fixtures/upstream-keys.json"),
     )
     .unwrap();
@@ -361,16 +304,12 @@ async fn what_upstream_left_is_taken_over() {
     let entries = Entries::decode(journal.as_slice()).unwrap();
     let theirs = entries.x509_c_as.last().unwrap();
     assert_eq!(theirs.status, i32::from(Status::Active));
-    let store = MemoryStore::default();
     store.put_raw_journal(&theirs.authority_id, journal);
     let bundle = include_bytes!("../../../tests/fixtures/upstream-bundle.bin");
     let bundle = common::Bundle::decode(bundle.as_slice()).unwrap();
     store.put(bundle_from_stored(&bundle).unwrap());
-    let clock = HeldClock::new();
     clock.set(theirs.issued_at + 3600 - i64::try_from(START).unwrap());
-    let manager = start(&store, DiskKeys::open(&path).unwrap(), clock.clone())
-        .await
-        .unwrap();
+    let manager = on_disk(&dir, &store, &clock).await;
     assert_eq!(active_id(&manager), theirs.authority_id);
     assert_eq!(store.own().x509.len(), 1);
     signs_for_the_bundle(manager.authorities(), &store);
@@ -391,15 +330,8 @@ async fn what_upstream_left_is_taken_over() {
 // Upstream journals old and active in two writes: a crash between them leaves no active authority.
 #[tokio::test]
 async fn a_rotation_that_upstream_was_killed_in_is_completed() {
-    let (dir, store, clock) = (
-        tempfile::tempdir().unwrap(),
-        MemoryStore::default(),
-        HeldClock::new(),
-    );
-    let path = dir.path().join("keys.json");
-    let manager = start(&store, DiskKeys::open(&path).unwrap(), clock.clone())
-        .await
-        .unwrap();
+    let (dir, store, clock) = place();
+    let manager = on_disk(&dir, &store, &clock).await;
     clock.advance(hours(13));
     manager.rotate().await.unwrap();
     let prepared = manager.x509_states().await.unwrap().other.unwrap().id;
@@ -412,9 +344,7 @@ async fn a_rotation_that_upstream_was_killed_in_is_completed() {
     let restored = MemoryStore::default();
     restored.put_raw_journal(&active, &entries.encode_to_vec());
     restored.put(store.own());
-    let again = start(&restored, DiskKeys::open(&path).unwrap(), clock)
-        .await
-        .unwrap();
+    let again = on_disk(&dir, &restored, &clock).await;
     assert_eq!(active_id(&again), prepared);
     assert_eq!(restored.active().0, [prepared]);
     assert_eq!(restored.own().x509.len(), 2);
@@ -422,21 +352,11 @@ async fn a_rotation_that_upstream_was_killed_in_is_completed() {
 
 #[tokio::test]
 async fn a_damaged_journal_is_said() {
-    let (dir, store, clock) = (
-        tempfile::tempdir().unwrap(),
-        MemoryStore::default(),
-        HeldClock::new(),
-    );
-    let path = dir.path().join("keys.json");
-    let manager = start(&store, DiskKeys::open(&path).unwrap(), clock.clone())
-        .await
-        .unwrap();
+    let (dir, store, clock) = place();
+    let manager = on_disk(&dir, &store, &clock).await;
     let damaged = MemoryStore::default();
     damaged.put_raw_journal(&active_id(&manager), b"\xff");
-    let error = start(&damaged, DiskKeys::open(&path).unwrap(), clock)
-        .await
-        .err()
-        .unwrap();
+    let error = start(&damaged, keys_in(&dir), clock).await.err().unwrap();
     assert!(
         error
             .to_string()
@@ -447,7 +367,7 @@ async fn a_damaged_journal_is_said() {
 
 #[tokio::test]
 async fn without_jwt_there_is_no_jwt_key() {
-    let (store, clock) = (MemoryStore::default(), HeldClock::new());
+    let (_, store, clock) = place();
     let authorities = Arc::new(Authorities::new(Profile::new(domain()), clock.clone()));
     let mut settings = settings();
     settings.disable_jwt = true;
@@ -460,10 +380,8 @@ async fn without_jwt_there_is_no_jwt_key() {
 
 #[tokio::test]
 async fn the_journal_forgets_the_oldest() {
-    let (store, clock) = (MemoryStore::default(), HeldClock::new());
-    let manager = start(&store, MemoryKeys::default(), clock.clone())
-        .await
-        .unwrap();
+    let (_, store, clock) = place();
+    let manager = started(&store, &clock).await;
     for _ in 0..12 {
         clock.advance(hours(25));
         manager.rotate().await.unwrap();
@@ -476,10 +394,8 @@ async fn the_journal_forgets_the_oldest() {
 // As by another server's pruning, while this one was away.
 #[tokio::test]
 async fn a_journal_that_is_gone_is_written_anew() {
-    let (store, clock) = (MemoryStore::default(), HeldClock::new());
-    let manager = start(&store, MemoryKeys::default(), clock.clone())
-        .await
-        .unwrap();
+    let (_, store, clock) = place();
+    let manager = started(&store, &clock).await;
     store.forget_journals();
     clock.advance(hours(21));
     manager.rotate().await.unwrap();
@@ -488,23 +404,14 @@ async fn a_journal_that_is_gone_is_written_anew() {
 
 #[tokio::test]
 async fn what_was_found_again_serves_while_nothing_new_can_be_made() {
-    let (dir, store, clock) = (
-        tempfile::tempdir().unwrap(),
-        MemoryStore::default(),
-        HeldClock::new(),
-    );
-    let path = dir.path().join("keys.json");
-    let first = start(&store, DiskKeys::open(&path).unwrap(), clock.clone())
-        .await
-        .unwrap();
+    let (dir, store, clock) = place();
+    let first = on_disk(&dir, &store, &clock).await;
     clock.advance(hours(21));
     store.fail(true, false);
-    let again = start(&store, DiskKeys::open(&path).unwrap(), clock.clone())
-        .await
-        .unwrap();
+    let again = on_disk(&dir, &store, &clock).await;
     assert_eq!(active_id(&again), active_id(&first));
     signs_for_the_bundle(again.authorities(), &store);
     clock.advance(hours(4));
-    let keys = DiskKeys::open(&path).unwrap();
+    let keys = keys_in(&dir);
     assert!(start(&store, keys, clock).await.is_err());
 }

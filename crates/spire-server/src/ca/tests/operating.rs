@@ -1,9 +1,8 @@
 //! The state machine as the localauthority API sees it.
 
-use super::kit::{HeldClock, MemoryStore, jwt_request, request, signs_for_the_bundle, start};
+use super::kit::{jwt_request, place, request, signs_for_the_bundle, started};
 use crate::api::Authority;
 use crate::ca::{CaError, Status};
-use crate::keys::MemoryKeys;
 
 fn refused<T: std::fmt::Debug>(answer: Result<T, CaError>) -> String {
     match answer {
@@ -14,10 +13,8 @@ fn refused<T: std::fmt::Debug>(answer: Result<T, CaError>) -> String {
 
 #[tokio::test]
 async fn an_x509_authority_from_prepared_to_revoked() {
-    let store = MemoryStore::default();
-    let manager = start(&store, MemoryKeys::default(), HeldClock::new())
-        .await
-        .unwrap();
+    let (_, store, clock) = place();
+    let manager = started(&store, &clock).await;
     let mut tainted = manager.tainted();
     let first = manager.x509_states().await.unwrap().active;
     assert_eq!(first.status, Status::Active);
@@ -108,10 +105,8 @@ async fn an_x509_authority_from_prepared_to_revoked() {
 
 #[tokio::test]
 async fn a_jwt_authority_from_prepared_to_revoked() {
-    let store = MemoryStore::default();
-    let manager = start(&store, MemoryKeys::default(), HeldClock::new())
-        .await
-        .unwrap();
+    let (_, store, clock) = place();
+    let manager = started(&store, &clock).await;
     let first = manager.jwt_states().await.unwrap().active.id;
     let prepared = manager.prepare_jwt().await.unwrap().id;
     assert_eq!(
@@ -153,10 +148,8 @@ async fn a_jwt_authority_from_prepared_to_revoked() {
 // SV-53: a downstream server's key is in the bundle when this answers.
 #[tokio::test]
 async fn a_downstream_servers_jwt_key_is_published() {
-    let store = MemoryStore::default();
-    let manager = start(&store, MemoryKeys::default(), HeldClock::new())
-        .await
-        .unwrap();
+    let (_, store, clock) = place();
+    let manager = started(&store, &clock).await;
     let mut key = store.own().jwt[0].clone();
     key.id = "downstream".into();
     let api: &dyn Authority = &manager;

@@ -6,11 +6,13 @@ use ah_identity_provider::Clock;
 use ah_spire_wire::bundle::pem;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 
-use super::kit::{HeldClock, MemoryStore, at, domain, settings, signs_for_the_bundle};
+use super::kit::{
+    HeldClock, MemoryStore, at, domain, keys_in, place, settings, signs_for_the_bundle,
+};
 use crate::ca::{
     Authorities, CaError, DiskAuthority, Files, Manager, Profile, UpstreamAuthority, UpstreamError,
 };
-use crate::keys::{DiskKeys, MemoryKeys};
+use crate::keys::MemoryKeys;
 
 fn params(name: &str) -> CertificateParams {
     let mut params = CertificateParams::default();
@@ -69,11 +71,7 @@ async fn below(
 
 #[tokio::test]
 async fn a_ca_below_a_root_on_disk() {
-    let (dir, store, clock) = (
-        tempfile::tempdir().unwrap(),
-        MemoryStore::default(),
-        HeldClock::new(),
-    );
+    let (dir, store, clock) = place();
     let upstream = DiskAuthority::open(root(dir.path()), domain(), clock.clone()).unwrap();
     let manager = below(upstream, &store, clock.clone()).await.unwrap();
     signs_for_the_bundle(manager.authorities(), &store);
@@ -96,11 +94,7 @@ async fn a_ca_below_a_root_on_disk() {
 
 #[tokio::test]
 async fn a_ca_below_an_intermediate_brings_its_chain() {
-    let (dir, store, clock) = (
-        tempfile::tempdir().unwrap(),
-        MemoryStore::default(),
-        HeldClock::new(),
-    );
+    let (dir, store, clock) = place();
     let upstream = DiskAuthority::open(intermediate(dir.path()), domain(), clock.clone()).unwrap();
     let manager = below(upstream, &store, clock.clone()).await.unwrap();
     signs_for_the_bundle(manager.authorities(), &store);
@@ -120,11 +114,7 @@ async fn a_ca_below_an_intermediate_brings_its_chain() {
 // The files are read anew for every CA.
 #[tokio::test]
 async fn a_new_root_on_disk_is_used_and_added_to_the_bundle() {
-    let (dir, store, clock) = (
-        tempfile::tempdir().unwrap(),
-        MemoryStore::default(),
-        HeldClock::new(),
-    );
+    let (dir, store, clock) = place();
     let upstream = DiskAuthority::open(root(dir.path()), domain(), clock.clone()).unwrap();
     let manager = below(upstream, &store, clock.clone()).await.unwrap();
     root(dir.path());
@@ -142,11 +132,7 @@ async fn a_new_root_on_disk_is_used_and_added_to_the_bundle() {
 
 #[tokio::test]
 async fn a_ca_of_the_upstream_is_found_again() {
-    let (dir, store, clock) = (
-        tempfile::tempdir().unwrap(),
-        MemoryStore::default(),
-        HeldClock::new(),
-    );
+    let (dir, store, clock) = place();
     let files = root(dir.path());
     let mut ids = Vec::new();
     for _ in 0..2 {
@@ -154,7 +140,7 @@ async fn a_ca_of_the_upstream_is_found_again() {
         let authorities = Arc::new(Authorities::new(Profile::new(domain()), clock.clone()));
         let mut settings = settings();
         settings.upstream = Some(Arc::new(upstream));
-        let keys = DiskKeys::open(&dir.path().join("keys.json")).unwrap();
+        let keys = keys_in(&dir);
         let manager = Manager::start(authorities, Arc::new(store.clone()), keys, settings)
             .await
             .unwrap();
@@ -284,11 +270,7 @@ impl UpstreamAuthority for Once {
 
 #[tokio::test]
 async fn jwt_keys_rotate_while_the_upstream_is_away() {
-    let (dir, store, clock) = (
-        tempfile::tempdir().unwrap(),
-        MemoryStore::default(),
-        HeldClock::new(),
-    );
+    let (dir, store, clock) = place();
     let upstream = DiskAuthority::open(root(dir.path()), domain(), clock.clone()).unwrap();
     let manager = below(Once(upstream, false.into()), &store, clock.clone())
         .await

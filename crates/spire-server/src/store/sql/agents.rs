@@ -120,8 +120,15 @@ async fn put(db: &mut Connection, agent: &Agent) -> Result<(), StoreError> {
         VALUES ($1, $2, $3, $4::timestamptz, $5, $6::timestamptz, $7, $8, $9::timestamptz, $9::timestamptz)
         ON CONFLICT (spiffe_id) DO UPDATE SET data_type = excluded.data_type, serial_number = excluded.serial_number,
         expires_at = excluded.expires_at, new_serial_number = excluded.new_serial_number, new_expires_at = excluded.new_expires_at,
-        can_reattest = excluded.can_reattest, agent_version = excluded.agent_version, updated_at = excluded.updated_at";
-    db.execute(sql, &columns(agent)).await?;
+        can_reattest = excluded.can_reattest, agent_version = excluded.agent_version, updated_at = excluded.updated_at
+        WHERE coalesce(attested_node_entries.serial_number, '') <> ''";
+    // The database looks at the row that it replaces: a ban that came after the caller looked stands.
+    if db.execute(sql, &columns(agent)).await? == 0 {
+        return Err(StoreError::Precondition(format!(
+            "agent {} is banned",
+            agent.id
+        )));
+    }
     set_selectors(db, agent).await?;
     add_event(db, &agent.id).await
 }

@@ -2,16 +2,12 @@
 //!
 //! Only the places change (`/etc/spire`, `/run/spire`, `/var/lib/spire` become a folder of the test, the port a free
 //! one), and the agent, which is another program, attests over the API.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::Command;
 
-use ah_spire_wire::server::agent::agent_client::AgentClient;
-use ah_spire_wire::server::agent::{AgentX509svidParams, AttestAgentRequest, attest_agent_request};
-use ah_spire_wire::{Channel, types};
-use ah_testkit::process::eventually;
 use tempfile::TempDir;
+
+use crate::server::{Server, attest, here};
 
 /// Part 1, as the guide has it.
 const SERVER_CONF: &str = r#"server { bind_address = "0.0.0.0" bind_port = "8081" socket_path = "/run/spire/server.sock" trust_domain = "example.org" data_dir = "/var/lib/spire/server" log_level = "INFO" } plugins { DataStore "sql" { plugin_data { database_type = "sqlite3" connection_string = "/var/lib/spire/server/datastore.sqlite3" } } NodeAttestor "join_token" { plugin_data {} } KeyManager "disk" { plugin_data { keys_path = "/var/lib/spire/server/keys.json" } } }"#;
@@ -31,112 +27,9 @@ spire-server entry create \
   -selector "unix:user:executor"
 "#;
 
-/// A server that ends with the test.
-struct Server {
-    child: std::process::Child,
-    folder: TempDir,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Server {
-    fn start() -> Self {
-        let folder = TempDir::new().unwrap();
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let free = port.local_addr().unwrap().port();
-        drop(port);
-        let server = |text: &str| here(text, folder.path()).replace("8081", &free.to_string());
-        for part in ["etc", "run", "var"] {
-            std::fs::create_dir(folder.path().join(part)).unwrap();
-        }
-        std::fs::write(folder.path().join("etc/server.conf"), server(SERVER_CONF)).unwrap();
-        let log = std::fs::File::create(folder.path().join("log")).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_spire-server"))
-            .args(["run", "-config"])
-            .arg(folder.path().join("etc/server.conf"))
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        let mut server = Self { child, folder };
-        eventually("the server is healthy", || {
-            let ended = server.child.try_wait().unwrap();
-            assert!(ended.is_none(), "{ended:?}\n{}", server.log());
-            let checked = server.sh("spire-server healthcheck -socketPath /run/spire/server.sock");
-            checked.status.success().then_some(())
-        });
-        server
-    }
-
-    fn log(&self) -> String {
-        std::fs::read_to_string(self.folder.path().join("log")).unwrap()
-    }
-
-    /// Runs lines of the guide in a shell.
-    fn sh(&self, lines: &str) -> Output {
-        let bin = Path::new(env!("CARGO_BIN_EXE_spire-server"))
-            .parent()
-            .unwrap();
-        let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
-        Command::new("bash")
-            .args(["-euc", &here(lines, self.folder.path())])
-            .env("PATH", path)
-            .stdin(Stdio::null())
-            .output()
-            .unwrap()
-    }
-
-    fn ok(&self, lines: &str) -> String {
-        let output = self.sh(lines);
-        let error = String::from_utf8(output.stderr).unwrap();
-        assert!(output.status.success(), "{lines}: {error}\n{}", self.log());
-        String::from_utf8(output.stdout).unwrap()
-    }
-}
-
-/// The guide's places as folders of the test.
-fn here(text: &str, folder: &Path) -> String {
-    let folder = folder.display();
-    text.replace("/run/spire", &format!("{folder}/run"))
-        .replace("/etc/spire", &format!("{folder}/etc"))
-        .replace("/var/lib/spire", &format!("{folder}/var"))
-}
-
-async fn attest(socket: &Path, token: &str) {
-    let key = rcgen::KeyPair::generate().unwrap();
-    let csr = rcgen::CertificateParams::default()
-        .serialize_request(&key)
-        .unwrap();
-    let channel = Channel::unix(socket).await.unwrap();
-    let mut client = AgentClient::with_origin(channel, Channel::origin());
-    let request = AttestAgentRequest {
-        step: Some(attest_agent_request::Step::Params(
-            attest_agent_request::Params {
-                data: Some(types::AttestationData {
-                    r#type: "join_token".into(),
-                    payload: token.to_owned().into(),
-                }),
-                params: Some(AgentX509svidParams {
-                    csr: csr.der().to_vec(),
-                }),
-            },
-        )),
-    };
-    let answers = client
-        .attest_agent(tokio_stream::once(request))
-        .await
-        .unwrap();
-    assert!(answers.into_inner().message().await.unwrap().is_some());
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn the_lines_of_the_guide_run() {
-    let mut server = Server::start();
+    let mut server = Server::start(SERVER_CONF, &[]);
     // Part 2.
     let told = server
         .ok("spire-server token generate \\\n  -socketPath /run/spire/server.sock \\\n  -ttl 3600");
@@ -151,7 +44,7 @@ async fn the_lines_of_the_guide_run() {
     let told = server.ok(ENTRIES);
     let parent = format!("spiffe://example.org/spire/agent/join_token/{token}");
     assert_eq!(
-        told.matches(&format!("Parent ID        : {parent}\n"))
+        told.matches(&format!("Parent ID               : {parent}\n"))
             .count(),
         2
     );

@@ -1,0 +1,121 @@
+//! A real server in a folder of its own.
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use ah_spire_wire::server::agent::agent_client::AgentClient;
+use ah_spire_wire::server::agent::{AgentX509svidParams, AttestAgentRequest, attest_agent_request};
+use ah_spire_wire::{Channel, types};
+use ah_testkit::process::eventually;
+use tempfile::TempDir;
+
+/// A server that ends with the test.
+pub(crate) struct Server {
+    pub(crate) child: std::process::Child,
+    pub(crate) folder: TempDir,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Server {
+    /// Waits until it is healthy. The ports 8081 and 9988 become free ones, the guide's places folders of the test.
+    pub(crate) fn start(conf: &str, environment: &[(&str, &Path)]) -> Self {
+        let folder = TempDir::new().unwrap();
+        let mut conf = here(conf, folder.path());
+        for port in ["8081", "9988"] {
+            conf = conf.replace(port, &free_port().to_string());
+        }
+        for part in ["etc", "run", "var"] {
+            std::fs::create_dir(folder.path().join(part)).unwrap();
+        }
+        std::fs::write(folder.path().join("etc/server.conf"), conf).unwrap();
+        let log = std::fs::File::create(folder.path().join("log")).unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_spire-server"))
+            .args(["run", "-config"])
+            .arg(folder.path().join("etc/server.conf"))
+            .envs(environment.iter().copied())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let mut server = Self { child, folder };
+        eventually("the server is healthy", || {
+            let ended = server.child.try_wait().unwrap();
+            assert!(ended.is_none(), "{ended:?}\n{}", server.log());
+            let checked = server.sh("spire-server healthcheck -socketPath /run/spire/server.sock");
+            checked.status.success().then_some(())
+        });
+        server
+    }
+
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap()
+    }
+
+    /// Runs lines of the guide in a shell.
+    pub(crate) fn sh(&self, lines: &str) -> Output {
+        let bin = Path::new(env!("CARGO_BIN_EXE_spire-server"))
+            .parent()
+            .unwrap();
+        let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+        Command::new("bash")
+            .args(["-euc", &here(lines, self.folder.path())])
+            .env("PATH", path)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap()
+    }
+
+    pub(crate) fn ok(&self, lines: &str) -> String {
+        let output = self.sh(lines);
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{lines}: {error}\n{}", self.log());
+        String::from_utf8(output.stdout).unwrap()
+    }
+}
+
+fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+/// The guide's places as folders of the test.
+pub(crate) fn here(text: &str, folder: &Path) -> String {
+    let folder = folder.display();
+    text.replace("/run/spire", &format!("{folder}/run"))
+        .replace("/etc/spire", &format!("{folder}/etc"))
+        .replace("/var/lib/spire", &format!("{folder}/var"))
+}
+
+/// Attests with a join token and a new key.
+pub(crate) async fn attest(socket: &Path, token: &str) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let csr = rcgen::CertificateParams::default()
+        .serialize_request(&key)
+        .unwrap();
+    let channel = Channel::unix(socket).await.unwrap();
+    let mut client = AgentClient::with_origin(channel, Channel::origin());
+    let request = AttestAgentRequest {
+        step: Some(attest_agent_request::Step::Params(
+            attest_agent_request::Params {
+                data: Some(types::AttestationData {
+                    r#type: "join_token".into(),
+                    payload: token.to_owned().into(),
+                }),
+                params: Some(AgentX509svidParams {
+                    csr: csr.der().to_vec(),
+                }),
+            },
+        )),
+    };
+    let answers = client
+        .attest_agent(tokio_stream::once(request))
+        .await
+        .unwrap();
+    assert!(answers.into_inner().message().await.unwrap().is_some());
+}
