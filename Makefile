@@ -18,7 +18,7 @@ setup:
 # The Debian packages in a Debian tree that debootstrap makes and systemd-nspawn boots: installed, upgraded with live
 # sessions, removed, purged. Needs root and a package mirror; uses the programs that `make test` built.
 test-packages: setup
-	$(CARGO) test --workspace --locked --test packages -- --ignored
+	$(CARGO) test --workspace --locked --test debian
 
 lint:
 	$(CARGO) fmt --all --check

@@ -1,6 +1,8 @@
 //! A machine as the guides assume it, in namespaces of its own: absolute paths, fixed ports, host names and users
 //! are its alone.
 
+pub mod packages;
+
 use std::ffi::OsStr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};

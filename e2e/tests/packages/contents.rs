@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::process::Command;
 
-use crate::kit::{BUILT, PACKAGES, UNPACKED, packages, run, scratch, sh};
+use ah_e2e::packages::{BUILT, PACKAGES, UNPACKED, packages, run, scratch, sh};
 
 #[test]
 fn two_builds_are_the_same_bytes() {

@@ -7,7 +7,7 @@ use ah_testkit::need;
 use ah_testkit::process::Finished;
 use serde_json::Value;
 
-use crate::kit::{PACKAGES, run, scratch, sh, tool};
+use ah_e2e::packages::{PACKAGES, run, scratch, sh, tool};
 
 fn json(path: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()

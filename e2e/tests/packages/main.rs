@@ -1,7 +1,5 @@
 //! What is shipped: Debian packages, tarballs, images.
 
 mod contents;
-mod debian;
 mod image;
-mod kit;
 mod units;

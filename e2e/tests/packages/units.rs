@@ -4,7 +4,7 @@ use std::process::Command;
 
 use ah_testkit::process::Finished;
 
-use crate::kit::{UNPACKED, root, run};
+use ah_e2e::packages::{UNPACKED, root, run};
 
 const SERVICES: [&str; 4] = [
     "ah-access-point.service",

@@ -120,7 +120,9 @@ fn fleet(site: &Site) -> Vec<Process> {
         } else {
             lives[n % lives.len()]
         });
-        let leaf = site.ca.leaf().spiffe(&id(&name)).valid_for(life);
+        let from = SystemTime::now() - Duration::from_secs(30);
+        let leaf = site.ca.leaf().spiffe(&id(&name));
+        let leaf = leaf.valid_from(from).valid_for(life);
         let files = leaf.issue().write(&site.host.path(""), &name);
         let (pool, region) = (format!("pool={pool}"), format!("region={region}"));
         let labels = ["--label", &pool, "--label", &region];

@@ -8,7 +8,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use crate::kit::{packages, root, run, scratch, sh};
+use ah_e2e::packages::{packages, root, run, scratch, sh};
 
 /// Beside what every Debian has: systemd as the first process, and what `ah` recommends is not needed.
 const INCLUDED: &str = "systemd,systemd-sysv,dbus";
@@ -189,7 +189,6 @@ entry -spiffeID spiffe://example.org/ah/agent/comer -selector unix:user:nobody"#
 
 // Issue: a fresh Debian with nothing but the packages does what the guides say, and an upgrade hurts nobody.
 #[test]
-#[ignore = "makes a Debian tree: make test-packages"]
 fn installed_upgraded_removed_and_purged() {
     let tree = Tree::new();
     not_booted(&tree);

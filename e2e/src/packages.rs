@@ -1,4 +1,4 @@
-//! What these tests share.
+//! The packages of the built programs, for tests.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -7,31 +7,33 @@ use std::sync::LazyLock;
 use ah_testkit::process::Finished;
 use tempfile::TempDir;
 
-pub(crate) const PACKAGES: [&str; 3] = ah_e2e::PROGRAMS;
+/// In the order that [`packages`] tells their files in.
+pub const PACKAGES: [&str; 3] = crate::PROGRAMS;
 
 /// Any moment will do; the same one builds the same bytes.
 const EPOCH: &str = "1700000000";
 
-pub(crate) fn root() -> PathBuf {
+/// Of the sources.
+pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
 /// The built programs without what is for debuggers only.
 static STRIPPED: LazyLock<PathBuf> = LazyLock::new(|| {
     let directory = place("programs");
-    for program in ah_e2e::PROGRAMS {
+    for program in crate::PROGRAMS {
         let mut strip = Command::new("strip");
         strip.args(["--strip-debug", "-o"]);
         run(strip
             .arg(directory.join(program))
-            .arg(ah_e2e::programs().join(program)));
+            .arg(crate::programs().join(program)));
     }
     directory
 });
 
 /// An empty directory beside the programs that tests share; the next run takes it over.
 fn place(name: &str) -> PathBuf {
-    let path = ah_e2e::programs().join("packages").join(name);
+    let path = crate::programs().join("packages").join(name);
     if path.exists() {
         std::fs::remove_dir_all(&path).unwrap();
     }
@@ -40,12 +42,12 @@ fn place(name: &str) -> PathBuf {
 }
 
 /// A directory of one test, where there is room for copies of the programs.
-pub(crate) fn scratch() -> TempDir {
-    TempDir::with_prefix_in("packages-", ah_e2e::programs()).unwrap()
+pub fn scratch() -> TempDir {
+    TempDir::with_prefix_in("packages-", crate::programs()).unwrap()
 }
 
 /// `packaging/TOOL` with the built programs.
-pub(crate) fn tool(tool: &str, output: &Path) -> Command {
+pub fn tool(tool: &str, output: &Path) -> Command {
     let mut command = Command::new(root().join("packaging").join(tool));
     command
         .arg("--binaries")
@@ -57,7 +59,7 @@ pub(crate) fn tool(tool: &str, output: &Path) -> Command {
 }
 
 /// Builds the packages of `revision` into `output`, and tells their files in the order of [`PACKAGES`].
-pub(crate) fn packages(output: &Path, revision: &str) -> Vec<PathBuf> {
+pub fn packages(output: &Path, revision: &str) -> Vec<PathBuf> {
     let told = run(tool("deb", output).args(["--revision", revision, "--compression", "none"]));
     let files: Vec<_> = told.lines().map(PathBuf::from).collect();
     assert_eq!(files.len(), PACKAGES.len(), "{told}");
@@ -65,10 +67,10 @@ pub(crate) fn packages(output: &Path, revision: &str) -> Vec<PathBuf> {
 }
 
 /// Those that most tests look at.
-pub(crate) static BUILT: LazyLock<Vec<PathBuf>> = LazyLock::new(|| packages(&place("debs"), "1"));
+pub static BUILT: LazyLock<Vec<PathBuf>> = LazyLock::new(|| packages(&place("debs"), "1"));
 
 /// The packages unpacked on top of each other, as a root directory.
-pub(crate) static UNPACKED: LazyLock<PathBuf> = LazyLock::new(|| {
+pub static UNPACKED: LazyLock<PathBuf> = LazyLock::new(|| {
     let directory = place("root");
     for file in &*BUILT {
         run(Command::new("dpkg-deb")
@@ -81,7 +83,7 @@ pub(crate) static UNPACKED: LazyLock<PathBuf> = LazyLock::new(|| {
 
 /// What `command` prints on standard output. It has to succeed.
 #[track_caller]
-pub(crate) fn run(command: &mut Command) -> String {
+pub fn run(command: &mut Command) -> String {
     let finished = Finished::from(command.output().unwrap());
     assert_eq!(finished.code, 0, "{command:?}\n{finished:?}");
     finished.stdout
@@ -89,7 +91,7 @@ pub(crate) fn run(command: &mut Command) -> String {
 
 /// Lines of a shell.
 #[track_caller]
-pub(crate) fn sh(script: &str, arguments: &[&Path]) -> String {
+pub fn sh(script: &str, arguments: &[&Path]) -> String {
     let mut shell = Command::new("bash");
     run(shell
         .args(["-euo", "pipefail", "-c", script, "sh"])
