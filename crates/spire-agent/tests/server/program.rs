@@ -15,6 +15,8 @@ pub(crate) struct Conf {
     /// How the server is trusted the first time.
     pub(crate) bootstrap: String,
     pub(crate) server: String,
+    /// The block of its KeyManager.
+    pub(crate) keys: String,
     /// In the block of WorkloadAttestor "unix".
     pub(crate) unix: String,
     /// At the top.
@@ -28,6 +30,7 @@ impl Conf {
             agent: String::new(),
             bootstrap: format!("trust_bundle_path = {bundle:?}"),
             server: "127.0.0.1".into(),
+            keys: format!(r#""disk" {{ plugin_data {{ directory = {:?} }} }}"#, node.data()),
             unix: "plugin_data {}".into(),
             more: r#"health_checks { listener_enabled = true bind_address = "127.0.0.1" bind_port = "0" }"#.into(),
         }
@@ -48,6 +51,7 @@ impl Conf {
             agent,
             bootstrap,
             server,
+            keys,
             unix,
             more,
         } = self;
@@ -62,7 +66,7 @@ impl Conf {
             }}
             plugins {{
                 NodeAttestor "join_token" {{ plugin_data {{}} }}
-                KeyManager "disk" {{ plugin_data {{ directory = "{directory}/data" }} }}
+                KeyManager {keys}
                 WorkloadAttestor "unix" {{ {unix} }}
             }}
             {more}"#
