@@ -1,7 +1,9 @@
 //! Compiles the protobufs of SPIFFE and SPIRE without any tool on PATH.
 
-const FILES: [&str; 13] = [
+const FILES: [&str; 15] = [
     "agent.proto",
+    "agent_debug.proto",
+    "agent_logger.proto",
     "bundle.proto",
     "changes.proto",
     "common.proto",

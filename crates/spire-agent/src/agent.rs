@@ -21,6 +21,7 @@ use crate::data::DataDirectory;
 use crate::health::{Health, one_line};
 use crate::identities::Identities;
 use crate::keys::KeyManager;
+use crate::metrics::{AgentMetrics, CacheMetrics};
 use crate::own::OwnIdentity;
 use crate::server_client::{
     Credentials, Denied, ServerClient, ServerFault, ServerSettings, SyncedEntries,
@@ -37,6 +38,7 @@ pub struct Agent<A> {
     client: Arc<ServerClient>,
     cache: Arc<Cache>,
     health: Health,
+    metrics: AgentMetrics,
     warm: Option<WarmStart>,
     known: SyncedEntries,
     /// Since when the server has been untrusted; forgotten when it is trusted again.
@@ -90,7 +92,15 @@ impl<A: AgentHalf> Agent<A> {
             },
         };
         let health = Health::default();
-        let cache = Cache::new(limits, client.clone(), clock.clone(), health.clone());
+        let metrics = AgentMetrics::new(&settings.metrics, half.name());
+        metrics.bootstrap(data.data().bootstrap);
+        let cache = Cache::new(
+            limits,
+            client.clone(),
+            clock.clone(),
+            health.clone(),
+            CacheMetrics::new(&settings.metrics),
+        );
         let cache = Arc::new(cache);
         let warm = WarmStart::open(&settings, &data, keys.as_ref());
         let wall = (Instant::now(), clock.now());
@@ -103,6 +113,7 @@ impl<A: AgentHalf> Agent<A> {
             client,
             cache,
             health,
+            metrics,
             warm,
             known: SyncedEntries::new(),
             untrusted_since: None,
@@ -114,6 +125,11 @@ impl<A: AgentHalf> Agent<A> {
 
     /// What the Workload API serves.
     pub fn identities(&self) -> Arc<impl Identities + use<A>> {
+        self.cache.clone()
+    }
+
+    /// What is held for workloads.
+    pub(crate) fn cache(&self) -> Arc<Cache> {
         self.cache.clone()
     }
 
@@ -154,6 +170,7 @@ impl<A: AgentHalf> Agent<A> {
             };
             self.health.change(|state| {
                 state.id = Some(attested.id.clone());
+                state.svid = attested.svid.as_slice().into();
                 state.svid_not_after = Some(attested.not_after);
             });
             let began = Instant::now();
@@ -209,6 +226,7 @@ impl<A: AgentHalf> Agent<A> {
             data.bundle.clear();
             data.bootstrap.use_ = crate::data::REBOOTSTRAP;
         });
+        self.metrics.bootstrap(self.data.data().bootstrap);
         if let Err(error) = forgotten {
             tracing::error!(
                 error = one_line(&error),

@@ -62,11 +62,13 @@ impl AttestFault {
 ///
 /// The bundle is fetched first: when the SVID comes, all that has to be remembered is there, and a process that dies
 /// between the server's yes and the disk's has only that moment to do so. With trust on first use the server's own
-/// certificate has to be of the bundle that it sent.
+/// certificate has to be of the bundle that it sent. `begin` is called before anything is sent that a server may use
+/// up.
 pub async fn attest(
     client: &ServerClient,
     half: &impl AgentHalf,
     key: &PrivateKey,
+    begin: impl FnOnce() -> Result<(), Explained>,
 ) -> Result<Attested, AttestFault> {
     let connection = client.connection().await?;
     let bundle = client.bundle().await?;
@@ -87,6 +89,7 @@ pub async fn attest(
         .request(None)
         .map_err(|error| ServerFault::Malformed(error.explained().clone()))?;
     let (payload, conversation) = half.begin().await?;
+    begin().map_err(ServerFault::Refused)?;
     let params = attest_agent_request::Params {
         data: Some(types::AttestationData {
             r#type: half.name().to_owned(),
@@ -105,6 +108,18 @@ pub async fn attest(
         reattestable: result.reattestable,
         bundle,
     })
+}
+
+/// What may have happened to the token of a node whose attestation before had no answer.
+pub(crate) fn with_lost_answer(fault: AttestFault, attestor: &str) -> AttestFault {
+    match fault {
+        AttestFault::Server(ServerFault::Refused(told)) if attestor == "join_token" => {
+            AttestFault::Server(ServerFault::Refused(told.cause(
+                "an attestation of this node was cut off before: the server may have taken the token then, and its answer was lost",
+            )))
+        }
+        other => other,
+    }
 }
 
 /// What an operator does about a proof that the server does not take.

@@ -16,13 +16,14 @@ use tokio::sync::{Notify, watch};
 
 use crate::health::Health;
 use crate::identities::{Identities, JwtError, JwtIdentity, WorkloadUpdate, X509Identity};
+use crate::metrics::CacheMetrics;
 use crate::server_client::{ServerClient, SyncedEntries, roots_of};
 
 pub(crate) use jwt::JwtSettings;
 pub(crate) use state::{Held, Snapshot};
 
 use jwt::JwtCache;
-use state::{SelectorSet, State};
+use state::{EntryChanges, SelectorSet, State};
 
 /// How much is kept.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +39,7 @@ pub(crate) struct Cache {
     clock: Arc<dyn Clock>,
     client: Arc<ServerClient>,
     health: Health,
+    metrics: Arc<CacheMetrics>,
     state: Mutex<State>,
     jwt: JwtCache,
     /// Somebody waits for an X509-SVID that is not there.
@@ -52,9 +54,12 @@ impl Cache {
         client: Arc<ServerClient>,
         clock: Arc<dyn Clock>,
         health: Health,
+        metrics: CacheMetrics,
     ) -> Self {
+        let metrics = Arc::new(metrics);
         Self {
-            jwt: JwtCache::new(settings.jwt),
+            jwt: JwtCache::new(settings.jwt, metrics.clone()),
+            metrics,
             settings,
             clock,
             client,
@@ -85,13 +90,45 @@ impl Cache {
             .collect();
         self.jwt.drop_signed_by(&tainted_keys);
         let mut state = self.state();
-        state.set_entries(
+        let changes = state.set_entries(
             entries
                 .values()
                 .filter(|entry| !entry.store_svid && !has_ended(entry, now)),
         );
+        self.count(&changes, state.expiring(now));
         state.set_bundles(bundle, federated);
         state.publish(now);
+        self.measure(&state);
+    }
+
+    fn count(&self, changes: &EntryChanges, expiring: usize) {
+        let metrics = &self.metrics;
+        metrics.added.add(changes.added);
+        metrics.updated.add(changes.updated);
+        metrics.removed.add(changes.removed);
+        for (summary, svids) in [
+            (&metrics.expiring, expiring),
+            (&metrics.outdated, changes.outdated),
+        ] {
+            if svids > 0 {
+                summary.observe(svids as f64);
+            }
+        }
+    }
+
+    fn measure(&self, state: &State) {
+        self.metrics.entries.set_count(state.len());
+        self.metrics.x509_svids.set_count(state.svids());
+    }
+
+    /// X509-SVIDs that are held.
+    pub(crate) fn x509_svids(&self) -> usize {
+        self.state().svids()
+    }
+
+    /// JWT-SVIDs that are held.
+    pub(crate) fn jwt_svids_held(&self) -> usize {
+        self.jwt.len()
     }
 
     /// The entries that need an X509-SVID now, most urgent first.
@@ -114,6 +151,7 @@ impl Cache {
         }
         state.evict(self.settings.x509);
         state.publish(now);
+        self.measure(&state);
     }
 
     /// Ends a round of signing: who waited looks again.
@@ -125,7 +163,10 @@ impl Cache {
 
     /// Marks what `issued_by` says for replacement.
     pub(crate) fn taint(&self, issued_by: impl Fn(&X509Identity) -> bool) {
-        self.state().taint(issued_by);
+        let processing = self.metrics.taint_x509.start();
+        let tainted = self.state().taint(issued_by);
+        self.metrics.tainted_x509.observe(tainted as f64);
+        processing.done(tonic::Code::Ok);
     }
 
     /// The roots that workloads trust now.
@@ -138,8 +179,10 @@ impl Cache {
         let now = self.clock.now();
         self.jwt.clear();
         let mut state = self.state();
-        state.set_entries([].iter());
+        let changes = state.set_entries([].iter());
+        self.count(&changes, 0);
         state.publish(now);
+        self.measure(&state);
     }
 
     /// Waits until somebody wants an X509-SVID that is not there.

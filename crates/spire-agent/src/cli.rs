@@ -10,13 +10,16 @@ use ah_spire_plugin::goflag::{Cli, FlagSet, Flags, Invocation};
 
 use failure::Failure;
 
+mod admin;
 mod call;
+mod debug;
 mod explain;
 mod failure;
 mod fetch_jwt;
 mod fetch_x509;
 mod gotext;
 mod healthcheck;
+mod logger;
 mod output;
 mod socket;
 mod svids;
@@ -38,6 +41,14 @@ pub enum Command {
     Explain,
     /// `healthcheck`
     Healthcheck,
+    /// `logger get`
+    GetLogger,
+    /// `logger set`
+    SetLogLevel,
+    /// `logger reset`
+    ResetLogLevel,
+    /// `debug getinfo`
+    GetInfo,
 }
 
 impl Command {
@@ -51,6 +62,10 @@ impl Command {
             Self::Watch,
             Self::Explain,
             Self::Healthcheck,
+            Self::GetLogger,
+            Self::SetLogLevel,
+            Self::ResetLogLevel,
+            Self::GetInfo,
         ] {
             let (paths, synopsis, flags) = command.definition();
             for path in paths {
@@ -92,6 +107,26 @@ impl Command {
                 "Determines agent health status",
                 healthcheck::flags(),
             ),
+            Self::GetLogger => (
+                &["logger get"],
+                "Gets the logger details",
+                admin::flags("logger get"),
+            ),
+            Self::SetLogLevel => (
+                &["logger set"],
+                "Sets the logger details",
+                logger::set_flags(),
+            ),
+            Self::ResetLogLevel => (
+                &["logger reset"],
+                "Reset the logger details to launch level",
+                admin::flags("logger reset"),
+            ),
+            Self::GetInfo => (
+                &["debug getinfo"],
+                "Prints debug information about the agent",
+                admin::flags("debug getinfo"),
+            ),
         }
     }
 
@@ -120,6 +155,10 @@ impl Command {
                 Self::Watch => watch::run(flags).await,
                 Self::Explain => explain::run(flags).await,
                 Self::Healthcheck => healthcheck::run(flags).await,
+                Self::GetLogger => logger::get(flags).await,
+                Self::SetLogLevel => logger::set(flags).await,
+                Self::ResetLogLevel => logger::reset(flags).await,
+                Self::GetInfo => debug::getinfo(flags).await,
             }
         })
     }

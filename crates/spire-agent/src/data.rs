@@ -24,6 +24,9 @@ pub struct AgentData {
     pub reattestable: bool,
     /// Whether the trust bundle was got before, and since when the agent tries to get it.
     pub bootstrap: BootstrapState,
+    /// SHA-256 of the public key that an attestation was begun with whose answer has not come, hexadecimal: it may be
+    /// under way still, or lost. Upstream's agent passes over it.
+    pub pending_key: Option<String>,
 }
 
 /// How far a bootstrap is; upstream tells it to who serves the trust bundle.
@@ -140,6 +143,8 @@ struct DataFile {
     bootstrap_start_time: Option<String>,
     #[serde(default)]
     connection_attempts: i64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pending_key: Option<String>,
 }
 
 fn parse(json: &[u8]) -> Result<AgentData, String> {
@@ -160,6 +165,7 @@ fn parse(json: &[u8]) -> Result<AgentData, String> {
             since,
             attempts: file.connection_attempts,
         },
+        pending_key: file.pending_key,
     })
 }
 
@@ -198,6 +204,7 @@ fn encode(data: &AgentData) -> Result<Vec<u8>, Explained> {
         bootstrap_use: data.bootstrap.use_,
         bootstrap_start_time: Some(since),
         connection_attempts: data.bootstrap.attempts,
+        pending_key: data.pending_key.clone(),
     };
     serde_json::to_vec(&file).map_err(|error| failed(&error))
 }
@@ -230,6 +237,7 @@ mod tests {
                 since: Some(OffsetDateTime::UNIX_EPOCH),
                 attempts: 3,
             };
+            data.pending_key = Some("ab".into());
         })
         .unwrap();
         let again = DataDirectory::open(directory.path()).unwrap();
@@ -250,6 +258,8 @@ mod tests {
                 .unwrap()
                 .contains(NO_TIME)
         );
+        let written = String::from_utf8(encode(&data).unwrap()).unwrap();
+        assert!(!written.contains("pending_key"), "{written}");
     }
 
     #[test]

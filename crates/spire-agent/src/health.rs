@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use ah_identity_provider::Explained;
+use rustls_pki_types::CertificateDer;
 use spiffe::SpiffeId;
 use tokio::sync::watch;
 
@@ -12,6 +13,8 @@ use tokio::sync::watch;
 pub struct AgentState {
     /// Its SPIFFE ID, once it has one.
     pub id: Option<SpiffeId>,
+    /// Its own SVID, leaf first; empty when it has none.
+    pub svid: Arc<[CertificateDer<'static>]>,
     /// Until when its own SVID is valid.
     pub svid_not_after: Option<SystemTime>,
     /// When the server was last heard of.

@@ -3,16 +3,19 @@
 mod disk;
 mod key;
 mod memory;
+mod metered;
 
 use std::fmt;
 use std::sync::Arc;
 
-use ah_identity_provider::{Code, Explained};
+use ah_identity_provider::{Code, Explained, hex};
+use aws_lc_rs::digest::{SHA256, digest};
 
 pub use disk::DiskKeys;
 pub(crate) use key::spki_of_certificate;
 pub use key::{KeyKind, PrivateKey};
 pub use memory::MemoryKeys;
+pub use metered::MeteredKeys;
 
 /// The slots that the agent's SVID alternates between. Upstream uses the same, so that either finds the other's key.
 const SVID_SLOTS: [&str; 2] = ["agent-svid-A", "agent-svid-B"];
@@ -62,6 +65,23 @@ impl fmt::Debug for KeyError {
 pub fn key_of_svid(keys: &dyn KeyManager, leaf: &[u8]) -> Option<(String, Arc<PrivateKey>)> {
     let spki = spki_of_certificate(leaf)?;
     keys.keys().into_iter().find(|(_, key)| key.spki() == spki)
+}
+
+/// SHA-256 of a public key, hexadecimal.
+pub(crate) fn digest_of(key: &PrivateKey) -> String {
+    hex(digest(&SHA256, key.spki()).as_ref())
+}
+
+/// The key that an attestation was begun with, unless it is the one that `in_use` names.
+pub(crate) fn pending_key(
+    keys: &dyn KeyManager,
+    in_use: Option<&str>,
+    digest: &str,
+) -> Option<Arc<PrivateKey>> {
+    let pending = |(slot, key): &(String, Arc<PrivateKey>)| {
+        in_use != Some(slot.as_str()) && digest_of(key) == digest
+    };
+    keys.keys().into_iter().find(pending).map(|(_, key)| key)
 }
 
 /// Makes the key of the next SVID, in the slot that `in_use` leaves free.

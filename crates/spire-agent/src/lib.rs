@@ -3,6 +3,7 @@
 //! One half keeps the node's own identity and the cache of its workloads in step with the server; the other half
 //! attests whoever calls the Workload API and serves what [`identities::Identities`] has for them.
 
+mod admin;
 pub mod agent;
 pub mod attest;
 pub mod bootstrap;
@@ -13,9 +14,11 @@ mod files;
 pub mod health;
 pub mod identities;
 pub mod keys;
+mod metrics;
 mod own;
 mod rotation;
 pub mod run;
 pub mod server_client;
+mod socket;
 mod warm;
 pub mod workload;

@@ -6,7 +6,6 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use ah_identity_provider::Explained;
 use ah_spire_attest::peer::PeerInfo;
@@ -20,14 +19,15 @@ use tonic::service::Routes;
 use tower::Layer;
 
 use crate::identities::Identities;
+use crate::socket::{Socket, WORKLOAD_API};
 
 pub use caller::{Attest, Attestors};
 pub use explain::{EXPLAIN_METHOD, ExplainAnswer, ExplainRequest, Nearest};
+pub use metrics::MeteredAttestor;
 pub use quota::Quota;
 use quota::Quotas;
 use rates::Rates;
 use service::{Connection, Shared};
-use socket::PublicSocket;
 
 mod caller;
 mod explain;
@@ -39,15 +39,8 @@ mod quota;
 mod rates;
 mod refusal;
 mod service;
-mod socket;
 mod stream;
 mod wire;
-
-/// How often the socket's file is looked at.
-const LOOK: Duration = Duration::from_secs(1);
-
-/// Pause after a failed accept: without descriptors the next one fails too.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Calls on one connection. More than a process may have, so that it is told why instead of waiting.
 const CALLS: u32 = 4096;
@@ -99,7 +92,7 @@ impl Config {
 /// A bound socket. Connections wait in its queue until [`WorkloadApi::serve`] runs.
 pub struct WorkloadApi<I, A> {
     shared: Arc<Shared<I, A>>,
-    socket: PublicSocket,
+    socket: Socket,
     quotas: Arc<Quotas>,
 }
 
@@ -115,7 +108,7 @@ impl<I: Identities, A: Attest> WorkloadApi<I, A> {
         attestor: Arc<A>,
         others: Option<Routes>,
     ) -> Result<Self, Explained> {
-        let socket = PublicSocket::bind(&config.socket)?;
+        let socket = Socket::bind(&config.socket, &WORKLOAD_API)?;
         Ok(Self {
             quotas: Arc::new(Quotas::new(config.quota)),
             shared: Arc::new(Shared::new(config, identities, attestor, others)),
@@ -124,41 +117,26 @@ impl<I: Identities, A: Attest> WorkloadApi<I, A> {
     }
 
     /// Serves until `stop`, then cuts what is open: workloads connect again when the next agent is there.
-    pub async fn serve(mut self, stop: impl Future<Output = ()>) {
-        let mut stop = std::pin::pin!(stop);
-        let mut look = tokio::time::interval(LOOK);
-        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    pub async fn serve(self, stop: impl Future<Output = ()>) {
         let connections = TaskTracker::new();
         let cut = tokio_util::sync::CancellationToken::new();
+        let (shared, quotas) = (self.shared, self.quotas);
         tracing::info!(
             socket = %self.socket.path().display(),
-            workload_api = !self.shared.config.disabled,
+            workload_api = !shared.config.disabled,
             "serving the Workload API"
         );
-        loop {
-            tokio::select! {
-                () = &mut stop => break,
-                _ = look.tick() => self.socket.look(),
-                accepted = self.socket.accept() => match accepted {
-                    Ok(stream) => {
-                        let shared = Arc::clone(&self.shared);
-                        let quotas = Arc::clone(&self.quotas);
-                        let cut = cut.clone();
-                        connections.spawn(async move {
-                            tokio::select! {
-                                () = cut.cancelled() => {}
-                                () = connection(stream, shared, quotas) => {}
-                            }
-                        });
-                    }
-                    Err(error) => {
-                        tracing::warn!(%error, "a connection to the Workload API could not be accepted");
-                        tokio::time::sleep(ACCEPT_PAUSE).await;
-                    }
-                },
-            }
-        }
-        self.socket.remove();
+        let take = |stream| {
+            let (shared, quotas) = (Arc::clone(&shared), Arc::clone(&quotas));
+            let cut = cut.clone();
+            connections.spawn(async move {
+                tokio::select! {
+                    () = cut.cancelled() => {}
+                    () = connection(stream, shared, quotas) => {}
+                }
+            });
+        };
+        self.socket.serve(stop, take).await;
         cut.cancel();
         connections.close();
         connections.wait().await;

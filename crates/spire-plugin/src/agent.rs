@@ -153,6 +153,17 @@ pub struct SdsConfig {
     pub disable_spiffe_cert_validation: bool,
 }
 
+impl Default for SdsConfig {
+    fn default() -> Self {
+        Self {
+            default_svid_name: "default".to_owned(),
+            default_bundle_name: "ROOTCA".to_owned(),
+            default_all_bundles_name: "ALL".to_owned(),
+            disable_spiffe_cert_validation: false,
+        }
+    }
+}
+
 /// `experimental { }` of an agent.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AgentExperimental {

@@ -15,7 +15,6 @@ pub mod endpoints;
 pub mod entries;
 pub mod ids;
 pub mod keys;
-pub mod log;
 pub mod moment;
 mod plugins;
 pub mod run;

@@ -16,7 +16,7 @@ use ah_daemon::tasks::{Shutdown, Tasks};
 use ah_identity_provider::{Clock, Explained, SystemClock};
 use ah_spire_plugin::server::ServerConfig;
 use ah_spire_telemetry::{
-    HealthChecks, HealthListener, Metrics, Program, PrometheusListener, RpcMetrics, State,
+    HealthChecks, HealthListener, Log, Metrics, Program, PrometheusListener, RpcMetrics, State,
 };
 use nix::sys::stat::{Mode, umask};
 use spiffe::SpiffeId;
@@ -28,12 +28,22 @@ use crate::ca::{Authorities, Manager, Profile, ServerSvids, Settings, Subject};
 use crate::endpoints::{ClientTrust, Configs, LocalSocket, Network, bind};
 use crate::entries::{CachedStore, EntryCache, Follow};
 use crate::keys::{DiskKeys, MemoryKeys};
-use crate::log::Log;
 use crate::plugins::{NodeAttestors, OwnAuthorities, Wanted};
 use crate::store::{Metered, SqlStore, Store};
 
 /// How long calls under way may take to end.
 const DRAIN: Duration = Duration::from_secs(10);
+
+/// Targets of our own in the log.
+const TARGETS: &[&str] = &[
+    "spire_server",
+    "ah_spire_attest",
+    "ah_spire_plugin",
+    "ah_spire_telemetry",
+    "ah_spire_wire",
+    "ah_daemon",
+    "ah_tls",
+];
 
 /// Checks what [`run`] would read, and makes nothing.
 ///
@@ -112,7 +122,7 @@ pub async fn run(config: ServerConfig) -> Result<(), String> {
     // Before anything is written: what the server makes is for its group at most.
     let before = umask(Mode::from_bits_truncate(0o027));
     umask(before | Mode::from_bits_truncate(0o027));
-    let log = Arc::new(Log::start(&config.log, wanted.store.log_sql)?);
+    let log = Arc::new(Log::start(&config.log, TARGETS, wanted.store.log_sql)?);
     if !before.contains(Mode::from_bits_truncate(0o027)) {
         let now = before | Mode::from_bits_truncate(0o027);
         tracing::warn!(

@@ -19,7 +19,7 @@ pub use metered::Metered;
 pub(crate) use metered::counted;
 pub use model::{
     Agent, AgentFilter, EntryFilter, EntryMask, JoinToken, Match, Page, Paged, Profile,
-    Relationship,
+    Relationship, Spender,
 };
 pub use sql::{OpenError, SqlStore};
 
@@ -186,10 +186,12 @@ pub trait JoinTokens: Send + Sync {
         &self,
         token: &JoinToken,
     ) -> impl Future<Output = Result<(), StoreError>> + Send;
-    /// Takes the token out of the store. Of any number of callers, on any number of servers, one gets it.
+    /// Takes the token out of the store. Of any number of callers, on any number of servers, one gets it. That one
+    /// gets it again until [`Spender::until`], as it may not have had its answer; not a token that had expired.
     fn consume_join_token(
         &self,
         token: &str,
+        spender: &Spender,
     ) -> impl Future<Output = Result<Option<JoinToken>, StoreError>> + Send;
     /// Deletes tokens that expired before `now` (Unix seconds).
     fn prune_join_tokens(&self, now: i64) -> impl Future<Output = Result<u64, StoreError>> + Send;

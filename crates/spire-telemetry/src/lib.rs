@@ -3,15 +3,18 @@
 //! - [`Metrics`]: counters, gauges, summaries and call counters under upstream's names, and the listener that
 //!   Prometheus asks ([`PrometheusListener`]). Handles are made once and kept: counting takes no lock.
 //! - [`RpcMetrics`]: counts the calls to a service.
+//! - [`Log`]: upstream's lines, at a level that can be changed while the process runs.
 //! - [`HealthChecks`]: looks at the parts of a process, and answers `/live` and `/ready`.
 
 mod health;
 mod http;
 mod listener;
+mod log;
 mod metrics;
 mod rpc;
 
 pub use health::{Check, HealthChecks, HealthListener, State};
 pub use listener::PrometheusListener;
+pub use log::{Log, describe_levels, level_asked_for, level_named};
 pub use metrics::{CallCounter, Counter, Gauge, Metrics, Program, Running, Summary};
 pub use rpc::{Counted, RpcMetrics};

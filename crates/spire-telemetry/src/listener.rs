@@ -52,10 +52,11 @@ impl PrometheusListener {
                 "metrics are served to other machines: control who can reach the port"
             );
         }
-        Ok(Self {
-            http: Http { listener, tls },
-            metrics,
-        })
+        let http = Http { listener, tls };
+        if let Ok(address) = http.address() {
+            tracing::info!(%address, "Serving metrics");
+        }
+        Ok(Self { http, metrics })
     }
 
     /// Where it listens.

@@ -6,6 +6,7 @@
 
 mod authority;
 pub mod bundle;
+mod certificate;
 mod channel;
 mod convert;
 pub mod der;
@@ -14,6 +15,7 @@ pub mod model;
 mod public_key;
 mod serving;
 
+pub use certificate::{Certificate, described_chain};
 pub use channel::{Channel, MAX_MESSAGE_BYTES};
 pub use convert::{
     Invalid, entry_from_wire, entry_to_wire, spiffe_id_from_wire, spiffe_id_to_wire,
@@ -46,6 +48,12 @@ pub mod server {
     pub use crate::packages::spire::api::server::logger::v1 as logger;
     pub use crate::packages::spire::api::server::svid::v1 as svid;
     pub use crate::packages::spire::api::server::trustdomain::v1 as trustdomain;
+}
+
+/// The APIs on an agent's admin socket.
+pub mod agent {
+    pub use crate::packages::spire::agent::debug::v1 as debug;
+    pub use crate::packages::spire::api::agent::logger::v1 as logger;
 }
 
 /// How a server of this project tells its agents of changes, beside upstream's services.

@@ -1,3 +1,4 @@
+use std::sync::Arc;
 use std::time::Duration;
 
 use ah_identity_provider::{Backoff, Code, Explained};
@@ -5,11 +6,12 @@ use ah_spire_attest::node::AgentHalf;
 use ah_spire_plugin::agent::RebootstrapMode;
 
 use super::{Agent, wait_or_jump};
-use crate::attest::{AttestFault, Attested, attest};
+use crate::attest::{AttestFault, Attested, attest, with_lost_answer};
 use crate::bootstrap::{Asking, first_roots};
 use crate::data::REBOOTSTRAP;
 use crate::health::one_line;
-use crate::keys::{KeyKind, PrivateKey, next_svid_key};
+use crate::keys::{KeyKind, PrivateKey, digest_of, next_svid_key, pending_key};
+use crate::metrics::counted;
 use crate::own::OwnIdentity;
 use crate::server_client::{Credentials, Denied, ServerClient, ServerFault};
 
@@ -33,7 +35,8 @@ impl<A: AgentHalf> Agent<A> {
         let mut backoff = Backoff::new(FIRST_WAIT, LAST_WAIT);
         self.health.change(|state| state.denied = why.is_some());
         loop {
-            let fault = match Box::pin(self.attest_once()).await {
+            let call = self.metrics.new_svid.start();
+            let fault = match counted(call, Box::pin(self.attest_once()).await) {
                 Ok(attested) => {
                     self.check_rebootstrap(&attested)?;
                     self.health.change(|state| state.denied = false);
@@ -88,12 +91,41 @@ impl<A: AgentHalf> Agent<A> {
             identity: None,
         };
         let client = ServerClient::new(self.client.settings().clone(), &nobody).map_err(on_disk)?;
-        // The key that is in use, if there is one, stays until its SVID is replaced.
+        let key = self.key_to_attest_with().map_err(on_disk)?;
+        let before = self.data.data().pending_key.clone();
+        // A key that a restart forgets is of no use after it: then the disk need not have room either.
+        let pending = self.keys.persists().then(|| digest_of(&key));
+        let data = &mut self.data;
+        let begin = || match pending {
+            Some(pending) => data.update(|data| data.pending_key = Some(pending)),
+            None => Ok(()),
+        };
+        match Box::pin(attest(&client, &self.half, &key, begin)).await {
+            Ok(attested) => self.remember(attested).map_err(on_disk),
+            Err(fault) if before.is_some() => Err(with_lost_answer(fault, self.half.name())),
+            Err(fault) => Err(fault),
+        }
+    }
+
+    /// The key of an attestation whose answer has not come: the server may answer again to it. A new one otherwise;
+    /// the key that is in use, if there is one, stays until its SVID is replaced.
+    fn key_to_attest_with(&mut self) -> Result<Arc<PrivateKey>, Explained> {
+        if self.keys.persists() {
+            self.write_rest()?;
+        }
+        let keys = self.keys.as_ref();
         let in_use = self.remembered().map(|own| own.slot);
-        let key = next_svid_key(self.keys.as_ref(), in_use.as_deref())
-            .map_err(|error| on_disk(error.explained().clone()))?;
-        let attested = Box::pin(attest(&client, &self.half, &key)).await?;
-        self.remember(attested).map_err(on_disk)
+        let digest = self.data.data().pending_key.as_deref();
+        match digest.and_then(|digest| pending_key(keys, in_use.as_deref(), digest)) {
+            Some(key) => Ok(key),
+            None => next_svid_key(keys, in_use.as_deref()).map_err(|e| e.explained().clone()),
+        }
+    }
+
+    /// Writes what the disk lacks. Before a new key: it could take the place of the one that belongs to what the disk
+    /// has.
+    fn write_rest(&mut self) -> Result<(), Explained> {
+        self.data.update(|_| {})
     }
 
     /// Puts what the server gave on the disk, and takes it into use. A disk that is full does not waste a join token.
@@ -107,8 +139,10 @@ impl<A: AgentHalf> Agent<A> {
                 since: None,
                 attempts: 0,
             };
+            data.pending_key = None;
         });
         tell_unsaved(saved, "the agent's new SVID");
+        self.metrics.bootstrap(self.data.data().bootstrap);
         self.untrusted_since = None;
         let own = self.remembered().ok_or_else(|| {
             Explained::new(
@@ -144,7 +178,9 @@ impl<A: AgentHalf> Agent<A> {
             }
             state.since.get_or_insert(now);
             state.attempts += 1;
-        })
+        })?;
+        self.metrics.bootstrap(self.data.data().bootstrap);
+        Ok(())
     }
 
     /// As upstream: who asks for `always` must be able to; with `auto` it is said once and left.
@@ -189,7 +225,8 @@ impl<A: AgentHalf> Agent<A> {
         due: bool,
     ) -> Result<OwnIdentity, ServerFault> {
         if own.reattestable {
-            match Box::pin(self.attest_once()).await {
+            let call = self.metrics.reattest.start();
+            match counted(call, Box::pin(self.attest_once()).await) {
                 Ok(own) => return Ok(own),
                 Err(AttestFault::Server(denied @ ServerFault::Denied(..))) => return Err(denied),
                 Err(fault) => tracing::warn!(
@@ -198,10 +235,13 @@ impl<A: AgentHalf> Agent<A> {
                 ),
             }
         }
+        let call = self.metrics.rotate.start();
+        counted(call, Box::pin(self.renew(own, due)).await)
+    }
+
+    async fn renew(&mut self, own: &OwnIdentity, due: bool) -> Result<OwnIdentity, ServerFault> {
         let on_disk = ServerFault::Refused;
-        // What the disk lacks comes first: the new key could take the place of the one that belongs to what it has.
-        let written = self.data.update(|_| {});
-        let made = written.and_then(|()| {
+        let made = self.write_rest().and_then(|()| {
             next_svid_key(self.keys.as_ref(), Some(&own.slot))
                 .map_err(|error| error.explained().clone())
         });

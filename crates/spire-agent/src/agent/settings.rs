@@ -3,6 +3,7 @@ use std::time::Duration;
 
 use ah_spire_plugin::agent::{AgentConfig, Bootstrap, RebootstrapMode};
 use ah_spire_plugin::settings::KeyType;
+use ah_spire_telemetry::Metrics;
 use spiffe::TrustDomain;
 
 use crate::keys::KeyKind;
@@ -39,6 +40,8 @@ pub struct AgentSettings {
     pub jwt_patience_with_valid: Option<Duration>,
     /// `require_pq_kem`
     pub post_quantum_only: bool,
+    /// Where the agent counts.
+    pub metrics: Metrics,
     /// `warm_start`: what was got from the server is kept, sealed, for the next start.
     pub warm_start: bool,
 }
@@ -47,9 +50,9 @@ pub struct AgentSettings {
 const SYNC_INTERVAL: Duration = Duration::from_secs(5);
 
 impl AgentSettings {
-    /// What a configuration says.
+    /// What a configuration says, counting in `metrics`.
     #[must_use]
-    pub fn from_config(config: &AgentConfig) -> Self {
+    pub fn from_config(config: &AgentConfig, metrics: Metrics) -> Self {
         let experimental = &config.experimental;
         Self {
             trust_domain: config.trust_domain.clone(),
@@ -70,6 +73,7 @@ impl AgentSettings {
             jwt_cache: config.jwt_svid_cache_max_size,
             jwt_patience_with_valid: experimental.jwt_svid_cache_hit_timeout,
             post_quantum_only: experimental.require_pq_kem,
+            metrics,
             warm_start: config.warm_start,
         }
     }

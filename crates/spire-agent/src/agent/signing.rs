@@ -14,6 +14,7 @@ use super::syncing::Stay;
 use crate::cache::Held;
 use crate::identities::X509Identity;
 use crate::keys::{KeyKind, PrivateKey, spki_of_certificate};
+use crate::metrics::counted;
 use crate::rotation::rotate_at;
 use crate::server_client::{IssuedSvid, ServerFault, trust_of};
 
@@ -48,13 +49,19 @@ impl<A: AgentHalf> Agent<A> {
         let mut left = unsigned.as_slice();
         while !left.is_empty() {
             let (batch, rest) = left.split_at(stay.sign_at_once.min(left.len()));
+            let call = self.metrics.fetch_svids.start();
             let made = make_keys(batch.to_vec(), self.settings.workload_key)
                 .await
-                .map_err(ServerFault::Refused)?;
+                .map_err(ServerFault::Refused);
+            let made = match made {
+                Ok(made) => made,
+                Err(fault) => return counted(call, Err(fault)),
+            };
             let requests = made
                 .iter()
                 .map(|made| (made.entry.id.clone(), made.csr.clone()));
-            let mut issued = match self.client.sign_x509(requests.collect()).await {
+            let issued = self.client.sign_x509(requests.collect()).await;
+            let mut issued = match counted(call, issued) {
                 Ok(issued) => issued,
                 Err(fault) => {
                     stay.sign_at_once = (stay.sign_at_once / 2).max(1);

@@ -1,10 +1,10 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
 use std::time::Duration;
 
 use ah_identity_provider::Backoff;
 use ah_spire_attest::node::AgentHalf;
-use ah_spire_wire::model::Bundle;
+use ah_spire_wire::model::{Bundle, Entry};
 use ah_tls::verify_spiffe_server;
 use rustls_pki_types::CertificateDer;
 use spiffe::TrustDomain;
@@ -14,8 +14,9 @@ use super::attesting::tell_unsaved;
 use super::signing::SIGN_AT_ONCE;
 use super::{Agent, Lost, SOUND, wait_or_jump};
 use crate::health::one_line;
+use crate::metrics::{SyncStats, counted};
 use crate::own::OwnIdentity;
-use crate::server_client::{Heard, News, ServerFault, roots_of, trust_of};
+use crate::server_client::{Heard, News, ServerFault, SyncedEntries, roots_of, trust_of};
 
 /// However long the interval is, the first attempt after a failure comes within this time, and so does a renewal that is
 /// due: an interval may be long where the server tells of changes.
@@ -159,17 +160,8 @@ impl<A: AgentHalf> Agent<A> {
         self.rotate_if_due(stay).await?;
         // Before anything is asked for, so that what changes from now on is heard.
         stay.news = self.client.news(stay.news.take()).await?;
-        let entries = if self.settings.use_sync_authorized_entries {
-            self.client.sync_entries(&self.known).await?
-        } else {
-            self.client.authorized_entries().await?
-        };
-        let bundle = self.client.bundle().await?;
-        let own = &self.settings.trust_domain;
-        let domains = entries.values().flat_map(|entry| &entry.federates_with);
-        let domains: BTreeSet<TrustDomain> =
-            domains.filter(|domain| *domain != own).cloned().collect();
-        let federated = self.client.federated_bundles(domains).await?;
+        let call = self.metrics.fetch_entries.start();
+        let (entries, bundle, federated) = counted(call, Box::pin(self.fetch()).await)?;
 
         self.take_roots(&bundle, stay).await?;
         self.taint(&bundle, stay);
@@ -209,6 +201,28 @@ impl<A: AgentHalf> Agent<A> {
         signed
     }
 
+    /// Everything at once: entries without the bundles that they name are of no use.
+    async fn fetch(
+        &self,
+    ) -> Result<(SyncedEntries, Bundle, BTreeMap<TrustDomain, Bundle>), ServerFault> {
+        let entries = if self.settings.use_sync_authorized_entries {
+            self.client.sync_entries(&self.known).await?
+        } else {
+            self.client.authorized_entries().await?
+        };
+        let bundle = self.client.bundle().await?;
+        let own = &self.settings.trust_domain;
+        let domains = entries.values().flat_map(|entry| &entry.federates_with);
+        let domains: BTreeSet<TrustDomain> =
+            domains.filter(|domain| *domain != own).cloned().collect();
+        let federated = self.client.federated_bundles(domains).await?;
+        if self.settings.use_sync_authorized_entries {
+            let stats = stats(&self.known, &entries);
+            self.metrics.synced(stats, federated.len() + 1);
+        }
+        Ok((entries, bundle, federated))
+    }
+
     /// Until the agent's own SVID or one of the workloads' is due.
     fn until_rotation(&self, stay: &Stay) -> Duration {
         let next = self.cache.next_rotation();
@@ -228,8 +242,10 @@ impl<A: AgentHalf> Agent<A> {
         }
         match Box::pin(self.rotate(&stay.own, due)).await {
             Ok(own) => {
-                self.health
-                    .change(|state| state.svid_not_after = Some(own.not_after));
+                self.health.change(|state| {
+                    state.svid = own.svid.as_slice().into();
+                    state.svid_not_after = Some(own.not_after);
+                });
                 stay.own = own;
                 stay.rotate_now = false;
                 stay.rotate_backoff.reset();
@@ -324,6 +340,29 @@ impl<A: AgentHalf> Agent<A> {
             verify_spiffe_server(&chain, &trust, &identity.entry.spiffe_id, now).is_ok()
         });
     }
+}
+
+/// What became of `known` with `synced`.
+fn stats(known: &SyncedEntries, synced: &SyncedEntries) -> SyncStats {
+    let before = |id: &String| known.get(id);
+    let found = synced.iter().map(|(id, entry)| (before(id), entry));
+    let mut stats = SyncStats {
+        total: synced.len(),
+        dropped: known.keys().filter(|id| !synced.contains_key(*id)).count(),
+        ..SyncStats::default()
+    };
+    for (before, entry) in found {
+        match before {
+            None => stats.missing += 1,
+            Some(before) if is_stale(before, entry) => stats.stale += 1,
+            Some(_) => {}
+        }
+    }
+    stats
+}
+
+fn is_stale(before: &Entry, entry: &Entry) -> bool {
+    before.revision != entry.revision || before.created_at != entry.created_at
 }
 
 async fn next(news: &mut Option<News>) -> Heard {

@@ -1,18 +1,21 @@
-use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+mod flights;
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use ah_identity_provider::{Backoff, Clock};
+use ah_identity_provider::Clock;
 use ah_spire_wire::model::Entry;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Deserialize;
 use spiffe::SpiffeId;
-use tokio::time::Instant;
 
 use crate::health::one_line;
 use crate::identities::{JwtError, JwtIdentity};
+use crate::metrics::CacheMetrics;
 use crate::server_client::{IssuedJwt, ServerClient, ServerFault};
+use flights::{Flight, Flights};
 
 /// How long a caller may wait for a new token when there is none.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -28,13 +31,17 @@ pub(crate) struct JwtSettings {
 /// JWT-SVIDs by entry and audience.
 pub(super) struct JwtCache {
     settings: JwtSettings,
+    metrics: Arc<CacheMetrics>,
     tokens: Mutex<Tokens>,
+    flights: Flights,
 }
 
 #[derive(Default)]
 struct Tokens {
     by_key: HashMap<Key, Cached>,
     uses: u64,
+    /// Keys that were found tainted before.
+    tainted: BTreeSet<String>,
 }
 
 type Key = (String, Vec<String>);
@@ -48,11 +55,18 @@ struct Cached {
 }
 
 impl JwtCache {
-    pub(super) fn new(settings: JwtSettings) -> Self {
+    pub(super) fn new(settings: JwtSettings, metrics: Arc<CacheMetrics>) -> Self {
         Self {
             settings,
+            metrics,
             tokens: Mutex::default(),
+            flights: Flights::default(),
         }
+    }
+
+    /// Tokens that are held.
+    pub(super) fn len(&self) -> usize {
+        self.tokens().by_key.len()
     }
 
     fn tokens(&self) -> MutexGuard<'_, Tokens> {
@@ -60,11 +74,12 @@ impl JwtCache {
     }
 
     /// From the cache in the first half of a token's life; then a new one, or the old one while the server does not
-    /// answer. Entries whose tokens carry a `jti` get a new one each time.
+    /// answer. Whoever asks for what is being asked for already waits for that answer. Entries whose tokens carry a
+    /// `jti` get a new one each time.
     pub(super) async fn token(
         &self,
-        client: &ServerClient,
-        entry: &Entry,
+        client: &Arc<ServerClient>,
+        entry: &Arc<Entry>,
         audience: &[String],
         clock: &dyn Clock,
     ) -> Result<JwtIdentity, JwtError> {
@@ -85,11 +100,24 @@ impl JwtCache {
             Some(_) => self.settings.patience_with_valid.unwrap_or(PATIENCE),
             None => PATIENCE,
         };
-        match (sign(client, entry, audience, patience).await, valid) {
+        let flight = Flight {
+            client: client.clone(),
+            entry: entry.clone(),
+            audience: audience.to_vec(),
+            patience,
+        };
+        let signed = if entry.jwt_svid_include_jti {
+            flight.land().await
+        } else {
+            self.flights.join(&key, flight).await
+        };
+        match (signed, valid) {
             (Ok(issued), _) => {
                 let token = identity(entry, &issued.spiffe_id, &issued.token, issued.expires_at);
                 if !entry.jwt_svid_include_jti {
-                    self.tokens().put(key, issued, self.settings.limit);
+                    let mut tokens = self.tokens();
+                    tokens.put(key, issued, self.settings.limit);
+                    self.metrics.jwt_svids.set_count(tokens.by_key.len());
                 }
                 Ok(token)
             }
@@ -116,13 +144,30 @@ impl JwtCache {
         if ids.is_empty() {
             return;
         }
-        self.tokens()
+        let processing = self.metrics.taint_jwt.start();
+        let mut tokens = self.tokens();
+        let before = tokens.by_key.len();
+        tokens
             .by_key
             .retain(|_, cached| key_id(&cached.token).is_none_or(|id| !ids.contains(&id)));
+        let dropped = before - tokens.by_key.len();
+        let fresh = ids
+            .iter()
+            .filter(|id| !tokens.tainted.contains(*id))
+            .count();
+        tokens.tainted = ids.iter().cloned().collect();
+        if fresh == 0 && dropped == 0 {
+            processing.discard();
+            return;
+        }
+        self.metrics.tainted_jwt.observe(dropped as f64);
+        self.metrics.jwt_svids.set_count(tokens.by_key.len());
+        processing.done(tonic::Code::Ok);
     }
 
     pub(super) fn clear(&self) {
         self.tokens().by_key.clear();
+        self.metrics.jwt_svids.set_count(0);
     }
 }
 
@@ -168,48 +213,6 @@ impl Tokens {
             };
             self.by_key.insert(key, cached);
         }
-    }
-}
-
-/// A new token. While the server cannot be reached it is tried again, until `patience` is over.
-async fn sign(
-    client: &ServerClient,
-    entry: &Entry,
-    audience: &[String],
-    patience: Duration,
-) -> Result<IssuedJwt, ServerFault> {
-    let deadline = Instant::now() + patience;
-    let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(8));
-    loop {
-        let one = Box::pin(client.sign_jwt(&entry.id, audience));
-        let fault = match tokio::time::timeout_at(deadline, one).await {
-            Ok(Ok(issued)) if issued.spiffe_id == entry.spiffe_id => return Ok(issued),
-            Ok(Ok(issued)) => {
-                let why = format!(
-                    "it is for {}, not for {}",
-                    issued.spiffe_id, entry.spiffe_id
-                );
-                return Err(ServerFault::malformed("signing a JWT-SVID", why));
-            }
-            Ok(Err(fault)) => fault,
-            Err(_) => {
-                let address = &client.settings().address;
-                return Err(ServerFault::timed_out(
-                    "signing a JWT-SVID",
-                    patience,
-                    address,
-                ));
-            }
-        };
-        let wait = backoff.next_wait();
-        let passes = matches!(
-            fault,
-            ServerFault::Unreachable(_) | ServerFault::Exhausted(_)
-        );
-        if !passes || Instant::now() + wait >= deadline {
-            return Err(fault);
-        }
-        tokio::time::sleep(wait).await;
     }
 }
 

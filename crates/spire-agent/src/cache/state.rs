@@ -33,6 +33,16 @@ pub(crate) struct Snapshot {
     pub(crate) entries: Vec<(Arc<Entry>, Option<Held>)>,
 }
 
+/// What became of the entries with an update.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct EntryChanges {
+    pub(super) added: u64,
+    pub(super) updated: u64,
+    pub(super) removed: u64,
+    /// X509-SVIDs whose entry is of another revision now.
+    pub(super) outdated: usize,
+}
+
 struct Record {
     entry: Arc<Entry>,
     svid: Option<Held>,
@@ -77,7 +87,11 @@ impl State {
         self.bundle.as_deref()
     }
 
-    pub(super) fn set_entries<'a>(&mut self, entries: impl Iterator<Item = &'a Arc<Entry>>) {
+    pub(super) fn set_entries<'a>(
+        &mut self,
+        entries: impl Iterator<Item = &'a Arc<Entry>>,
+    ) -> EntryChanges {
+        let mut counted = EntryChanges::default();
         let mut kept = HashSet::with_capacity(self.records.len());
         for entry in entries {
             let id: Arc<str> = entry.id.as_str().into();
@@ -86,8 +100,10 @@ impl State {
                     let before = std::mem::replace(&mut record.entry, entry.clone());
                     if !Arc::ptr_eq(&before, entry) && before != *entry {
                         self.changes += 1;
+                        counted.updated += 1;
                     }
                     if before.revision != entry.revision || before.created_at != entry.created_at {
+                        counted.outdated += usize::from(record.svid.is_some());
                         record.stale = true;
                     }
                     if before.spiffe_id != entry.spiffe_id {
@@ -108,6 +124,7 @@ impl State {
                     };
                     self.records.insert(id.clone(), record);
                     self.changes += 1;
+                    counted.added += 1;
                 }
             }
             kept.insert(id);
@@ -118,9 +135,27 @@ impl State {
             if !stays {
                 index.remove(id);
                 *changes += 1;
+                counted.removed += 1;
             }
             stays
         });
+        counted
+    }
+
+    /// X509-SVIDs whose time to be replaced has come.
+    pub(super) fn expiring(&self, now: SystemTime) -> usize {
+        let records = self.records.values();
+        records
+            .filter(|record| {
+                let valid = record.valid_svid(now);
+                valid.is_some_and(|held| now >= held.rotate_at)
+            })
+            .count()
+    }
+
+    /// Entries.
+    pub(super) fn len(&self) -> usize {
+        self.records.len()
     }
 
     /// Values that are equal to the ones before stay the same, so that nobody is told of them.
@@ -341,14 +376,18 @@ impl State {
         }
     }
 
-    pub(super) fn taint(&mut self, issued_by: impl Fn(&X509Identity) -> bool) {
+    /// How many.
+    pub(super) fn taint(&mut self, issued_by: impl Fn(&X509Identity) -> bool) -> usize {
+        let mut tainted = 0;
         for record in self.records.values_mut() {
             if let Some(held) = &record.svid
                 && issued_by(&held.identity)
             {
                 record.stale = true;
+                tainted += 1;
             }
         }
+        tainted
     }
 
     pub(super) fn svids(&self) -> usize {

@@ -1,7 +1,9 @@
 //! The `plugins { }` of the agent's file as what they stand for.
 
+mod reload;
+
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use ah_identity_provider::{Code, Explained};
 use ah_spire_attest::AttestError;
@@ -10,19 +12,23 @@ use ah_spire_attest::node::x509pop::{X509PopAgent, X509PopAgentConfig};
 use ah_spire_attest::node::{AgentHalf, BuiltinAgent, BuiltinConversation, Payload};
 use ah_spire_attest::workload::ProcRoot;
 use ah_spire_attest::workload::unix::{Unix, UnixConfig};
-use ah_spire_plugin::agent::AgentConfig;
+use ah_spire_plugin::agent::{AgentConfig, SdsConfig};
 use ah_spire_plugin::catalog::{PluginConfig, PluginType};
 use ah_spire_plugin::{config_block, decode};
+use ah_spire_telemetry::Metrics;
 use zeroize::Zeroizing;
 
-use crate::keys::{DiskKeys, KeyManager, MemoryKeys};
-use crate::workload::Attestors;
+use crate::keys::{DiskKeys, KeyManager, MemoryKeys, MeteredKeys};
+use crate::workload::{Attestors, MeteredAttestor};
+pub(super) use reload::Reload;
+use reload::Replaceable;
 
 /// What an agent is made of.
 pub(super) struct Plugins {
     pub(super) keys: Arc<dyn KeyManager>,
     pub(super) node: NodeHalf,
-    pub(super) workload: Attestors<Unix>,
+    pub(super) workload: Attestors<MeteredAttestor<Replaceable<Unix>>>,
+    pub(super) reload: Reload,
 }
 
 config_block! {
@@ -70,22 +76,34 @@ impl Plugins {
         NodeHalf::open(wanted.node, config).await.map(|_| ())
     }
 
-    pub(super) async fn open(config: &AgentConfig) -> Result<Self, Explained> {
+    pub(super) async fn open(config: &AgentConfig, metrics: &Metrics) -> Result<Self, Explained> {
         let wanted = Wanted::read(config)?;
         let keys: Arc<dyn KeyManager> = match &wanted.keys {
             Some(directory) => {
-                Arc::new(DiskKeys::open(directory).map_err(|error| error.explained().clone())?)
+                let keys = DiskKeys::open(directory);
+                let keys = keys.map_err(|error| error.explained().clone())?;
+                Arc::new(MeteredKeys::new(keys, metrics))
             }
-            None => Arc::new(MemoryKeys::default()),
+            None => Arc::new(MeteredKeys::new(MemoryKeys::default(), metrics)),
         };
         let unix = wanted.workload.into_iter();
-        let unix = unix.map(|config| Unix::new(config, ProcRoot::from_env()));
+        let unix: Vec<_> = unix
+            .map(|config| Replaceable::new(unix_attestor(config)))
+            .collect();
+        let node = NodeHalf::open(wanted.node, config).await?;
+        let metered = unix.iter().cloned();
+        let metered = metered.map(|unix| MeteredAttestor::new(unix, metrics));
         Ok(Self {
             keys,
-            node: NodeHalf::open(wanted.node, config).await?,
-            workload: Attestors(unix.collect()),
+            workload: Attestors(metered.collect()),
+            reload: Reload::new(config, node.clone(), unix),
+            node,
         })
     }
+}
+
+fn unix_attestor(config: UnixConfig) -> Unix {
+    Unix::new(config, ProcRoot::from_env())
 }
 
 impl Wanted {
@@ -203,63 +221,113 @@ fn unsupported(plugin: &PluginConfig, why: &str) -> Explained {
     .hint("take the block out of the plugins section, or set `enabled = false` in it")
 }
 
-/// Says which keys are read and have no effect.
-pub(super) fn tell_what_is_missing(config: &AgentConfig) {
+/// Which keys are set and have no effect.
+pub(super) fn missing(config: &AgentConfig) -> Vec<String> {
+    let rates = &config.experimental.rate_limit;
     let missing = [
-        (config.admin_socket.is_some(), "admin_socket_path"),
         (config.experimental.broker.is_some(), "experimental.broker"),
         (config.profiling.enabled, "profiling_enabled"),
         (
-            !config.experimental.feature_flags.is_empty(),
-            "experimental.feature_flags",
+            !config.authorized_delegates.is_empty(),
+            "authorized_delegates",
+        ),
+        (config.sds != SdsConfig::default(), "sds"),
+        (
+            rates.stream_secrets != 0,
+            "experimental.ratelimit.stream_secrets",
+        ),
+        (
+            rates.fetch_secrets != 0,
+            "experimental.ratelimit.fetch_secrets",
         ),
     ];
-    for (set, key) in missing {
-        if set {
-            tracing::warn!("{key} is set, and this agent does not have it yet: it has no effect");
-        }
-    }
+    let set = missing.iter().filter(|(set, _)| *set);
+    set.map(|(_, key)| {
+        format!("{key} is set, and this agent does not have it yet: it has no effect")
+    })
+    .collect()
 }
 
-/// The agent's half of a node attestor.
+/// What the agent's user is not allowed to do for its plugins.
+pub(super) fn limits_of_user(config: &AgentConfig) -> Result<Vec<String>, Explained> {
+    let wanted = Wanted::read(config)?;
+    let discovers = wanted.workload.iter().any(|it| it.discover_workload_path);
+    let limits = (discovers && !may_look_at_others()).then(|| {
+        "the agent may not look at processes of other users: WorkloadAttestor \"unix\" with discover_workload_path \
+         fails for them; run the agent as root or with CAP_SYS_PTRACE"
+            .to_owned()
+    });
+    Ok(limits.into_iter().collect())
+}
+
+/// Whether this process has `CAP_SYS_PTRACE` (capabilities(7)).
+fn may_look_at_others() -> bool {
+    const CAP_SYS_PTRACE: u64 = 1 << 19;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mut lines = status.lines();
+    let effective = lines.find_map(|line| line.strip_prefix("CapEff:"));
+    let bits = effective.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok());
+    bits.is_some_and(|bits| bits & CAP_SYS_PTRACE != 0)
+}
+
+/// The agent's half of a node attestor. Clones are one.
 ///
 /// The file of a join token is read again for each attempt: an operator gets an evicted node back with a new token in
 /// it.
+#[derive(Clone)]
 pub(super) struct NodeHalf {
-    agent: BuiltinAgent,
+    name: String,
+    agent: Arc<RwLock<Arc<BuiltinAgent>>>,
     token_file: Option<PathBuf>,
 }
 
 impl NodeHalf {
     async fn open(wanted: NodeWanted, config: &AgentConfig) -> Result<Self, Explained> {
-        let told = |error: AttestError| error.explained().clone();
-        let agent = match wanted {
-            NodeWanted::X509Pop(wanted) => {
-                BuiltinAgent::X509Pop(X509PopAgent::configure(wanted).await.map_err(told)?)
-            }
-            NodeWanted::JoinToken => {
-                let token = config.join_token.as_ref().map(|token| {
-                    Token::new(&Zeroizing::new(token.reveal().to_owned())).map_err(told)
-                });
-                BuiltinAgent::JoinToken(JoinTokenAgent::new(token.transpose()?))
-            }
-        };
+        let agent = node_agent(wanted, config).await?;
         Ok(Self {
-            agent,
+            name: agent.name().to_owned(),
+            agent: Arc::new(RwLock::new(Arc::new(agent))),
             token_file: config.join_token_file.clone(),
         })
     }
+
+    fn agent(&self) -> Arc<BuiltinAgent> {
+        let agent = self.agent.read().unwrap_or_else(PoisonError::into_inner);
+        agent.clone()
+    }
+
+    fn replace(&self, agent: BuiltinAgent) {
+        let mut now = self.agent.write().unwrap_or_else(PoisonError::into_inner);
+        *now = Arc::new(agent);
+    }
+}
+
+async fn node_agent(wanted: NodeWanted, config: &AgentConfig) -> Result<BuiltinAgent, Explained> {
+    let told = |error: AttestError| error.explained().clone();
+    Ok(match wanted {
+        NodeWanted::X509Pop(wanted) => {
+            BuiltinAgent::X509Pop(X509PopAgent::configure(wanted).await.map_err(told)?)
+        }
+        NodeWanted::JoinToken => {
+            let token = config
+                .join_token
+                .as_ref()
+                .map(|token| Token::new(&Zeroizing::new(token.reveal().to_owned())).map_err(told));
+            BuiltinAgent::JoinToken(JoinTokenAgent::new(token.transpose()?))
+        }
+    })
 }
 
 impl AgentHalf for NodeHalf {
     type Conversation = BuiltinConversation;
 
     fn name(&self) -> &str {
-        self.agent.name()
+        &self.name
     }
 
     async fn begin(&self) -> Result<(Payload, BuiltinConversation), AttestError> {
-        let fresh = match (&self.agent, &self.token_file) {
+        let agent = self.agent();
+        let fresh = match (agent.as_ref(), &self.token_file) {
             (BuiltinAgent::JoinToken(_), Some(file)) => token_of(file),
             _ => None,
         };
@@ -268,7 +336,7 @@ impl AgentHalf for NodeHalf {
                 let agent = BuiltinAgent::JoinToken(JoinTokenAgent::new(Some(token)));
                 agent.begin().await
             }
-            None => self.agent.begin().await,
+            None => agent.begin().await,
         }
     }
 }

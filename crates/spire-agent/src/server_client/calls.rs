@@ -39,6 +39,7 @@ pub struct IssuedSvid {
 pub type SyncedEntries = BTreeMap<String, Arc<Entry>>;
 
 /// A JWT-SVID as the server issued it.
+#[derive(Clone)]
 pub(crate) struct IssuedJwt {
     pub(crate) spiffe_id: SpiffeId,
     pub(crate) token: String,

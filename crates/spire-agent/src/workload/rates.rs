@@ -69,8 +69,8 @@ impl Rates {
         bucket.at = now;
         if bucket.tokens < 1.0 {
             return Err(Status::unavailable(format!(
-                "rate limit exceeded for /SpiffeWorkloadAPI/{}",
-                method.name()
+                "rate limit exceeded for {}",
+                method.path()
             )));
         }
         bucket.tokens -= 1.0;

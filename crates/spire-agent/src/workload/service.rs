@@ -43,6 +43,19 @@ pub(super) enum Method {
 }
 
 impl Method {
+    pub(super) const ALL: [Self; 5] = [
+        Self::FetchX509Svid,
+        Self::FetchX509Bundles,
+        Self::FetchJwtSvid,
+        Self::FetchJwtBundles,
+        Self::ValidateJwtSvid,
+    ];
+
+    /// As a call names it.
+    pub(super) fn path(self) -> String {
+        format!("/{SERVICE}/{}", self.name())
+    }
+
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::FetchX509Svid => "FetchX509SVID",
@@ -54,15 +67,7 @@ impl Method {
     }
 
     fn named(name: &str) -> Option<Self> {
-        [
-            Self::FetchX509Svid,
-            Self::FetchX509Bundles,
-            Self::FetchJwtSvid,
-            Self::FetchJwtBundles,
-            Self::ValidateJwtSvid,
-        ]
-        .into_iter()
-        .find(|method| method.name() == name)
+        Self::ALL.into_iter().find(|method| method.name() == name)
     }
 }
 
@@ -121,7 +126,8 @@ impl<I: Identities, A: Attest> Shared<I, A> {
     ) -> Result<Vec<Selector>, Status> {
         let selectors = self.attest(peer).await?;
         if !is_own(peer) {
-            self.rates.take(method, &selectors, Instant::now())?;
+            let taken = self.rates.take(method, &selectors, Instant::now());
+            taken.inspect_err(|_| self.metrics.rate_limited(method))?;
         }
         Ok(selectors)
     }
@@ -193,7 +199,7 @@ impl<I: Identities, A: Attest> Connection<I, A> {
         place: CallPlace,
     ) -> Response<Body> {
         let Self { shared, caller } = self;
-        shared.metrics.connection.increment();
+        let open = shared.metrics.calls.begin();
         let peer = &caller.peer;
         let asked = match method {
             Method::FetchJwtSvid => return unary(jwt::fetch(&shared, peer, request).await),
@@ -211,7 +217,7 @@ impl<I: Identities, A: Attest> Connection<I, A> {
                 shared: Arc::clone(&shared),
                 method,
                 sets,
-                place,
+                held: (place, open),
             };
             updates.into_stream()
         };

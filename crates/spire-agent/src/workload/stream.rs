@@ -13,6 +13,7 @@ use super::quota::CallPlace;
 use super::refusal::{Refused, no_identity};
 use super::service::{Method, Shared};
 use crate::identities::{Identities, WorkloadUpdate};
+use crate::metrics::OpenCall;
 
 /// What is sent, and to whom.
 pub(super) struct Updates<I, A> {
@@ -21,7 +22,7 @@ pub(super) struct Updates<I, A> {
     pub(super) refused: Refused,
     pub(super) sets: watch::Receiver<Arc<WorkloadUpdate>>,
     #[expect(dead_code, reason = "held for as long as the stream is open")]
-    pub(super) place: CallPlace,
+    pub(super) held: (CallPlace, OpenCall),
 }
 
 struct State<I, A> {

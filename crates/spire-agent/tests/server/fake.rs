@@ -42,6 +42,8 @@ pub(crate) struct State {
     pub(crate) sequence: u64,
     pub(crate) federated: BTreeMap<String, types::Bundle>,
     pub(crate) tokens: HashSet<String>,
+    /// Whoever took a token is answered again, as this project's server does; by token, with the public key.
+    pub(crate) takers: Option<BTreeMap<String, Vec<u8>>>,
     pub(crate) reattestable: bool,
     pub(crate) agent_id: String,
     pub(crate) agent_life: Duration,
@@ -87,6 +89,7 @@ impl Fake {
             sequence: 1,
             federated: BTreeMap::new(),
             tokens: HashSet::from(["token".to_owned()]),
+            takers: Some(BTreeMap::new()),
             reattestable: false,
             agent_id: format!("spiffe://{DOMAIN}/spire/agent/join_token/token"),
             agent_life: Duration::from_secs(3600),
@@ -167,9 +170,13 @@ impl Fake {
 
     /// Listens again where it did.
     pub(crate) async fn come_back(&self) {
+        self.come_back_at(self.address).await;
+    }
+
+    pub(crate) async fn come_back_at(&self, address: SocketAddr) {
         *self.stop.lock().unwrap() = CancellationToken::new();
         let listener = loop {
-            match TcpListener::bind(self.address).await {
+            match TcpListener::bind(address).await {
                 Ok(listener) => break listener,
                 Err(_) => tokio::task::yield_now().await,
             }

@@ -7,7 +7,7 @@ use ah_spire_wire::types;
 use ah_testkit::process::{Process, eventually};
 
 use crate::fake::{Ca, Fake};
-use crate::killed::command;
+use crate::program::{Conf, command};
 use crate::rig::Node;
 
 /// Lets `process` write no file any more, or all again.
@@ -22,9 +22,15 @@ fn limit(process: &Process, bytes: &str) {
 
 /// The agent, which is told of a write that fails and not ended by it, as with a full disk.
 fn start(node: &Node, fake: &Fake) -> Process {
-    let run = command(node, fake, "run");
+    start_with("unlimited", &command(node, fake, "run"))
+}
+
+fn start_with(bytes: &str, run: &Command) -> Process {
     let mut shell = Command::new("bash");
-    shell.args(["-c", r#"trap "" XFSZ; exec "$0" "$@""#]);
+    shell.args([
+        "-c",
+        &format!(r#"trap "" XFSZ; ulimit -S -f {bytes}; exec "$0" "$@""#),
+    ]);
     Process::start(shell.arg(run.get_program()).args(run.get_args()))
 }
 
@@ -87,5 +93,27 @@ async fn everything_is_renewed_and_kept_when_there_is_room_again() {
     let agent = start(&node, &fake);
     fake.called("SyncAuthorizedEntries", 2).await;
     assert_eq!(fake.calls("AttestAgent"), 1);
+    drop(agent);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_whose_keys_are_in_memory_attests_again_without_room() {
+    let fake = Fake::start().await;
+    fake.state().reattestable = true;
+    let node = Node::new(&fake);
+    let mut conf = Conf::new(&node);
+    conf.keys = r#""memory" { plugin_data {} }"#.into();
+    let run = conf.command(&node, &fake, "run");
+    let agent = start_with("unlimited", &run);
+    fake.called_in_all("SyncAuthorizedEntries", 2).await;
+    drop(agent);
+    let file = node.data().join("agent-data.json");
+    let before = std::fs::read(&file).unwrap();
+
+    let agent = start_with("0", &run);
+    agent.wait_for("used although it cannot be written");
+    fake.called("SyncAuthorizedEntries", 2).await;
+    assert_eq!(fake.calls("AttestAgent"), 2);
+    assert_eq!(std::fs::read(&file).unwrap(), before);
     drop(agent);
 }

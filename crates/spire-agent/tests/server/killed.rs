@@ -2,53 +2,11 @@
 
 use std::process::Command;
 
-use ah_testkit::process::{Process, eventually, field};
+use ah_testkit::process::eventually;
 
 use crate::fake::Fake;
+use crate::program::{command, get, start};
 use crate::rig::Node;
-
-fn start(node: &Node, fake: &Fake) -> Process {
-    Process::start(&mut command(node, fake, "run"))
-}
-
-pub(crate) fn command(node: &Node, fake: &Fake, name: &str) -> Command {
-    let directory = node.directory.path().display();
-    let config = node.directory.path().join("agent.conf");
-    let port = fake.address.port();
-    let text = format!(
-        r#"agent {{
-            data_dir = "{directory}/data" trust_domain = "example.org" socket_path = "{directory}/public/api.sock"
-            server_address = "127.0.0.1" server_port = "{port}" trust_bundle_path = "{directory}/bundle.pem"
-            join_token = "token"
-            experimental {{ sync_interval = "50ms" }}
-        }}
-        plugins {{
-            NodeAttestor "join_token" {{ plugin_data {{}} }}
-            KeyManager "disk" {{ plugin_data {{ directory = "{directory}/data" }} }}
-            WorkloadAttestor "unix" {{ plugin_data {{}} }}
-        }}
-        health_checks {{ listener_enabled = true bind_address = "127.0.0.1" bind_port = "0" }}"#
-    );
-    std::fs::write(&config, text).unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_spire-agent"));
-    command.args([name, "-config"]).arg(config);
-    command
-}
-
-/// Status and body of `path` at the listener whose address `line` tells.
-fn get(line: &str, path: &str) -> (String, String) {
-    use std::io::{Read, Write};
-    let mut stream = std::net::TcpStream::connect(field(line, "address=")).unwrap();
-    write!(
-        stream,
-        "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-    )
-    .unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    (head.lines().next().unwrap().to_owned(), body.to_owned())
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn during_attestation() {
@@ -65,6 +23,41 @@ async fn during_attestation() {
     fake.called_in_all("SyncAuthorizedEntries", 2).await;
     assert!(agent.is_running());
     agent.kill();
+}
+
+// The token is used up, and the agent dies before it hears so: it comes back with the same key.
+#[tokio::test(flavor = "multi_thread")]
+async fn between_the_servers_yes_and_its_answer() {
+    let fake = Fake::start().await;
+    fake.state().held.insert("AttestAnswer");
+    let node = Node::new(&fake);
+    let mut agent = start(&node, &fake);
+    fake.called_in_all("AttestAnswer", 1).await;
+    agent.kill();
+    fake.release();
+    assert!(fake.state().tokens.is_empty());
+    let mut agent = start(&node, &fake);
+    fake.called_in_all("SyncAuthorizedEntries", 2).await;
+    agent.kill();
+    let data = std::fs::read_to_string(node.data().join("agent-data.json")).unwrap();
+    assert!(!data.contains("pending_key"), "{data}");
+}
+
+// A server that answers nobody twice: the agent says what may have happened, and what to do.
+#[tokio::test(flavor = "multi_thread")]
+async fn between_the_yes_of_a_server_that_forgets_and_its_answer() {
+    let fake = Fake::start().await;
+    fake.state().takers = None;
+    fake.state().held.insert("AttestAnswer");
+    let node = Node::new(&fake);
+    let mut agent = start(&node, &fake);
+    fake.called_in_all("AttestAnswer", 1).await;
+    agent.kill();
+    fake.release();
+    let agent = start(&node, &fake);
+    agent.wait_for("already been used");
+    agent.wait_for("the server may have taken the token then, and its answer was lost");
+    agent.wait_for("hint: a token is good once");
 }
 
 #[tokio::test(flavor = "multi_thread")]

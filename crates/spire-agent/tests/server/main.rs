@@ -7,11 +7,16 @@
     reason = "a test fails by panicking"
 )]
 
+mod admin;
+mod bootstrap;
 mod fake;
 mod faults;
 mod full_disk;
 mod killed;
 mod lies;
+mod manager;
+mod measured;
 mod news;
 mod normal;
+mod program;
 mod rig;

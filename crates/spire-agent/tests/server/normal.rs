@@ -228,3 +228,34 @@ async fn jwt_svids_are_cached_for_half_of_their_life_and_served_while_valid() {
     assert_eq!(none.err(), Some(JwtError::NoIdentity));
     agent.stop().await.unwrap();
 }
+
+// Issue "Agent": many who want the same token at the same time are one request.
+#[tokio::test]
+async fn equal_requests_for_a_token_are_one() {
+    let fake = Fake::start().await;
+    fake.set_entry("a", "/a", |_| {});
+    let node = Node::new(&fake);
+    let agent = node.start();
+    agent.subscribe().await;
+    fake.state().held.insert("NewJWTSVID");
+    let ask = |audience: &'static str| {
+        let identities = agent.identities.clone();
+        tokio::spawn(async move {
+            let audience = [audience.to_owned()];
+            let tokens = identities.jwt_svids(&workload(), &audience, None).await;
+            tokens.unwrap().remove(0).token
+        })
+    };
+    let mut asked: Vec<_> = (0..20).map(|_| ask("one")).collect();
+    asked.push(ask("other"));
+    fake.called_in_all("NewJWTSVID", 2).await;
+    // All have asked by then: each was polled before the server was reached.
+    fake.release();
+    let mut tokens = Vec::new();
+    for asked in asked {
+        tokens.push(soon(asked).await.unwrap());
+    }
+    assert!(tokens.iter().take(20).all(|token| *token == tokens[0]));
+    assert_eq!(fake.calls("NewJWTSVID"), 2);
+    agent.stop().await.unwrap();
+}

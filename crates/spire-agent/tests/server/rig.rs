@@ -9,6 +9,7 @@ use ah_spire_attest::AttestError;
 use ah_spire_attest::node::join_token::{JoinTokenAgent, NoChallenge, Token};
 use ah_spire_attest::node::{AgentHalf, Payload};
 use ah_spire_plugin::agent::{Bootstrap, RebootstrapMode, TrustBundleFormat};
+use ah_spire_telemetry::Metrics;
 use ah_spire_wire::model::Selector;
 use spiffe::TrustDomain;
 use spire_agent::agent::{Agent, AgentSettings};
@@ -99,6 +100,7 @@ impl Node {
             jwt_cache: 1000,
             jwt_patience_with_valid: Some(Duration::from_millis(100)),
             post_quantum_only: false,
+            metrics: Metrics::off(),
             warm_start: true,
         };
         Self {

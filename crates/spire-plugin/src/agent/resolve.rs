@@ -198,10 +198,14 @@ fn join_token(token: Zeroizing<String>, file: &str) -> Result<Option<JoinToken>,
 }
 
 fn sds(sds: SdsBlock, warnings: &mut Vec<String>) -> SdsConfig {
+    let names = SdsConfig::default();
     let config = SdsConfig {
-        default_svid_name: or(sds.default_svid_name, "default"),
-        default_bundle_name: or(sds.default_bundle_name, "ROOTCA"),
-        default_all_bundles_name: or(sds.default_all_bundles_name, "ALL"),
+        default_svid_name: or(sds.default_svid_name, &names.default_svid_name),
+        default_bundle_name: or(sds.default_bundle_name, &names.default_bundle_name),
+        default_all_bundles_name: or(
+            sds.default_all_bundles_name,
+            &names.default_all_bundles_name,
+        ),
         disable_spiffe_cert_validation: sds.disable_spiffe_cert_validation,
     };
     if config.default_bundle_name == config.default_all_bundles_name {

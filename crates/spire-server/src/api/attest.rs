@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use ah_identity_provider::hex;
 use ah_spire_wire::server::agent::{
     AttestAgentRequest, AttestAgentResponse, attest_agent_request, attest_agent_response,
 };
 use ah_spire_wire::spiffe_id_to_wire;
 use ah_spire_wire::types::{AttestationData, X509svid};
+use aws_lc_rs::digest::{SHA256, digest};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
@@ -15,9 +17,13 @@ use super::audit::{Audit, Fields};
 use super::{Attested, Caller, Core, csr::Csr, failed, internal, invalid, unix};
 use crate::ca::{X509Svid, X509SvidRequest};
 use crate::ids;
-use crate::store::{Agent, Store, StoreError};
+use crate::store::{Agent, Spender, Store, StoreError};
 
 const JOIN_TOKEN: &str = "join_token";
+
+/// How long whoever took a join token may ask for the answer again, in seconds: as long as it takes to mend a network
+/// or to start a node again.
+const ANSWERED_AGAIN: i64 = 15 * 60;
 
 /// Answers to an agent.
 pub(super) struct Answers(mpsc::Sender<Result<AttestAgentResponse, Status>>);
@@ -87,7 +93,7 @@ impl<S: Store> Attestation<S> {
         self.audit
             .about(|| Fields::default().with("node_attestor_type", kind.clone()));
         let attested = if kind == JOIN_TOKEN {
-            self.join_token(&data.payload).await?
+            self.join_token(&data.payload, &csr).await?
         } else {
             self.challenge(data).await?
         };
@@ -106,17 +112,24 @@ impl<S: Store> Attestation<S> {
         self.answers.send(step).await
     }
 
-    async fn join_token(&self, payload: &[u8]) -> Result<Attested, Status> {
+    /// Whoever holds the key that a token was taken with is answered again for a while: its answer may have been lost.
+    async fn join_token(&self, payload: &[u8], csr: &Csr) -> Result<Attested, Status> {
         let unknown = || {
             Status::invalid_argument(
                 "failed to attest: join token does not exist or has already been used",
             )
         };
         let token = std::str::from_utf8(payload).map_err(|_| unknown())?;
-        let taken = self.core.store.consume_join_token(token).await;
+        let now = unix(self.core.clock.now());
+        let spender = Spender {
+            key: hex(digest(&SHA256, &csr.spki).as_ref()),
+            now,
+            until: now.saturating_add(ANSWERED_AGAIN),
+        };
+        let taken = self.core.store.consume_join_token(token, &spender).await;
         let taken = taken.map_err(|error| internal("failed to fetch join token", error))?;
         let taken = taken.ok_or_else(unknown)?;
-        if taken.expires_at < unix(self.core.clock.now()) {
+        if taken.expires_at < now {
             return Err(Status::invalid_argument("join token expired"));
         }
         let id = join_token_id(&self.core.trust_domain, token)

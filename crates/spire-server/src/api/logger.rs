@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use ah_spire_telemetry::{Log, level_asked_for};
 use ah_spire_wire::server::logger::logger_server::Logger as Service;
 use ah_spire_wire::server::logger::{GetLoggerRequest, ResetLogLevelRequest, SetLogLevelRequest};
 use ah_spire_wire::types::{LogLevel, Logger};
@@ -27,17 +28,11 @@ impl<S: Store> Service for Loggers<S> {
         request: Request<SetLogLevelRequest>,
     ) -> Result<Response<Logger>, Status> {
         let audit = Audit::of(&request);
-        let level = LogLevel::try_from(request.into_inner().new_level);
-        if let Ok(level) = &level {
+        let level = request.into_inner().new_level;
+        if let Ok(level) = LogLevel::try_from(level) {
             audit.about(|| Fields::default().with("new_log_level", level.as_str_name()));
         }
-        match level {
-            Ok(LogLevel::Unspecified) => Err(Status::invalid_argument(
-                "newLevel value cannot be LogLevel_UNSPECIFIED",
-            )),
-            Ok(level) => self.set(level),
-            Err(_) => Err(Status::invalid_argument("unsupported log level")),
-        }
+        self.set(level_asked_for(level)?)
     }
 
     async fn reset_log_level(
@@ -60,5 +55,19 @@ impl<S: Store> Loggers<S> {
             current_level: self.0.log.current().into(),
             launch_level: self.0.log.launch().into(),
         })
+    }
+}
+
+impl super::LogLevel for Log {
+    fn current(&self) -> LogLevel {
+        self.current()
+    }
+
+    fn launch(&self) -> LogLevel {
+        self.launch()
+    }
+
+    fn set(&self, level: LogLevel) -> Result<(), String> {
+        self.set(level)
     }
 }

@@ -1,8 +1,9 @@
 //! `logger get`, `set` and `reset`
 
 use ah_spire_plugin::goflag::FlagSet;
+use ah_spire_telemetry::{describe_levels, level_named};
 use ah_spire_wire::server::logger::{GetLoggerRequest, ResetLogLevelRequest, SetLogLevelRequest};
-use ah_spire_wire::types::{LogLevel, Logger};
+use ah_spire_wire::types::Logger;
 
 use super::{Call, Failure, json};
 
@@ -30,20 +31,8 @@ pub(super) async fn set(call: &mut Call<'_>) -> Result<(), Failure> {
         .flags
         .nonempty("level")
         .ok_or("a value (-level) must be set")?;
-    let new_level = match level.to_ascii_lowercase().as_str() {
-        "panic" => LogLevel::Panic,
-        "fatal" => LogLevel::Fatal,
-        "error" => LogLevel::Error,
-        "warn" | "warning" => LogLevel::Warn,
-        "info" => LogLevel::Info,
-        "debug" => LogLevel::Debug,
-        "trace" => LogLevel::Trace,
-        _ => {
-            return Err(Failure(format!(
-                "the value {level:?} is not a valid setting"
-            )));
-        }
-    };
+    let new_level = level_named(level)
+        .ok_or_else(|| Failure(format!("the value {level:?} is not a valid setting")))?;
     let request = SetLogLevelRequest {
         new_level: new_level.into(),
     };
@@ -64,27 +53,6 @@ fn told(call: &mut Call<'_>, logger: &Logger) -> Result<(), Failure> {
         call.out.json(&json::logger(logger));
         return Ok(());
     }
-    let current = name(logger.current_level(), "current")?;
-    let launch = name(logger.launch_level(), "launch")?;
-    call.out.line(&format!(
-        "Logger Level : {current}\nLaunch Level : {launch}\n"
-    ));
+    call.out.text(&describe_levels(logger)?);
     Ok(())
-}
-
-fn name(level: LogLevel, which: &str) -> Result<&'static str, Failure> {
-    Ok(match level {
-        LogLevel::Unspecified => {
-            return Err(Failure(format!(
-                "internal error: returned {which} log level is undefined; please report this as a bug"
-            )));
-        }
-        LogLevel::Panic => "panic",
-        LogLevel::Fatal => "fatal",
-        LogLevel::Error => "error",
-        LogLevel::Warn => "warning",
-        LogLevel::Info => "info",
-        LogLevel::Debug => "debug",
-        LogLevel::Trace => "trace",
-    })
 }

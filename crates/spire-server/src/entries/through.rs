@@ -10,7 +10,8 @@ use spiffe::{SpiffeId, TrustDomain};
 use super::EntryCache;
 use crate::store::{
     Agent, AgentFilter, Agents, BundleDeletion, Bundles, Changed, Created, Entries, EntryFilter,
-    EntryMask, Federation, JoinToken, JoinTokens, Journals, Page, Paged, Relationship, StoreError,
+    EntryMask, Federation, JoinToken, JoinTokens, Journals, Page, Paged, Relationship, Spender,
+    StoreError,
 };
 
 /// What this server writes through it is in the cache when the call returns, and agents that listen are told.
@@ -162,8 +163,12 @@ impl<S: JoinTokens + 'static> JoinTokens for CachedStore<S> {
         self.store.create_join_token(token).await
     }
 
-    async fn consume_join_token(&self, token: &str) -> Result<Option<JoinToken>, StoreError> {
-        self.store.consume_join_token(token).await
+    async fn consume_join_token(
+        &self,
+        token: &str,
+        spender: &Spender,
+    ) -> Result<Option<JoinToken>, StoreError> {
+        self.store.consume_join_token(token, spender).await
     }
 
     async fn prune_join_tokens(&self, now: i64) -> Result<u64, StoreError> {

@@ -12,7 +12,8 @@ use tonic::Code;
 
 use super::{
     Agent, AgentFilter, Agents, BundleDeletion, Bundles, Changed, Created, Entries, EntryFilter,
-    EntryMask, Federation, JoinToken, JoinTokens, Journals, Page, Paged, Relationship, StoreError,
+    EntryMask, Federation, JoinToken, JoinTokens, Journals, Page, Paged, Relationship, Spender,
+    StoreError,
 };
 
 /// Counts `datastore.*` around `store`.
@@ -223,9 +224,13 @@ impl<S: JoinTokens> JoinTokens for Metered<S> {
         counted(&self.join_token.create, self.store.create_join_token(token)).await
     }
 
-    async fn consume_join_token(&self, token: &str) -> Result<Option<JoinToken>, StoreError> {
+    async fn consume_join_token(
+        &self,
+        token: &str,
+        spender: &Spender,
+    ) -> Result<Option<JoinToken>, StoreError> {
         let delete = self.join_token.delete.start();
-        let consume = self.store.consume_join_token(token);
+        let consume = self.store.consume_join_token(token, spender);
         let consumed = counted(&self.join_token.fetch, consume).await;
         match &consumed {
             Ok(Some(_)) => delete.done(Code::Ok),

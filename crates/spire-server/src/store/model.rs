@@ -44,6 +44,17 @@ pub struct JoinToken {
     pub expires_at: i64,
 }
 
+/// Who takes a join token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spender {
+    /// Digest of its public key, hexadecimal.
+    pub key: String,
+    /// Unix seconds.
+    pub now: i64,
+    /// How long it is remembered, Unix seconds.
+    pub until: i64,
+}
+
 /// Where the bundle of a foreign trust domain comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Relationship {

@@ -8,7 +8,8 @@ use ah_spire_wire::health::{HealthCheckRequest, health_client::HealthClient};
 use ah_spire_wire::model::{Entry, Selector};
 use ah_spire_wire::server::agent::agent_client::AgentClient;
 use ah_spire_wire::server::agent::{
-    AgentX509svidParams, BanAgentRequest, ListAgentsRequest, PostStatusRequest, RenewAgentRequest,
+    AgentX509svidParams, BanAgentRequest, DeleteAgentRequest, ListAgentsRequest, PostStatusRequest,
+    RenewAgentRequest,
 };
 use ah_spire_wire::server::bundle::bundle_client::BundleClient;
 use ah_spire_wire::server::bundle::{GetBundleRequest, PublishJwtAuthorityRequest};
@@ -52,6 +53,43 @@ async fn a_join_token_lets_one_agent_in_once() {
     );
     let svid = won.into_iter().next().unwrap().unwrap().svid.unwrap();
     assert_eq!(svid.id, wire(&format!("/spire/agent/join_token/{token}")));
+}
+
+#[tokio::test]
+async fn a_join_token_whose_answer_was_lost_is_answered_again_to_the_same_key() {
+    let rig = Rig::start().await;
+    let token = rig.token().await;
+    let key = KeyPair::generate().unwrap();
+    let attest = async |key: &KeyPair| rig.attest("join_token", token.as_bytes(), csr(key)).await;
+    let lost = attest(&key).await.unwrap().svid.unwrap();
+    let again = attest(&key).await.unwrap().svid.unwrap();
+    assert_eq!(again.id, lost.id);
+    assert_ne!(again.cert_chain, lost.cert_chain);
+    let other = refused(attest(&KeyPair::generate().unwrap()).await);
+    assert_eq!(other.code(), Code::InvalidArgument);
+    // The newer of the two is the agent's.
+    let identity = |svid: types::X509svid| Identity {
+        chain: svid.cert_chain.iter().map(|der| der.to_vec()).collect(),
+        key: key.serialize_der(),
+    };
+    let renew = async |svid| {
+        let request = RenewAgentRequest {
+            params: Some(AgentX509svidParams { csr: csr(&key) }),
+        };
+        agents(&rig, Some(&identity(svid)))
+            .await
+            .renew_agent(request)
+            .await
+    };
+    let old = refused(renew(lost).await);
+    assert_eq!(reason(&old), Some(Reason::AgentNotActive));
+    assert!(renew(again).await.is_ok());
+    // Once the operator evicts it, the token lets nobody in.
+    let mut local = rig.agents().await;
+    let id = wire(&format!("/spire/agent/join_token/{token}"));
+    local.delete_agent(DeleteAgentRequest { id }).await.unwrap();
+    let evicted = refused(attest(&key).await);
+    assert_eq!(evicted.code(), Code::InvalidArgument);
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ah_spire_wire::model::{Bundle, Entry, JwtKey, Selector, X509Authority};
 use ah_testkit::postgres::Postgres;
 use spiffe::{SpiffeId, TrustDomain};
-use spire_server::store::{Agent, Created, Entries, SqlStore, StoreConfig};
+use spire_server::store::{Agent, Created, Entries, Spender, SqlStore, StoreConfig};
 use tempfile::TempDir;
 
 /// A database that lasts as long as the test.
@@ -130,5 +130,14 @@ pub(crate) async fn add(store: &impl Entries, entry: Entry) -> Entry {
     match store.create_entry(entry).await.unwrap() {
         Created::New(entry) => entry,
         Created::Similar(entry) => unreachable!("there was {entry:?}"),
+    }
+}
+
+/// Who takes a join token at `now`, and is remembered for 100 seconds.
+pub(crate) fn spender(key: &str, now: i64) -> Spender {
+    Spender {
+        key: key.into(),
+        now,
+        until: now + 100,
     }
 }

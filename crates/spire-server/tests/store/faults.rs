@@ -11,7 +11,9 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{AssertSqlSafe, Connection};
 use tempfile::TempDir;
 
-use crate::common::{Database, add, bundle, domain, entry, postgres_config, sqlite_config};
+use crate::common::{
+    Database, add, bundle, domain, entry, postgres_config, spender, sqlite_config,
+};
 
 async fn open(path: &Path) -> SqlStore {
     SqlStore::open(&sqlite_config(path)).await.unwrap()
@@ -243,14 +245,20 @@ async fn a_postgresql_that_restarts_is_used_again() {
     server.stop();
     let away = store.bundle(&domain("a.test")).await;
     assert!(matches!(away, Err(StoreError::Unavailable(_))), "{away:?}");
-    let away = store.consume_join_token("t").await;
+    let away = store.consume_join_token("t", &spender("k", 1)).await;
     assert!(matches!(away, Err(StoreError::Unavailable(_))));
     server.start();
     assert_eq!(
         store.bundle(&domain("a.test")).await.unwrap(),
         Some(bundle("a.test", 1))
     );
-    assert!(store.consume_join_token("t").await.unwrap().is_some());
+    assert!(
+        store
+            .consume_join_token("t", &spender("k", 1))
+            .await
+            .unwrap()
+            .is_some()
+    );
     let made = add(&store, entry("w", &["t:a"])).await;
     assert_eq!(store.entry(&made.id).await.unwrap(), Some(made));
 }

@@ -9,7 +9,7 @@ use spire_server::store::{
     Journals, Metered, Page, SqlStore, StoreError,
 };
 
-use crate::common::{Database, add, agent, bundle, domain, entry, id};
+use crate::common::{Database, add, agent, bundle, domain, entry, id, spender};
 
 fn metrics() -> Metrics {
     let config = TelemetryConfig {
@@ -63,8 +63,15 @@ async fn operations_are_counted_with_what_came_of_them() {
     store.create_join_token(&token).await.unwrap();
     let again = store.create_join_token(&token).await.unwrap_err();
     assert!(matches!(again, StoreError::AlreadyExists(_)));
-    assert!(store.consume_join_token("t").await.unwrap().is_some());
-    assert!(store.consume_join_token("t").await.unwrap().is_none());
+    assert!(
+        store
+            .consume_join_token("t", &spender("k", 1))
+            .await
+            .unwrap()
+            .is_some()
+    );
+    let other = store.consume_join_token("t", &spender("l", 1)).await;
+    assert!(other.unwrap().is_none());
 
     store.put_bundle(&bundle("example.org", 1)).await.unwrap();
     let of = domain("example.org");

@@ -13,6 +13,7 @@ use ah_spire_wire::server::entry::*;
 use ah_spire_wire::server::svid::svid_server::Svid;
 use ah_spire_wire::server::svid::*;
 use ah_spire_wire::types;
+use rcgen::{CertificateSigningRequestParams, PublicKeyData};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -73,6 +74,9 @@ impl Agent for Fake {
         self.note("AttestAgent").await;
         let payload = params.data.unwrap().payload;
         let token = String::from_utf8(payload.to_vec()).unwrap();
+        let csr = params.params.unwrap().csr;
+        let read = CertificateSigningRequestParams::from_der(&csr.clone().into()).unwrap();
+        let key = read.public_key.subject_public_key_info();
         let (id, life, reattestable) = {
             let mut state = self.state();
             if let Some(reason @ types::permission_denied_details::Reason::AgentBanned) =
@@ -80,7 +84,8 @@ impl Agent for Fake {
             {
                 return Err(denying(reason));
             }
-            let known = state.tokens.contains(&token);
+            let taker = state.takers.as_ref().and_then(|takers| takers.get(&token));
+            let known = state.tokens.contains(&token) || taker == Some(&key);
             if !known {
                 return Err(Status::invalid_argument(
                     "failed to attest: join token does not exist or has already been used",
@@ -88,10 +93,14 @@ impl Agent for Fake {
             }
             if !state.reattestable {
                 state.tokens.remove(&token);
+                if let Some(takers) = &mut state.takers {
+                    takers.insert(token, key);
+                }
             }
             (state.agent_id.clone(), state.agent_life, state.reattestable)
         };
-        let svid = self.issue(&params.params.unwrap().csr, &id, life);
+        self.note("AttestAnswer").await;
+        let svid = self.issue(&csr, &id, life);
         let result = attest_agent_response::Result {
             svid: Some(svid),
             reattestable,

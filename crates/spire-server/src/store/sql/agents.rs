@@ -9,6 +9,7 @@ use super::connection::{Arg, Connection};
 use super::entries::delete_join_token_alias;
 use super::events::{events, events_among, prune_events};
 use super::filter::{Where, id_list};
+use super::tokens::forget_receipts;
 use super::{SqlStore, after, cut, limit, now, optional_time, time_text};
 use crate::store::{Agent, AgentFilter, Agents, Changed, Page, Paged, StoreError};
 
@@ -247,6 +248,9 @@ async fn remove(db: &mut Connection, stored: &Stored) -> Result<(), StoreError> 
     let agent = &stored.agent;
     if agent.attestation_type == JOIN_TOKEN {
         delete_join_token_alias(db, &agent.id).await?;
+        if let Some((_, token)) = agent.id.path().rsplit_once('/') {
+            forget_receipts(db, token).await?;
+        }
     }
     let delete = "DELETE FROM node_resolver_map_entries WHERE spiffe_id = $1";
     db.execute(delete, &[agent.id.to_string().into()]).await?;

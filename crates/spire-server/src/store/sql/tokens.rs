@@ -1,7 +1,53 @@
 //! Join tokens.
+//!
+//! A token that was taken leaves a receipt in its table, which ends like a token and is none: its name has a
+//! character that no SPIFFE ID may have. Servers that know nothing of receipts prune them in time.
 
-use super::{SqlStore, now};
-use crate::store::{JoinToken, JoinTokens, StoreError};
+use ah_identity_provider::hex;
+use aws_lc_rs::digest::{SHA256, digest};
+
+use super::{Connection, SqlStore, now};
+use crate::store::{JoinToken, JoinTokens, Spender, StoreError};
+
+const RECEIPT: &str = "used:";
+
+/// The receipts of a token begin with it.
+fn receipts(token: &str) -> String {
+    format!(
+        "{RECEIPT}{}:",
+        hex(digest(&SHA256, token.as_bytes()).as_ref())
+    )
+}
+
+/// Forgets who took `token`: an agent that is deleted does not come back with it.
+pub(super) async fn forget_receipts(db: &mut Connection, token: &str) -> Result<(), StoreError> {
+    let pattern = format!("{}%", receipts(token));
+    let sql = "DELETE FROM join_tokens WHERE token LIKE $1";
+    db.execute(sql, &[pattern.into()]).await.map(drop)
+}
+
+async fn consume(
+    db: &mut Connection,
+    token: &str,
+    spender: &Spender,
+) -> Result<Option<i64>, StoreError> {
+    let receipt = format!("{}{}", receipts(token), spender.key);
+    // One statement, so that the row's lock decides between callers.
+    let sql = "DELETE FROM join_tokens WHERE token = $1 RETURNING coalesce(expiry, 0)";
+    let Some((expires_at,)) = db.row::<(i64,)>(sql, &[token.into()]).await? else {
+        let sql = "SELECT coalesce(expiry, 0) FROM join_tokens WHERE token = $1 AND expiry >= $2";
+        let args = [receipt.into(), spender.now.into()];
+        let taken = db.row::<(i64,)>(sql, &args).await?;
+        return Ok(taken.map(|(until,)| until));
+    };
+    if expires_at >= spender.now {
+        let sql = "INSERT INTO join_tokens (token, expiry, created_at, updated_at) VALUES ($1, $2, $3::timestamptz, $3::timestamptz)
+            ON CONFLICT DO NOTHING";
+        db.execute(sql, &[receipt.into(), spender.until.into(), now()])
+            .await?;
+    }
+    Ok(Some(expires_at))
+}
 
 impl JoinTokens for SqlStore {
     async fn create_join_token(&self, token: &JoinToken) -> Result<(), StoreError> {
@@ -19,13 +65,18 @@ impl JoinTokens for SqlStore {
         }
     }
 
-    async fn consume_join_token(&self, token: &str) -> Result<Option<JoinToken>, StoreError> {
-        // One statement, so that the row's lock decides between callers.
-        let sql = "DELETE FROM join_tokens WHERE token = $1 RETURNING coalesce(expiry, 0)";
+    async fn consume_join_token(
+        &self,
+        token: &str,
+        spender: &Spender,
+    ) -> Result<Option<JoinToken>, StoreError> {
+        if token.starts_with(RECEIPT) {
+            return Ok(None);
+        }
         let mut db = self.begin().await?;
-        let taken = db.row::<(i64,)>(sql, &[token.into()]).await;
+        let taken = consume(&mut db, token, spender).await;
         let taken = db.end(taken).await?;
-        Ok(taken.map(|(expires_at,)| JoinToken {
+        Ok(taken.map(|expires_at| JoinToken {
             token: token.to_owned(),
             expires_at,
         }))

@@ -1,11 +1,13 @@
 //! Agents, and the tokens that let them in.
 
+use aws_lc_rs::digest::{SHA256, digest};
 use spire_server::store::{
-    AgentFilter, Agents, Entries, EntryFilter, JoinToken, JoinTokens, Match, Page, StoreError,
+    Agent, AgentFilter, Agents, Entries, EntryFilter, JoinToken, JoinTokens, Match, Page,
+    StoreError,
 };
 
 use super::{ids, page};
-use crate::common::{Database, add, agent, entry, id, selectors};
+use crate::common::{Database, add, agent, entry, id, selectors, spender};
 
 on_both!(
     an_agent_comes_back_as_it_went_in,
@@ -16,6 +18,7 @@ on_both!(
     every_change_of_an_agent_is_told,
     a_join_token_lets_one_in,
     one_of_many_gets_a_join_token,
+    whoever_took_a_join_token_gets_it_again_for_a_while,
 );
 
 // inventory §10.1 datastore node create, fetch, update, delete; node selectors set
@@ -279,12 +282,68 @@ async fn a_join_token_lets_one_in(database: &Database) {
         !format!("{again:?}").contains("\"a\""),
         "the token is a secret"
     );
-    let taken = store.consume_join_token("a").await.unwrap().unwrap();
+    let late = spender("first", 2_000);
+    let taken = store.consume_join_token("a", &late).await;
+    let taken = taken.unwrap().unwrap();
     assert_eq!((taken.token.as_str(), taken.expires_at), ("a", 1_000));
-    assert!(store.consume_join_token("a").await.unwrap().is_none());
+    // Nobody is remembered for a token that had expired.
+    assert!(
+        store
+            .consume_join_token("a", &late)
+            .await
+            .unwrap()
+            .is_none()
+    );
     assert_eq!(store.prune_join_tokens(1_001).await.unwrap(), 0);
     assert_eq!(store.prune_join_tokens(1_002).await.unwrap(), 1);
-    assert!(store.consume_join_token("b").await.unwrap().is_none());
+    assert!(
+        store
+            .consume_join_token("b", &late)
+            .await
+            .unwrap()
+            .is_none()
+    );
+}
+
+async fn whoever_took_a_join_token_gets_it_again_for_a_while(database: &Database) {
+    let store = database.open().await;
+    let made = JoinToken {
+        token: "t".into(),
+        expires_at: 1_000,
+    };
+    store.create_join_token(&made).await.unwrap();
+    let take = async |key: &str, now| {
+        let taken = store.consume_join_token("t", &spender(key, now)).await;
+        taken.unwrap().map(|taken| taken.token)
+    };
+    let won = Some("t".to_owned());
+    assert_eq!(take("first", 900).await, won);
+    assert_eq!(take("other", 901).await, None);
+    assert_eq!(take("first", 1_000).await, won);
+    assert_eq!(take("first", 1_001).await, None);
+    // What is remembered is no token itself, and ends with time.
+    let digest = ah_identity_provider::hex(digest(&SHA256, b"t").as_ref());
+    let receipt = format!("used:{digest}:first");
+    let other = spender("x", 900);
+    assert!(
+        store
+            .consume_join_token(&receipt, &other)
+            .await
+            .unwrap()
+            .is_none()
+    );
+    assert_eq!(store.prune_join_tokens(1_001).await.unwrap(), 1);
+
+    // An agent that was deleted does not come back with its token.
+    store.create_join_token(&made).await.unwrap();
+    assert_eq!(take("first", 900).await, won);
+    let agent = Agent {
+        attestation_type: "join_token".into(),
+        ..agent("t", &[])
+    };
+    store.put_agent(&agent).await.unwrap();
+    store.delete_agent(&agent.id).await.unwrap();
+    assert_eq!(take("first", 900).await, None);
 }
 
 async fn one_of_many_gets_a_join_token(database: &Database) {
@@ -299,9 +358,11 @@ async fn one_of_many_gets_a_join_token(database: &Database) {
         let tries: Vec<_> = (0..6)
             .map(|n| {
                 let (store, token) = (stores[n % 2].clone(), token.clone());
-                tokio::spawn(
-                    async move { store.consume_join_token(&token).await.unwrap().is_some() },
-                )
+                tokio::spawn(async move {
+                    let spender = spender(&n.to_string(), 1);
+                    let taken = store.consume_join_token(&token, &spender).await;
+                    taken.unwrap().is_some()
+                })
             })
             .collect();
         let mut won = 0;

@@ -1,4 +1,4 @@
-//! The server's log: upstream's lines, a level that can be changed, a file that can be opened again.
+//! The log: upstream's lines, a level that can be changed, a file that can be opened again.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
@@ -7,10 +7,11 @@ use std::sync::atomic::{AtomicI32, Ordering};
 
 use ah_daemon::logging::LogFile;
 use ah_spire_plugin::settings::{LogConfig, LogFormat, LogLevel as Configured};
-use ah_spire_wire::types::LogLevel;
+use ah_spire_wire::types::{LogLevel, Logger};
 use serde_json::Value;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use tonic::Status;
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Level, Subscriber};
@@ -22,18 +23,6 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, reload};
 
-use crate::api;
-
-/// Targets of our own; others are told at a level less.
-const TARGETS: [&str; 6] = [
-    "spire_server",
-    "ah_spire_attest",
-    "ah_spire_plugin",
-    "ah_spire_wire",
-    "ah_daemon",
-    "ah_tls",
-];
-
 /// Where each SQL statement is told.
 const STATEMENTS: &str = "sqlx::query";
 
@@ -43,6 +32,7 @@ const FIELDS: &str = "fields";
 /// The running log.
 pub struct Log {
     filter: reload::Handle<Targets, Registry>,
+    targets: &'static [&'static str],
     statements: bool,
     launch: LogLevel,
     current: AtomicI32,
@@ -50,11 +40,16 @@ pub struct Log {
 }
 
 impl Log {
-    /// Starts the log of this process; with `statements` those of SQL are told at DEBUG, without their values.
+    /// Starts the log of this process. `targets` are its own; others are told at a level less. With `statements` those
+    /// of SQL are told at DEBUG, without their values.
     ///
     /// # Errors
     /// The file cannot be written, or there is a log already.
-    pub fn start(config: &LogConfig, statements: bool) -> Result<Self, String> {
+    pub fn start(
+        config: &LogConfig,
+        targets: &'static [&'static str],
+        statements: bool,
+    ) -> Result<Self, String> {
         let launch = match config.level {
             Configured::Panic => LogLevel::Panic,
             Configured::Fatal => LogLevel::Fatal,
@@ -69,7 +64,7 @@ impl Log {
                 .map_err(|error| format!("unable to open log file {}: {error}", path.display()))
         });
         let file = file.transpose()?;
-        let (filter, handle) = reload::Layer::new(filter(launch, statements));
+        let (filter, handle) = reload::Layer::new(filter(launch, targets, statements));
         let lines = Lines {
             json: config.format == LogFormat::Json,
             source: config.source_location,
@@ -86,6 +81,7 @@ impl Log {
             .map_err(|error| error.to_string())?;
         Ok(Self {
             filter: handle,
+            targets,
             statements,
             launch,
             current: AtomicI32::new(launch.into()),
@@ -103,26 +99,89 @@ impl Log {
     }
 }
 
-impl api::LogLevel for Log {
-    fn current(&self) -> LogLevel {
+impl Log {
+    /// The level now.
+    pub fn current(&self) -> LogLevel {
         let current = self.current.load(Ordering::Relaxed);
         LogLevel::try_from(current).unwrap_or(self.launch)
     }
 
-    fn launch(&self) -> LogLevel {
+    /// The level that the configuration names.
+    pub fn launch(&self) -> LogLevel {
         self.launch
     }
 
-    fn set(&self, level: LogLevel) -> Result<(), String> {
+    /// Changes the level.
+    ///
+    /// # Errors
+    /// The log has ended.
+    pub fn set(&self, level: LogLevel) -> Result<(), String> {
         self.filter
-            .reload(filter(level, self.statements))
+            .reload(filter(level, self.targets, self.statements))
             .map_err(|error| error.to_string())?;
         self.current.store(level.into(), Ordering::Relaxed);
         Ok(())
     }
 }
 
-fn filter(level: LogLevel, statements: bool) -> Targets {
+/// The level with this name on a command line, in whatever case.
+pub fn level_named(name: &str) -> Option<LogLevel> {
+    Some(match name.to_ascii_lowercase().as_str() {
+        "panic" => LogLevel::Panic,
+        "fatal" => LogLevel::Fatal,
+        "error" => LogLevel::Error,
+        "warn" | "warning" => LogLevel::Warn,
+        "info" => LogLevel::Info,
+        "debug" => LogLevel::Debug,
+        "trace" => LogLevel::Trace,
+        _ => return None,
+    })
+}
+
+/// The level that a `SetLogLevelRequest` asks for.
+///
+/// # Errors
+/// `InvalidArgument`, in upstream's words.
+pub fn level_asked_for(number: i32) -> Result<LogLevel, Status> {
+    match LogLevel::try_from(number) {
+        Ok(LogLevel::Unspecified) => Err(Status::invalid_argument(
+            "newLevel value cannot be LogLevel_UNSPECIFIED",
+        )),
+        Ok(level) => Ok(level),
+        Err(_) => Err(Status::invalid_argument("unsupported log level")),
+    }
+}
+
+/// What `logger get` prints.
+///
+/// # Errors
+/// A level is not told.
+pub fn describe_levels(logger: &Logger) -> Result<String, String> {
+    let current = level_name(logger.current_level(), "current")?;
+    let launch = level_name(logger.launch_level(), "launch")?;
+    Ok(format!(
+        "Logger Level : {current}\nLaunch Level : {launch}\n\n"
+    ))
+}
+
+fn level_name(level: LogLevel, which: &str) -> Result<&'static str, String> {
+    Ok(match level {
+        LogLevel::Unspecified => {
+            return Err(format!(
+                "internal error: returned {which} log level is undefined; please report this as a bug"
+            ));
+        }
+        LogLevel::Panic => "panic",
+        LogLevel::Fatal => "fatal",
+        LogLevel::Error => "error",
+        LogLevel::Warn => "warning",
+        LogLevel::Info => "info",
+        LogLevel::Debug => "debug",
+        LogLevel::Trace => "trace",
+    })
+}
+
+fn filter(level: LogLevel, targets: &[&str], statements: bool) -> Targets {
     let (own, others) = match level {
         LogLevel::Panic | LogLevel::Fatal => (LevelFilter::OFF, LevelFilter::OFF),
         LogLevel::Error => (LevelFilter::ERROR, LevelFilter::ERROR),
@@ -131,7 +190,7 @@ fn filter(level: LogLevel, statements: bool) -> Targets {
         LogLevel::Debug => (LevelFilter::DEBUG, LevelFilter::INFO),
         LogLevel::Trace => (LevelFilter::TRACE, LevelFilter::DEBUG),
     };
-    let ours = TARGETS.iter().map(|target| (*target, own));
+    let ours = targets.iter().map(|target| (*target, own));
     // Slow statements are warned about in any case.
     let statements = if statements {
         own
@@ -280,8 +339,9 @@ mod tests {
     // Inventory section 7: DataStore sql, log_sql.
     #[test]
     fn statements_are_told_when_they_are_asked_for() {
-        let told =
-            |level, statements, at: &Level| filter(level, statements).would_enable(STATEMENTS, at);
+        let told = |level, statements, at: &Level| {
+            filter(level, &[], statements).would_enable(STATEMENTS, at)
+        };
         assert!(told(LogLevel::Debug, true, &Level::DEBUG));
         assert!(!told(LogLevel::Info, true, &Level::DEBUG));
         assert!(!told(LogLevel::Trace, false, &Level::DEBUG));

@@ -1,0 +1,49 @@
+use std::sync::Arc;
+
+use ah_spire_telemetry::{CallCounter, Metrics};
+use tonic::Code;
+
+use super::{KeyError, KeyKind, KeyManager, PrivateKey};
+
+/// A key manager whose calls are counted.
+pub struct MeteredKeys<K> {
+    keys: K,
+    generate: CallCounter,
+    list: CallCounter,
+}
+
+impl<K> MeteredKeys<K> {
+    /// Counts the calls to `keys`.
+    pub fn new(keys: K, metrics: &Metrics) -> Self {
+        let calls = |name| metrics.calls(&["agent_key_manager", name], &[]);
+        Self {
+            keys,
+            generate: calls("generate_key"),
+            list: calls("get_keys"),
+        }
+    }
+}
+
+impl<K: KeyManager> KeyManager for MeteredKeys<K> {
+    fn name(&self) -> &'static str {
+        self.keys.name()
+    }
+
+    fn persists(&self) -> bool {
+        self.keys.persists()
+    }
+
+    fn generate(&self, id: &str, kind: KeyKind) -> Result<Arc<PrivateKey>, KeyError> {
+        let call = self.generate.start();
+        let made = self.keys.generate(id, kind);
+        call.done(made.as_ref().map_or(Code::Unknown, |_| Code::Ok));
+        made
+    }
+
+    fn keys(&self) -> Vec<(String, Arc<PrivateKey>)> {
+        let call = self.list.start();
+        let keys = self.keys.keys();
+        call.done(Code::Ok);
+        keys
+    }
+}

@@ -1,0 +1,116 @@
+//! Signals besides those that end the process, and what the service manager hears of them.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use ah_daemon::signals::Reloads;
+use ah_daemon::systemd;
+use ah_identity_provider::Explained;
+use ah_spire_telemetry::Log;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use super::plugins::Reload;
+use crate::health::Health;
+
+/// Installed: from now on none of them ends the process.
+pub(super) struct Requests {
+    reopen: Signal,
+    reconfigure: Signal,
+    hangups: Reloads,
+}
+
+impl Requests {
+    pub(super) fn install(hangups: Reloads) -> io::Result<Self> {
+        Ok(Self {
+            reopen: signal(SignalKind::user_defined2())?,
+            reconfigure: signal(SignalKind::user_defined1())?,
+            hangups,
+        })
+    }
+
+    /// USR2 opens the log file again, as who rotates logs wants it; USR1 and HUP have the plugins read their files
+    /// again.
+    pub(super) async fn act_on(
+        mut self,
+        log: Arc<Log>,
+        mut reload: Reload,
+        manager: Arc<Manager>,
+        stop: CancellationToken,
+    ) -> Result<(), Explained> {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                Some(()) = self.reopen.recv() => {
+                    log.reopen();
+                    continue;
+                }
+                Some(()) = self.reconfigure.recv() => {}
+                asked = self.hangups.next() => if asked.is_none() {
+                    stop.cancelled().await;
+                    return Ok(());
+                },
+            }
+            manager.reloading();
+            let done = Box::pin(reload.run()).await;
+            manager.reloaded(&done);
+        }
+    }
+}
+
+/// What the service manager is told.
+#[derive(Default)]
+pub(super) struct Manager {
+    ready: AtomicBool,
+}
+
+impl Manager {
+    fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Relaxed)
+    }
+
+    fn reloading(&self) {
+        if self.is_ready() {
+            systemd::reloading();
+        }
+    }
+
+    fn reloaded(&self, done: &str) {
+        if self.is_ready() {
+            systemd::ready(done);
+        }
+    }
+
+    /// Ready once workloads can be served; then a line on how it is.
+    pub(super) async fn tell(
+        self: Arc<Self>,
+        health: Health,
+        stop: CancellationToken,
+    ) -> Result<(), Explained> {
+        let mut changes = health.watch();
+        let watchdog = tokio::spawn(systemd::feed_watchdog(|| true, stop.clone()));
+        loop {
+            let state = changes.borrow_and_update().clone();
+            let line = match (&state.id, state.not_ready()) {
+                (Some(id), None) => format!("serving workloads as {id}"),
+                (None, None) => {
+                    "serving what was kept; not in touch with the server yet".to_owned()
+                }
+                (_, Some(why)) => why,
+            };
+            if state.serving && !self.ready.swap(true, Ordering::Relaxed) {
+                systemd::ready(&line);
+            } else {
+                systemd::status(&line);
+            }
+            tokio::select! {
+                () = stop.cancelled() => break,
+                changed = changes.changed() => if changed.is_err() { break },
+            }
+        }
+        watchdog.abort();
+        stop.cancelled().await;
+        Ok(())
+    }
+}
