@@ -156,6 +156,7 @@ documents! {
     monitoring_works_as_typed: "docs/monitoring.md",
     production_works_as_typed: "docs/production.md",
     operations_works_as_typed: "docs/operations.md",
+    high_availability_works_as_typed: "docs/high-availability.md",
     dashboard_works_as_typed: "docs/dashboard.md",
     troubleshooting_works_as_typed: "docs/troubleshooting.md",
 }
@@ -175,6 +176,7 @@ fn every_link_leads_to_a_file() {
         "docs/production.md",
         "docs/nixos.md",
         "docs/operations.md",
+        "docs/high-availability.md",
         "docs/protocol.md",
         "docs/spire.md",
         "docs/providers/dev.md",
