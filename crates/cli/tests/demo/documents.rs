@@ -157,6 +157,7 @@ documents! {
     production_works_as_typed: "docs/production.md",
     operations_works_as_typed: "docs/operations.md",
     high_availability_works_as_typed: "docs/high-availability.md",
+    upgrade_works_as_typed: "docs/upgrade.md",
     dashboard_works_as_typed: "docs/dashboard.md",
     troubleshooting_works_as_typed: "docs/troubleshooting.md",
 }
@@ -177,6 +178,7 @@ fn every_link_leads_to_a_file() {
         "docs/nixos.md",
         "docs/operations.md",
         "docs/high-availability.md",
+        "docs/upgrade.md",
         "docs/protocol.md",
         "docs/spire.md",
         "docs/providers/dev.md",
