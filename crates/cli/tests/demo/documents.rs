@@ -158,6 +158,7 @@ documents! {
     operations_works_as_typed: "docs/operations.md",
     high_availability_works_as_typed: "docs/high-availability.md",
     upgrade_works_as_typed: "docs/upgrade.md",
+    moving_works_as_typed: "docs/moving.md",
     dashboard_works_as_typed: "docs/dashboard.md",
     troubleshooting_works_as_typed: "docs/troubleshooting.md",
 }
@@ -179,6 +180,7 @@ fn every_link_leads_to_a_file() {
         "docs/operations.md",
         "docs/high-availability.md",
         "docs/upgrade.md",
+        "docs/moving.md",
         "docs/protocol.md",
         "docs/spire.md",
         "docs/providers/dev.md",
