@@ -159,6 +159,7 @@ documents! {
     high_availability_works_as_typed: "docs/high-availability.md",
     upgrade_works_as_typed: "docs/upgrade.md",
     moving_works_as_typed: "docs/moving.md",
+    security_works_as_typed: "docs/security.md",
     dashboard_works_as_typed: "docs/dashboard.md",
     troubleshooting_works_as_typed: "docs/troubleshooting.md",
 }
@@ -181,6 +182,7 @@ fn every_link_leads_to_a_file() {
         "docs/high-availability.md",
         "docs/upgrade.md",
         "docs/moving.md",
+        "docs/security.md",
         "docs/protocol.md",
         "docs/spire.md",
         "docs/providers/dev.md",
