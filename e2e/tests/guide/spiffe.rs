@@ -166,6 +166,16 @@ fn healthy(machine: &Machine, program: &str, socket: &str) {
     });
 }
 
+/// Waits until the agent has heard of the entry of `user`, as a person who goes on to the next command would: an executor
+/// that comes first says so and tries again.
+fn entitled(machine: &Machine, user: &str) {
+    let fetch = "spire-agent api fetch x509 -socketPath /run/spire/agent.sock";
+    eventually(&format!("there is an SVID for {user}"), || {
+        let answer = machine.command_as(user, ["bash", "-c", fetch]).output();
+        answer.expect("it runs").status.success().then_some(())
+    });
+}
+
 // SP-1, SR-6
 #[test]
 fn the_manual_deployment_word_for_word() {
@@ -175,6 +185,7 @@ fn the_manual_deployment_word_for_word() {
     let spire = Spire::deploy(&machine);
     let created = machine.shell(ENTRIES).stdout;
     assert_eq!(created.matches("Entry ID").count(), 2, "{created}");
+    entitled(&machine, "executor");
 
     let access_point = machine.start("agent-harbor", ACCESS_POINT);
     access_point.wait_for("listening for executors");
@@ -244,6 +255,7 @@ fn rotations_by_the_agent_cost_no_session() {
         "-selector \"unix:user:executor\"",
         "-selector \"unix:user:executor\" -x509SVIDTTL 20",
     ));
+    entitled(&machine, "executor");
     let access_point = machine.start("agent-harbor", ACCESS_POINT);
     access_point.wait_for("listening for executors");
     let executor = machine.start("executor", EXECUTOR);
