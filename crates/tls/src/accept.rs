@@ -6,7 +6,7 @@
 
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -197,7 +197,7 @@ pub async fn serve<F, Fut>(
             accepted = listener.accept() => accepted,
         };
         let (stream, remote) = match accepted {
-            Ok(accepted) => accepted,
+            Ok((stream, remote)) => (stream, without_mapping(remote)),
             Err(error) => {
                 observer.accept_failed(&error);
                 if failures.exhausts_resources(&error) {
@@ -251,6 +251,16 @@ pub async fn serve<F, Fut>(
     let _ = stopping.send(true);
     while let Some(ended) = tasks.join_next().await {
         report_panic(ended);
+    }
+}
+
+/// A listener on `[::]` sees IPv4 peers as `::ffff:a.b.c.d` (RFC 4291 section 2.5.5.2). People and logs know them by their
+/// IPv4 address.
+fn without_mapping(remote: SocketAddr) -> SocketAddr {
+    match remote.ip().to_canonical() {
+        IpAddr::V4(ip) => (ip, remote.port()).into(),
+        // With its scope.
+        IpAddr::V6(_) => remote,
     }
 }
 
@@ -503,4 +513,22 @@ const MAX_SCRAP: usize = 64 * 1024;
 /// Makes the kernel answer with a reset when the socket is dropped: no state is left behind.
 fn reset(stream: &TcpStream) {
     let _ = stream.set_zero_linger();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peers_are_known_by_the_address_that_they_have() {
+        for (seen, told) in [
+            ("[::ffff:192.0.2.7]:5000", "192.0.2.7:5000"),
+            ("192.0.2.7:5000", "192.0.2.7:5000"),
+            ("[2001:db8::7]:5000", "[2001:db8::7]:5000"),
+            ("[fe80::7%3]:5000", "[fe80::7%3]:5000"),
+        ] {
+            let seen = without_mapping(seen.parse().unwrap());
+            assert_eq!(seen, told.parse().unwrap());
+        }
+    }
 }
