@@ -87,6 +87,31 @@ pub struct Entry {
     pub jwt_svid_include_jti: bool,
 }
 
+impl Entry {
+    /// One without a name yet, with nothing but what every entry has.
+    pub fn new(spiffe_id: SpiffeId, parent_id: SpiffeId, selectors: Vec<Selector>) -> Self {
+        Self {
+            id: String::new(),
+            spiffe_id,
+            parent_id,
+            selectors,
+            x509_svid_ttl: 0,
+            jwt_svid_ttl: 0,
+            federates_with: Vec::new(),
+            admin: false,
+            downstream: false,
+            expires_at: 0,
+            dns_names: Vec::new(),
+            revision: 0,
+            store_svid: false,
+            hint: String::new(),
+            created_at: 0,
+            disable_x509_svid_prefetch: false,
+            jwt_svid_include_jti: false,
+        }
+    }
+}
+
 /// The keys that speak for a trust domain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bundle {

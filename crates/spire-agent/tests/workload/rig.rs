@@ -330,22 +330,13 @@ pub(crate) fn entry(id: &str, hint: &str) -> Arc<Entry> {
     let nth = CREATED.fetch_add(1, Ordering::Relaxed);
     Arc::new(Entry {
         id: format!("entry-{nth}"),
-        spiffe_id: SpiffeId::new(id).unwrap(),
-        parent_id: SpiffeId::new("spiffe://example.org/spire/agent/a").unwrap(),
-        selectors: vec![own_selector()],
-        x509_svid_ttl: 0,
-        jwt_svid_ttl: 0,
-        federates_with: Vec::new(),
-        admin: false,
-        downstream: false,
-        expires_at: 0,
-        dns_names: Vec::new(),
-        revision: 0,
-        store_svid: false,
         hint: hint.to_owned(),
         created_at: i64::try_from(nth).unwrap(),
-        disable_x509_svid_prefetch: false,
-        jwt_svid_include_jti: false,
+        ..Entry::new(
+            SpiffeId::new(id).unwrap(),
+            SpiffeId::new("spiffe://example.org/spire/agent/a").unwrap(),
+            vec![own_selector()],
+        )
     })
 }
 

@@ -255,25 +255,8 @@ fn not_found_or(error: StoreError, what: &str) -> Status {
 
 /// The entry that gives a token's agent a second name. In this shape it goes with its agent.
 fn alias(id: SpiffeId, parent: SpiffeId) -> Entry {
-    Entry {
-        id: String::new(),
-        spiffe_id: id,
-        selectors: vec![Selector::new("spiffe_id", parent.to_string())],
-        parent_id: parent,
-        x509_svid_ttl: 0,
-        jwt_svid_ttl: 0,
-        federates_with: Vec::new(),
-        admin: false,
-        downstream: false,
-        expires_at: 0,
-        dns_names: Vec::new(),
-        revision: 0,
-        store_svid: false,
-        hint: String::new(),
-        created_at: 0,
-        disable_x509_svid_prefetch: false,
-        jwt_svid_include_jti: false,
-    }
+    let selectors = vec![Selector::new("spiffe_id", parent.to_string())];
+    Entry::new(id, parent, selectors)
 }
 
 /// The filter of counting and listing, which the wire has twice.

@@ -435,22 +435,8 @@ mod tests {
     fn entry(name: u8, spiffe_id: &str, parent: &str, chosen: u8, expires_at: i64) -> Entry {
         Entry {
             id: name.to_string(),
-            spiffe_id: id(spiffe_id),
-            parent_id: id(parent),
-            selectors: selectors(chosen),
-            x509_svid_ttl: 0,
-            jwt_svid_ttl: 0,
-            federates_with: Vec::new(),
-            admin: false,
-            downstream: false,
             expires_at,
-            dns_names: Vec::new(),
-            revision: 0,
-            store_svid: false,
-            hint: String::new(),
-            created_at: 0,
-            disable_x509_svid_prefetch: false,
-            jwt_svid_include_jti: false,
+            ..Entry::new(id(spiffe_id), id(parent), selectors(chosen))
         }
     }
 

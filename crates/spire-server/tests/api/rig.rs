@@ -482,25 +482,11 @@ pub(crate) fn csr_for(key: &KeyPair, uris: &[&str], dns: &[&str]) -> Vec<u8> {
 }
 
 pub(crate) fn entry(path: &str, parent: &SpiffeId) -> Entry {
-    Entry {
-        id: String::new(),
-        spiffe_id: id(path),
-        parent_id: parent.clone(),
-        selectors: vec![Selector::new("unix", "uid:0")],
-        x509_svid_ttl: 0,
-        jwt_svid_ttl: 0,
-        federates_with: Vec::new(),
-        admin: false,
-        downstream: false,
-        expires_at: 0,
-        dns_names: Vec::new(),
-        revision: 0,
-        store_svid: false,
-        hint: String::new(),
-        created_at: 0,
-        disable_x509_svid_prefetch: false,
-        jwt_svid_include_jti: false,
-    }
+    Entry::new(
+        id(path),
+        parent.clone(),
+        vec![Selector::new("unix", "uid:0")],
+    )
 }
 
 #[derive(Message)]

@@ -72,25 +72,7 @@ pub(crate) fn selectors(texts: &[&str]) -> Vec<Selector> {
 
 /// One that differs from others by its path and selectors alone.
 pub(crate) fn entry(path: &str, chosen: &[&str]) -> Entry {
-    Entry {
-        id: String::new(),
-        spiffe_id: id(path),
-        parent_id: id("spire/agent/a"),
-        selectors: selectors(chosen),
-        x509_svid_ttl: 0,
-        jwt_svid_ttl: 0,
-        federates_with: Vec::new(),
-        admin: false,
-        downstream: false,
-        expires_at: 0,
-        dns_names: Vec::new(),
-        revision: 0,
-        store_svid: false,
-        hint: String::new(),
-        created_at: 0,
-        disable_x509_svid_prefetch: false,
-        jwt_svid_include_jti: false,
-    }
+    Entry::new(id(path), id("spire/agent/a"), selectors(chosen))
 }
 
 pub(crate) fn agent(name: &str, chosen: &[&str]) -> Agent {

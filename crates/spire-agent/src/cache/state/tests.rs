@@ -20,22 +20,11 @@ fn entry(id: &str, selectors: &[&str]) -> Arc<Entry> {
     selectors.sort_unstable();
     Arc::new(Entry {
         id: id.into(),
-        spiffe_id: SpiffeId::new(format!("spiffe://example.org/{id}")).unwrap(),
-        parent_id: SpiffeId::new("spiffe://example.org/spire/agent/a").unwrap(),
-        selectors,
-        x509_svid_ttl: 0,
-        jwt_svid_ttl: 0,
-        federates_with: vec![],
-        admin: false,
-        downstream: false,
-        expires_at: 0,
-        dns_names: vec![],
-        revision: 0,
-        store_svid: false,
-        hint: String::new(),
-        created_at: 0,
-        disable_x509_svid_prefetch: false,
-        jwt_svid_include_jti: false,
+        ..Entry::new(
+            SpiffeId::new(format!("spiffe://example.org/{id}")).unwrap(),
+            SpiffeId::new("spiffe://example.org/spire/agent/a").unwrap(),
+            selectors,
+        )
     })
 }
 
