@@ -163,7 +163,7 @@ impl OpenBao {
             format!("retry_join {{ leader_api_addr = {leader:?} }}")
         });
         let config = format!(
-            "storage \"raft\" {{\npath = \"raft\"\nnode_id = \"{port}\"\nperformance_multiplier = 4\nautopilot_reconcile_interval = \"100ms\"\nautopilot_update_interval = \"100ms\"\n{join}\n}}
+            "storage \"raft\" {{\npath = \"raft\"\nnode_id = \"{port}\"\nperformance_multiplier = 2\nautopilot_reconcile_interval = \"100ms\"\nautopilot_update_interval = \"100ms\"\n{join}\n}}
              listener \"tcp\" {{\naddress = \"127.0.0.1:{port}\"\ncluster_address = \"127.0.0.1:{cluster}\"\n{tls}\n}}
              api_addr = {url:?}\ncluster_addr = \"https://127.0.0.1:{cluster}\"
              unsafe_allow_api_audit_creation = true\n{AUDIT}"

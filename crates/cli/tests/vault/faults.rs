@@ -437,7 +437,11 @@ fn va_16_a_cluster_whose_standby_redirects_and_whose_leader_dies() {
     fleet.bao.stop();
     hup(&executor);
     hup(&access_point.process);
-    // With two of three left there is a new leader before long, and nobody has to say so.
+    // With two of three left there is a new leader, in its own time, and nobody has to say so.
+    eventually("a new leader", || {
+        let leads = |node: &OpenBao| node.call("GET", "sys/leader", None).body["is_self"] == true;
+        (leads(&second) || leads(&third)).then_some(())
+    });
     fleet.recovered("one", &before);
     recovered(&access_point, generation);
     assert_eq!(executor.count("retrying in"), 0);
