@@ -25,7 +25,7 @@ pub use connect::{Connected, ExecutorStream, Fate, Trace, connect, connect_trace
 pub use fault::Concern;
 pub use peer::{PeerIdentity, PeerName, Refusal};
 pub use policy::{NearestRule, Policy, PolicyCell, Revocations, SanRules};
-pub use spiffe_client::{HandshakeFault, ServerTrust, SpiffeClient};
+pub use spiffe_client::{HandshakeFault, OwnKey, ServerTrust, SpiffeClient};
 pub use svid::{Severity, SvidFault, parse_spiffe_id, svid_faults};
 pub use verify::{
     ExpectedServer, Trust, VerifyError, verify_access_point, verify_executor, verify_spiffe_server,

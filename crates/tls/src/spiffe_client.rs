@@ -11,7 +11,7 @@ use rustls::Error;
 use rustls::client::danger::{ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::sign::CertifiedKey;
+use rustls::sign::{CertifiedKey, SigningKey};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use spiffe::SpiffeId;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -30,6 +30,21 @@ pub enum ServerTrust {
     Roots(Arc<Trust>),
     /// Trust on first use: it says the right SPIFFE ID and holds the key of its certificate. No more is known of it.
     FirstUse,
+}
+
+/// The key of a client's certificate.
+#[derive(Clone)]
+pub enum OwnKey {
+    /// In this process.
+    Here(PrivateKey),
+    /// Somewhere that signs for us. It has to belong to the certificate: nobody but the server checks that.
+    Elsewhere(Arc<dyn SigningKey>),
+}
+
+impl From<PrivateKey> for OwnKey {
+    fn from(key: PrivateKey) -> Self {
+        Self::Here(key)
+    }
 }
 
 /// The client's side of TLS 1.3 towards one server.
@@ -54,7 +69,7 @@ impl SpiffeClient {
     pub fn new(
         expected: SpiffeId,
         trust: ServerTrust,
-        identity: Option<(Vec<CertificateDer<'static>>, &PrivateKey)>,
+        identity: Option<(Vec<CertificateDer<'static>>, &OwnKey)>,
         post_quantum_only: bool,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, Explained> {
@@ -64,8 +79,13 @@ impl SpiffeClient {
         }
         let own = match identity {
             Some((chain, key)) => {
-                let key = CertifiedKey::from_der(chain, key.der().clone_key(), &provider)
-                    .map_err(|error| unusable(&error))?;
+                let key = match key {
+                    OwnKey::Here(key) => {
+                        CertifiedKey::from_der(chain, key.der().clone_key(), &provider)
+                            .map_err(|error| unusable(&error))?
+                    }
+                    OwnKey::Elsewhere(key) => CertifiedKey::new(chain, key.clone()),
+                };
                 Some(Arc::new(PresentAlways::new(Arc::new(key))))
             }
             None => None,
