@@ -18,7 +18,7 @@ use spiffe::{SpiffeId, TrustDomain};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::keys::{PrivateKey, spki_of_certificate};
+use crate::keys::{NodeKey, spki_of_certificate};
 use crate::server_client::{
     ServerClient, ServerFault, agent_client, roots_of, server_id, trust_of,
 };
@@ -67,7 +67,7 @@ impl AttestFault {
 pub async fn attest(
     client: &ServerClient,
     half: &impl AgentHalf,
-    key: &PrivateKey,
+    key: &NodeKey,
     begin: impl FnOnce() -> Result<(), Explained>,
 ) -> Result<Attested, AttestFault> {
     let connection = client.connection().await?;
@@ -144,7 +144,7 @@ pub fn id_of(svid: &[CertificateDer<'static>]) -> Option<SpiffeId> {
 /// issued by an authority that is not in `roots`.
 pub(crate) fn vet(
     svid: &[CertificateDer<'static>],
-    key: &PrivateKey,
+    key: &NodeKey,
     domain: &TrustDomain,
     roots: Vec<CertificateDer<'static>>,
     now: SystemTime,

@@ -1,15 +1,14 @@
 //! The agent's own identity: found on the disk, got by attestation, renewed.
 
-use std::sync::Arc;
 use std::time::SystemTime;
 
-use ah_identity_provider::{CertificateFacts, PrivateKey as TlsKey};
+use ah_identity_provider::CertificateFacts;
 use rustls_pki_types::CertificateDer;
 use spiffe::SpiffeId;
 
 use crate::attest::id_of;
 use crate::data::AgentData;
-use crate::keys::{KeyManager, PrivateKey, key_of_svid};
+use crate::keys::{KeyManager, NodeKey, key_of_svid};
 use crate::rotation::rotate_at;
 use crate::server_client::Credentials;
 
@@ -19,7 +18,7 @@ pub(crate) struct OwnIdentity {
     pub(crate) id: SpiffeId,
     /// DER, leaf first.
     pub(crate) svid: Vec<CertificateDer<'static>>,
-    pub(crate) key: Arc<PrivateKey>,
+    pub(crate) key: NodeKey,
     /// The key's slot in the key manager; where it is not [`Self::kept`], that of the SVID before.
     pub(crate) slot: String,
     /// Whether it will be found again after a restart.
@@ -56,7 +55,7 @@ impl OwnIdentity {
     /// `None` where `svid` is no agent's.
     pub(crate) fn new(
         svid: &[CertificateDer<'static>],
-        key: Arc<PrivateKey>,
+        key: NodeKey,
         slot: String,
         reattestable: bool,
         availability_target: Option<std::time::Duration>,
@@ -87,7 +86,7 @@ impl OwnIdentity {
     pub(crate) fn credentials(&self, roots: Vec<CertificateDer<'static>>) -> Credentials {
         Credentials {
             roots: Some(roots),
-            identity: Some((self.svid.clone(), TlsKey::pkcs8(self.key.pkcs8().to_vec()))),
+            identity: Some((self.svid.clone(), self.key.for_tls())),
         }
     }
 }

@@ -129,7 +129,47 @@ async fn serve(config: AgentConfig, log: Arc<Log>) -> Result<(), Explained> {
     };
     metrics.started(env!("CARGO_PKG_VERSION"), &config.trust_domain);
     let health_listener = HealthListener::bind(&config.health_checks).await?;
-    let plugins = Plugins::open(&config, &metrics).await?;
+    let opened = tokio::select! {
+        opened = Plugins::open(&config, &metrics) => opened,
+        // Whatever was started ends with what would have held it.
+        () = shutdown.drain.cancelled() => return Ok(()),
+    };
+    let mut plugins = opened?;
+    let running = std::mem::take(&mut plugins.running);
+    let start = Start {
+        metrics,
+        prometheus,
+        health_listener,
+        started,
+    };
+    let outcome = Box::pin(serve_with(config, log, shutdown, requests, plugins, start)).await;
+    // After everything that asks them.
+    running.stop().await;
+    outcome
+}
+
+/// What is there before the plugins are.
+struct Start {
+    metrics: Metrics,
+    prometheus: Option<PrometheusListener>,
+    health_listener: Option<HealthListener>,
+    started: Instant,
+}
+
+async fn serve_with(
+    config: AgentConfig,
+    log: Arc<Log>,
+    shutdown: Shutdown,
+    requests: Requests,
+    plugins: Plugins,
+    start: Start,
+) -> Result<(), Explained> {
+    let Start {
+        metrics,
+        prometheus,
+        health_listener,
+        started,
+    } = start;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         trust_domain = %config.trust_domain,

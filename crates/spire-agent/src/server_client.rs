@@ -9,10 +9,10 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use ah_identity_provider::{Clock, Explained, PrivateKey};
+use ah_identity_provider::{Clock, Explained};
 use ah_spire_wire::Channel;
 use ah_spire_wire::model::Bundle;
-use ah_tls::{ServerTrust, SpiffeClient, Trust};
+use ah_tls::{OwnKey, ServerTrust, SpiffeClient, Trust};
 use rustls_pki_types::CertificateDer;
 use spiffe::{SpiffeId, TrustDomain};
 use tonic::{Response, Status};
@@ -45,7 +45,7 @@ pub struct Credentials {
     /// `None` on the first use of an insecure bootstrap.
     pub roots: Option<Vec<CertificateDer<'static>>>,
     /// Chain, leaf first, and key; `None` before attestation.
-    pub identity: Option<(Vec<CertificateDer<'static>>, PrivateKey)>,
+    pub identity: Option<(Vec<CertificateDer<'static>>, OwnKey)>,
 }
 
 /// One server behind one connection. Calls may be made from many tasks.

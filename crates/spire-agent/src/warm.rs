@@ -94,7 +94,7 @@ impl WarmStart {
         keys: &dyn KeyManager,
     ) -> Option<Self> {
         let path = data.path("warm-start");
-        if !settings.warm_start || !keys.persists() {
+        if !settings.warm_start || !keys.persists() || !keys.reveals() {
             // One of an earlier configuration is of no use any more.
             if let Err(error) = files::remove(&path) {
                 tracing::warn!(path = %path.display(), %error, "cannot remove the warm-start file");
@@ -115,7 +115,7 @@ impl WarmStart {
                 }
             },
         };
-        let key = derive(sealing.pkcs8(), &settings.trust_domain)?;
+        let key = derive(sealing.pkcs8()?, &settings.trust_domain)?;
         Some(Self {
             path,
             key: Arc::new(key),

@@ -1,4 +1,3 @@
-use std::sync::Arc;
 use std::time::Duration;
 
 use ah_identity_provider::{Backoff, Code, Explained};
@@ -10,7 +9,7 @@ use crate::attest::{AttestFault, Attested, attest, with_lost_answer};
 use crate::bootstrap::{Asking, first_roots};
 use crate::data::REBOOTSTRAP;
 use crate::health::one_line;
-use crate::keys::{KeyKind, PrivateKey, digest_of, next_svid_key, pending_key};
+use crate::keys::{KeyKind, NodeKey, PrivateKey, digest_of, next_svid_key, pending_key};
 use crate::metrics::counted;
 use crate::own::OwnIdentity;
 use crate::server_client::{Credentials, Denied, ServerClient, ServerFault};
@@ -109,7 +108,7 @@ impl<A: AgentHalf> Agent<A> {
 
     /// The key of an attestation whose answer has not come: the server may answer again to it. A new one otherwise;
     /// the key that is in use, if there is one, stays until its SVID is replaced.
-    fn key_to_attest_with(&mut self) -> Result<Arc<PrivateKey>, Explained> {
+    fn key_to_attest_with(&mut self) -> Result<NodeKey, Explained> {
         if self.keys.persists() {
             self.write_rest()?;
         }
@@ -254,7 +253,7 @@ impl<A: AgentHalf> Agent<A> {
                 );
                 let key = PrivateKey::generate(KeyKind::EcP256);
                 let key = key.map_err(|error| on_disk(error.explained().clone()))?;
-                (key, false)
+                (NodeKey::Here(key), false)
             }
             Err(error) => return Err(on_disk(error)),
         };

@@ -9,7 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::{KeyError, KeyKind, KeyManager, PrivateKey};
+use super::{KeyError, KeyKind, KeyManager, NodeKey, PrivateKey};
 use crate::files;
 
 /// Keys in `keys.json` of a directory, in upstream's format.
@@ -55,7 +55,7 @@ impl DiskKeys {
 }
 
 impl KeyManager for DiskKeys {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         "disk"
     }
 
@@ -63,20 +63,20 @@ impl KeyManager for DiskKeys {
         true
     }
 
-    fn generate(&self, id: &str, kind: KeyKind) -> Result<Arc<PrivateKey>, KeyError> {
+    fn generate(&self, id: &str, kind: KeyKind) -> Result<NodeKey, KeyError> {
         let key = PrivateKey::generate(kind)?;
         let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
         let mut next = keys.clone();
         next.insert(id.to_owned(), key.clone());
         files::put(&self.path, &encode(&next)?).map_err(|error| unusable(&self.path, &error))?;
         *keys = next;
-        Ok(key)
+        Ok(NodeKey::Here(key))
     }
 
-    fn keys(&self) -> Vec<(String, Arc<PrivateKey>)> {
+    fn keys(&self) -> Vec<(String, NodeKey)> {
         let keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
         keys.iter()
-            .map(|(id, key)| (id.clone(), key.clone()))
+            .map(|(id, key)| (id.clone(), NodeKey::Here(key.clone())))
             .collect()
     }
 }

@@ -2,7 +2,9 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, PublicKeyData, SanType};
+use rcgen::{
+    CertificateParams, DistinguishedName, DnType, KeyPair, PublicKeyData, SanType, SigningKey,
+};
 use rustls_pki_types::PrivatePkcs8KeyDer;
 use spiffe::SpiffeId;
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -94,21 +96,24 @@ impl PrivateKey {
 
     /// A certificate request (DER) for this key, with `id` as URI SAN where there is one. Servers ignore the subject.
     pub fn request(&self, id: Option<&SpiffeId>) -> Result<Vec<u8>, KeyError> {
-        let failed = |error: &rcgen::Error| failed("cannot make a certificate request", error);
-        let mut params = CertificateParams::default();
-        let mut name = DistinguishedName::new();
-        name.push(DnType::CountryName, "US");
-        name.push(DnType::OrganizationName, "SPIRE");
-        params.distinguished_name = name;
-        if let Some(id) = id {
-            let uri = id.to_string().try_into().map_err(|error| failed(&error))?;
-            params.subject_alt_names = vec![SanType::URI(uri)];
-        }
-        let request = params
-            .serialize_request(&self.pair)
-            .map_err(|error| failed(&error))?;
-        Ok(request.der().to_vec())
+        request(&self.pair, id).map_err(|error| failed("cannot make a certificate request", &error))
     }
+}
+
+/// A certificate request (DER) that `key` signs, with `id` as URI SAN where there is one.
+pub(super) fn request(
+    key: &impl SigningKey,
+    id: Option<&SpiffeId>,
+) -> Result<Vec<u8>, rcgen::Error> {
+    let mut params = CertificateParams::default();
+    let mut name = DistinguishedName::new();
+    name.push(DnType::CountryName, "US");
+    name.push(DnType::OrganizationName, "SPIRE");
+    params.distinguished_name = name;
+    if let Some(id) = id {
+        params.subject_alt_names = vec![SanType::URI(id.to_string().try_into()?)];
+    }
+    Ok(params.serialize_request(key)?.der().to_vec())
 }
 
 impl fmt::Debug for PrivateKey {

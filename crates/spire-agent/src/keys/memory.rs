@@ -1,14 +1,14 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{KeyError, KeyKind, KeyManager, PrivateKey};
+use super::{KeyError, KeyKind, KeyManager, NodeKey, PrivateKey};
 
 /// Keys that end with the process.
 #[derive(Debug, Default)]
 pub struct MemoryKeys(Mutex<BTreeMap<String, Arc<PrivateKey>>>);
 
 impl KeyManager for MemoryKeys {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         "memory"
     }
 
@@ -16,17 +16,17 @@ impl KeyManager for MemoryKeys {
         false
     }
 
-    fn generate(&self, id: &str, kind: KeyKind) -> Result<Arc<PrivateKey>, KeyError> {
+    fn generate(&self, id: &str, kind: KeyKind) -> Result<NodeKey, KeyError> {
         let key = PrivateKey::generate(kind)?;
         let mut keys = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         keys.insert(id.to_owned(), key.clone());
-        Ok(key)
+        Ok(NodeKey::Here(key))
     }
 
-    fn keys(&self) -> Vec<(String, Arc<PrivateKey>)> {
+    fn keys(&self) -> Vec<(String, NodeKey)> {
         let keys = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         keys.iter()
-            .map(|(id, key)| (id.clone(), key.clone()))
+            .map(|(id, key)| (id.clone(), NodeKey::Here(key.clone())))
             .collect()
     }
 }

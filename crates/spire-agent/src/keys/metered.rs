@@ -1,9 +1,7 @@
-use std::sync::Arc;
-
 use ah_spire_telemetry::{CallCounter, Metrics};
 use tonic::Code;
 
-use super::{KeyError, KeyKind, KeyManager, PrivateKey};
+use super::{KeyError, KeyKind, KeyManager, NodeKey};
 
 /// A key manager whose calls are counted.
 pub struct MeteredKeys<K> {
@@ -25,7 +23,7 @@ impl<K> MeteredKeys<K> {
 }
 
 impl<K: KeyManager> KeyManager for MeteredKeys<K> {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         self.keys.name()
     }
 
@@ -33,14 +31,18 @@ impl<K: KeyManager> KeyManager for MeteredKeys<K> {
         self.keys.persists()
     }
 
-    fn generate(&self, id: &str, kind: KeyKind) -> Result<Arc<PrivateKey>, KeyError> {
+    fn reveals(&self) -> bool {
+        self.keys.reveals()
+    }
+
+    fn generate(&self, id: &str, kind: KeyKind) -> Result<NodeKey, KeyError> {
         let call = self.generate.start();
         let made = self.keys.generate(id, kind);
         call.done(made.as_ref().map_or(Code::Unknown, |_| Code::Ok));
         made
     }
 
-    fn keys(&self) -> Vec<(String, Arc<PrivateKey>)> {
+    fn keys(&self) -> Vec<(String, NodeKey)> {
         let call = self.list.start();
         let keys = self.keys.keys();
         call.done(Code::Ok);

@@ -1,25 +1,27 @@
 //! The `plugins { }` of the agent's file as what they stand for.
 
+mod external;
+mod node;
 mod reload;
 
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use ah_identity_provider::{Code, Explained};
-use ah_spire_attest::AttestError;
-use ah_spire_attest::node::join_token::{JoinTokenAgent, Token};
-use ah_spire_attest::node::x509pop::{X509PopAgent, X509PopAgentConfig};
-use ah_spire_attest::node::{AgentHalf, BuiltinAgent, BuiltinConversation, Payload};
+use ah_spire_attest::node::x509pop::X509PopAgentConfig;
 use ah_spire_attest::workload::ProcRoot;
 use ah_spire_attest::workload::unix::{Unix, UnixConfig};
 use ah_spire_plugin::agent::{AgentConfig, SdsConfig};
 use ah_spire_plugin::catalog::{PluginConfig, PluginType};
 use ah_spire_plugin::{config_block, decode};
+use ah_spire_plugin_host::keys::{Keys, Side};
+use ah_spire_plugin_host::workload;
 use ah_spire_telemetry::Metrics;
-use zeroize::Zeroizing;
 
-use crate::keys::{DiskKeys, KeyManager, MemoryKeys, MeteredKeys};
+use crate::keys::{DiskKeys, ExternalKeys, KeyManager, MemoryKeys, MeteredKeys};
 use crate::workload::{Attestors, MeteredAttestor};
+use external::{Running, Workload};
+use node::NodeHalf;
 pub(super) use reload::Reload;
 use reload::Replaceable;
 
@@ -27,8 +29,10 @@ use reload::Replaceable;
 pub(super) struct Plugins {
     pub(super) keys: Arc<dyn KeyManager>,
     pub(super) node: NodeHalf,
-    pub(super) workload: Attestors<MeteredAttestor<Replaceable<Unix>>>,
+    pub(super) workload: Attestors<MeteredAttestor<Workload>>,
     pub(super) reload: Reload,
+    /// Those in processes of their own, which have to be ended.
+    pub(super) running: Running,
 }
 
 config_block! {
@@ -58,47 +62,109 @@ config_block! {
 
 /// What a configuration asks for, before anything is opened.
 struct Wanted {
-    /// The directory of `disk`; `None` for `memory`.
-    keys: Option<PathBuf>,
+    keys: KeysWanted,
     node: NodeWanted,
-    workload: Vec<UnixConfig>,
+    workload: Vec<WorkloadWanted>,
+}
+
+enum KeysWanted {
+    Memory,
+    /// The directory.
+    Disk(PathBuf),
+    External(PluginConfig),
 }
 
 enum NodeWanted {
+    BuiltIn(BuiltInNode),
+    External(PluginConfig),
+}
+
+enum BuiltInNode {
     JoinToken,
     X509Pop(X509PopAgentConfig),
 }
 
+enum WorkloadWanted {
+    Unix(UnixConfig),
+    External(PluginConfig),
+}
+
 impl Plugins {
-    /// Reads what [`Plugins::open`] does, and makes nothing.
+    /// Reads what [`Plugins::open`] does, and makes nothing. Plugins in processes of their own are asked.
     pub(super) async fn check(config: &AgentConfig) -> Result<(), Explained> {
         let wanted = Wanted::read(config)?;
-        NodeHalf::open(wanted.node, config).await.map(|_| ())
+        for plugin in wanted.external() {
+            external::check(plugin, config).await?;
+        }
+        match wanted.node {
+            NodeWanted::External(_) => Ok(()),
+            NodeWanted::BuiltIn(node) => NodeHalf::open(node, config).await.map(|_| ()),
+        }
     }
 
     pub(super) async fn open(config: &AgentConfig, metrics: &Metrics) -> Result<Self, Explained> {
+        let mut running = Running::default();
+        let opened = Self::open_with(config, metrics, &mut running).await;
+        match opened {
+            Ok((keys, node, workload)) => {
+                let metered = workload.iter().cloned();
+                let metered = metered.map(|it| MeteredAttestor::new(it, metrics));
+                Ok(Self {
+                    keys,
+                    workload: Attestors(metered.collect()),
+                    reload: Reload::new(config, node.clone(), workload, &running),
+                    node,
+                    running,
+                })
+            }
+            Err(error) => {
+                running.stop().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn open_with(
+        config: &AgentConfig,
+        metrics: &Metrics,
+        running: &mut Running,
+    ) -> Result<(Arc<dyn KeyManager>, NodeHalf, Vec<Workload>), Explained> {
         let wanted = Wanted::read(config)?;
+        for plugin in wanted.external() {
+            running.start(plugin, config, metrics).await?;
+        }
+        let told = |error: &crate::keys::KeyError| error.explained().clone();
         let keys: Arc<dyn KeyManager> = match &wanted.keys {
-            Some(directory) => {
-                let keys = DiskKeys::open(directory);
-                let keys = keys.map_err(|error| error.explained().clone())?;
+            KeysWanted::Disk(directory) => {
+                let keys = DiskKeys::open(directory).map_err(|error| told(&error))?;
                 Arc::new(MeteredKeys::new(keys, metrics))
             }
-            None => Arc::new(MeteredKeys::new(MemoryKeys::default(), metrics)),
+            KeysWanted::Memory => Arc::new(MeteredKeys::new(MemoryKeys::default(), metrics)),
+            KeysWanted::External(plugin) => {
+                let keys = Keys::new(running.plugin(plugin)?, Side::Agent);
+                let keys = ExternalKeys::open(keys).await;
+                Arc::new(MeteredKeys::new(
+                    keys.map_err(|error| told(&error))?,
+                    metrics,
+                ))
+            }
         };
-        let unix = wanted.workload.into_iter();
-        let unix: Vec<_> = unix
-            .map(|config| Replaceable::new(unix_attestor(config)))
-            .collect();
-        let node = NodeHalf::open(wanted.node, config).await?;
-        let metered = unix.iter().cloned();
-        let metered = metered.map(|unix| MeteredAttestor::new(unix, metrics));
-        Ok(Self {
-            keys,
-            workload: Attestors(metered.collect()),
-            reload: Reload::new(config, node.clone(), unix),
-            node,
-        })
+        let mut attestors = Vec::new();
+        for attestor in wanted.workload {
+            attestors.push(match attestor {
+                WorkloadWanted::Unix(config) => {
+                    Workload::Unix(Replaceable::new(unix_attestor(config)))
+                }
+                WorkloadWanted::External(plugin) => {
+                    Workload::External(workload::Workloads::new(running.plugin(&plugin)?))
+                }
+            });
+        }
+        let node = match wanted.node {
+            NodeWanted::External(plugin) => NodeHalf::external(running.plugin(&plugin)?),
+            NodeWanted::BuiltIn(node) => NodeHalf::open(node, config).await?,
+        };
+        Ok((keys, node, attestors))
     }
 }
 
@@ -112,28 +178,43 @@ impl Wanted {
         let mut node = None;
         let mut workload = Vec::new();
         for plugin in config.plugins.iter().filter(|plugin| plugin.enabled) {
-            if plugin.command.is_some() {
-                return Err(unsupported(
-                    plugin,
-                    "plugins that run as processes of their own (plugin_cmd) are not supported yet",
-                ));
-            }
+            let external = plugin.command.is_some();
             match (plugin.plugin_type, plugin.name.as_str()) {
-                (PluginType::KeyManager, "disk") => keys = Some(Some(disk(plugin)?)),
-                (PluginType::KeyManager, "memory") => keys = Some(None),
+                (PluginType::KeyManager, _) if external => {
+                    keys = Some(KeysWanted::External(plugin.clone()));
+                }
+                (PluginType::NodeAttestor, _) if external => {
+                    node = Some(NodeWanted::External(plugin.clone()));
+                }
+                (PluginType::WorkloadAttestor, _) if external => {
+                    workload.push(WorkloadWanted::External(plugin.clone()));
+                }
+                _ if external => {
+                    return Err(unsupported(
+                        plugin,
+                        "plugins of this type cannot be processes of their own (plugin_cmd) yet",
+                    ));
+                }
+                (PluginType::KeyManager, "disk") => {
+                    keys = Some(KeysWanted::Disk(disk(plugin)?));
+                }
+                (PluginType::KeyManager, "memory") => keys = Some(KeysWanted::Memory),
                 (PluginType::NodeAttestor, "join_token") => {
-                    node = Some(NodeWanted::JoinToken);
+                    node = Some(NodeWanted::BuiltIn(BuiltInNode::JoinToken));
                 }
                 (PluginType::NodeAttestor, "x509pop") => {
-                    node = Some(NodeWanted::X509Pop(x509pop(plugin)?));
+                    let wanted = BuiltInNode::X509Pop(x509pop(plugin)?);
+                    node = Some(NodeWanted::BuiltIn(wanted));
                 }
-                (PluginType::WorkloadAttestor, "unix") => workload.push(unix(plugin)?),
+                (PluginType::WorkloadAttestor, "unix") => {
+                    workload.push(WorkloadWanted::Unix(unix(plugin)?));
+                }
                 (kind, _) => return Err(unsupported(plugin, built_in(kind))),
             }
         }
         // A token takes the place of whatever node attestor is configured, as with upstream.
         if config.join_token.is_some() {
-            node = Some(NodeWanted::JoinToken);
+            node = Some(NodeWanted::BuiltIn(BuiltInNode::JoinToken));
         }
         let missing = |what: &str| {
             Explained::new(Code::Usage, format!("plugins: there is no {what}"))
@@ -147,6 +228,23 @@ impl Wanted {
             node: node.ok_or_else(|| missing("NodeAttestor"))?,
             workload,
         })
+    }
+
+    /// What has a `plugin_cmd`, in the order: keys, node, workloads.
+    fn external(&self) -> impl Iterator<Item = &PluginConfig> {
+        let keys = match &self.keys {
+            KeysWanted::External(plugin) => Some(plugin),
+            KeysWanted::Memory | KeysWanted::Disk(_) => None,
+        };
+        let node = match &self.node {
+            NodeWanted::External(plugin) => Some(plugin),
+            NodeWanted::BuiltIn(_) => None,
+        };
+        let workload = self.workload.iter().filter_map(|it| match it {
+            WorkloadWanted::External(plugin) => Some(plugin),
+            WorkloadWanted::Unix(_) => None,
+        });
+        keys.into_iter().chain(node).chain(workload)
     }
 }
 
@@ -251,7 +349,10 @@ pub(super) fn missing(config: &AgentConfig) -> Vec<String> {
 /// What the agent's user is not allowed to do for its plugins.
 pub(super) fn limits_of_user(config: &AgentConfig) -> Result<Vec<String>, Explained> {
     let wanted = Wanted::read(config)?;
-    let discovers = wanted.workload.iter().any(|it| it.discover_workload_path);
+    let discovers = wanted
+        .workload
+        .iter()
+        .any(|it| matches!(it, WorkloadWanted::Unix(config) if config.discover_workload_path));
     let limits = (discovers && !may_look_at_others()).then(|| {
         "the agent may not look at processes of other users: WorkloadAttestor \"unix\" with discover_workload_path \
          fails for them; run the agent as root or with CAP_SYS_PTRACE"
@@ -268,81 +369,4 @@ fn may_look_at_others() -> bool {
     let effective = lines.find_map(|line| line.strip_prefix("CapEff:"));
     let bits = effective.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok());
     bits.is_some_and(|bits| bits & CAP_SYS_PTRACE != 0)
-}
-
-/// The agent's half of a node attestor. Clones are one.
-///
-/// The file of a join token is read again for each attempt: an operator gets an evicted node back with a new token in
-/// it.
-#[derive(Clone)]
-pub(super) struct NodeHalf {
-    name: String,
-    agent: Arc<RwLock<Arc<BuiltinAgent>>>,
-    token_file: Option<PathBuf>,
-}
-
-impl NodeHalf {
-    async fn open(wanted: NodeWanted, config: &AgentConfig) -> Result<Self, Explained> {
-        let agent = node_agent(wanted, config).await?;
-        Ok(Self {
-            name: agent.name().to_owned(),
-            agent: Arc::new(RwLock::new(Arc::new(agent))),
-            token_file: config.join_token_file.clone(),
-        })
-    }
-
-    fn agent(&self) -> Arc<BuiltinAgent> {
-        let agent = self.agent.read().unwrap_or_else(PoisonError::into_inner);
-        agent.clone()
-    }
-
-    fn replace(&self, agent: BuiltinAgent) {
-        let mut now = self.agent.write().unwrap_or_else(PoisonError::into_inner);
-        *now = Arc::new(agent);
-    }
-}
-
-async fn node_agent(wanted: NodeWanted, config: &AgentConfig) -> Result<BuiltinAgent, Explained> {
-    let told = |error: AttestError| error.explained().clone();
-    Ok(match wanted {
-        NodeWanted::X509Pop(wanted) => {
-            BuiltinAgent::X509Pop(X509PopAgent::configure(wanted).await.map_err(told)?)
-        }
-        NodeWanted::JoinToken => {
-            let token = config
-                .join_token
-                .as_ref()
-                .map(|token| Token::new(&Zeroizing::new(token.reveal().to_owned())).map_err(told));
-            BuiltinAgent::JoinToken(JoinTokenAgent::new(token.transpose()?))
-        }
-    })
-}
-
-impl AgentHalf for NodeHalf {
-    type Conversation = BuiltinConversation;
-
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    async fn begin(&self) -> Result<(Payload, BuiltinConversation), AttestError> {
-        let agent = self.agent();
-        let fresh = match (agent.as_ref(), &self.token_file) {
-            (BuiltinAgent::JoinToken(_), Some(file)) => token_of(file),
-            _ => None,
-        };
-        match fresh {
-            Some(token) => {
-                let agent = BuiltinAgent::JoinToken(JoinTokenAgent::new(Some(token)));
-                agent.begin().await
-            }
-            None => agent.begin().await,
-        }
-    }
-}
-
-/// A file that is gone or empty by now leaves the token that was in it at the start.
-fn token_of(path: &Path) -> Option<Token> {
-    let text = std::fs::read_to_string(path).map(Zeroizing::new).ok()?;
-    Token::new(&text).ok()
 }

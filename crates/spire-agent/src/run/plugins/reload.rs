@@ -10,9 +10,12 @@ use ah_spire_attest::workload::WorkloadAttestor;
 use ah_spire_attest::workload::unix::Unix;
 use ah_spire_plugin::agent::AgentConfig;
 use ah_spire_plugin::catalog::{PluginConfig, PluginData, PluginType};
+use ah_spire_plugin_host::Plugin;
 use ah_spire_wire::model::Selector;
 
-use super::{NodeHalf, NodeWanted, node_agent, unix, unix_attestor, x509pop};
+use super::external::{Running, Workload};
+use super::node::{NodeHalf, node_agent};
+use super::{BuiltInNode, unix, unix_attestor, x509pop};
 use crate::health::one_line;
 
 /// An attestor whose place another may take. Clones are one.
@@ -73,15 +76,26 @@ enum Part {
     Keys,
     Node(NodeHalf),
     Unix(Replaceable<Unix>),
+    External(Plugin),
 }
 
 impl Reload {
-    /// `unix` in the order of the configuration.
-    pub(super) fn new(config: &AgentConfig, node: NodeHalf, unix: Vec<Replaceable<Unix>>) -> Self {
-        let mut unix = unix.into_iter();
+    /// `workload` in the order of the configuration.
+    pub(super) fn new(
+        config: &AgentConfig,
+        node: NodeHalf,
+        workload: Vec<Workload>,
+        running: &Running,
+    ) -> Self {
+        let mut unix = workload.into_iter().filter_map(|it| match it {
+            Workload::Unix(unix) => Some(unix),
+            Workload::External(_) => None,
+        });
         let enabled = config.plugins.iter().filter(|plugin| plugin.enabled);
         let watched = enabled.filter_map(|plugin| {
             let part = match plugin.plugin_type {
+                // One that a join token took the place of does not run.
+                _ if plugin.command.is_some() => Part::External(running.plugin(plugin).ok()?),
                 PluginType::NodeAttestor => Part::Node(node.clone()),
                 PluginType::WorkloadAttestor => Part::Unix(unix.next()?),
                 _ => Part::Keys,
@@ -142,6 +156,7 @@ impl Watched {
                 "a key manager keeps its directory while the agent runs",
             )
             .hint("restart the agent")),
+            Part::External(plugin) => plugin.reconfigure().await.map(|_| ()),
             Part::Unix(attestor) => {
                 attestor.replace(unix_attestor(unix(&self.plugin)?));
                 Ok(())
@@ -149,7 +164,7 @@ impl Watched {
             Part::Node(half) => {
                 // With a token another attestor stands in the configured one's place.
                 if self.plugin.name == "x509pop" && config.join_token.is_none() {
-                    let wanted = NodeWanted::X509Pop(x509pop(&self.plugin)?);
+                    let wanted = BuiltInNode::X509Pop(x509pop(&self.plugin)?);
                     half.replace(node_agent(wanted, config).await?);
                 }
                 Ok(())
