@@ -1,9 +1,10 @@
 //! Where the private keys of the authorities are: key managers.
 //!
 //! A [`KeyManager`] makes keys and finds them again; a [`SigningKey`] signs. Keys of [`MemoryKeys`] and [`DiskKeys`]
-//! are in this process.
+//! are in this process, those of [`ExternalKeys`] in a plugin's.
 
 mod disk;
+mod external;
 mod local;
 mod memory;
 
@@ -14,6 +15,7 @@ use std::sync::Arc;
 pub use ah_spire_plugin::settings::KeyType;
 
 pub use disk::DiskKeys;
+pub use external::ExternalKeys;
 pub use local::LocalKey;
 pub use memory::MemoryKeys;
 

@@ -1,5 +1,7 @@
 //! The `plugins { }` of the server's file as what they stand for.
 
+pub(crate) mod external;
+
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -14,10 +16,12 @@ use ah_spire_plugin::catalog::{PluginConfig, PluginType};
 use ah_spire_plugin::config_block;
 use ah_spire_plugin::decode::{Decode, UnknownKeys, from_object};
 use ah_spire_plugin::server::ServerConfig;
+use ah_spire_plugin_host::node::ServerNode;
 use rustls_pki_types::CertificateDer;
 use spiffe::TrustDomain;
 use tonic::{Code, Status};
 
+use self::external::Running;
 use crate::api::{Ask, Attested, Attestors};
 use crate::ca::{DiskAuthority, Files, UpstreamAuthority};
 use crate::store::{Bundles, SqlStore, StoreConfig, StoreError};
@@ -73,11 +77,22 @@ config_block! {
 /// What a configuration asks for, before anything is opened.
 pub(crate) struct Wanted {
     pub(crate) store: StoreConfig,
-    /// The file of `disk`; `None` for `memory`.
-    pub(crate) keys: Option<PathBuf>,
+    pub(crate) keys: KeysWanted,
     pub(crate) upstream: Option<Files>,
     pub(crate) unique_id: bool,
     pub(crate) x509pop: Option<X509PopServerConfig>,
+    /// What has a `plugin_cmd`, in the order of the file.
+    pub(crate) external: Vec<PluginConfig>,
+}
+
+/// Where the keys of the authorities are to be.
+#[derive(Clone)]
+pub(crate) enum KeysWanted {
+    Memory,
+    /// The file.
+    Disk(PathBuf),
+    /// The name of the plugin.
+    External(String),
 }
 
 impl Wanted {
@@ -86,25 +101,34 @@ impl Wanted {
         let (mut store, mut keys) = (None, None);
         let mut wanted = Self {
             store: StoreConfig::default(),
-            keys: None,
+            keys: KeysWanted::Memory,
             upstream: None,
             unique_id: false,
             x509pop: None,
+            external: Vec::new(),
         };
         for plugin in config.plugins.iter().filter(|plugin| plugin.enabled) {
             let external = plugin.command.is_some();
             match (plugin.plugin_type, plugin.name.as_str()) {
+                (PluginType::NodeAttestor, _) if external => {
+                    wanted.external.push(plugin.clone());
+                }
+                (PluginType::KeyManager, name) if external => {
+                    keys = Some(KeysWanted::External(name.to_owned()));
+                    wanted.external.push(plugin.clone());
+                }
                 _ if external => {
                     return Err(unsupported(
                         plugin,
-                        "plugins in processes of their own (plugin_cmd) are not supported yet",
+                        "plugins of this type cannot be processes of their own (plugin_cmd) yet",
                     ));
                 }
                 (PluginType::DataStore, "sql") => store = Some(sql(plugin)?),
-                (PluginType::KeyManager, "memory") => keys = Some(None),
+                (PluginType::KeyManager, "memory") => keys = Some(KeysWanted::Memory),
                 (PluginType::KeyManager, "disk") => {
                     let data = data(plugin, |it: &DiskKeysData| &it.unknown)?;
-                    keys = Some(Some(required(plugin, "keys_path", &data.keys_path)?));
+                    let path = required(plugin, "keys_path", &data.keys_path)?;
+                    keys = Some(KeysWanted::Disk(path));
                 }
                 (PluginType::UpstreamAuthority, "disk") => {
                     let data = data(plugin, |it: &DiskAuthorityData| &it.unknown)?;
@@ -237,14 +261,20 @@ impl Authorities for OwnAuthorities {
 #[derive(Default)]
 pub(crate) struct NodeAttestors {
     x509pop: HashMap<String, X509PopServer<OwnAuthorities>>,
+    external: HashMap<String, ServerNode>,
 }
 
 impl NodeAttestors {
     pub(crate) async fn open(
         wanted: Option<X509PopServerConfig>,
         own: OwnAuthorities,
+        running: &Running,
     ) -> Result<Self, String> {
         let mut attestors = Self::default();
+        for plugin in running.of(PluginType::NodeAttestor) {
+            let node = ServerNode::new(plugin.clone(), own.trust_domain.clone());
+            attestors.external.insert(plugin.name().to_owned(), node);
+        }
         if let Some(config) = wanted {
             let of = own.trust_domain.clone();
             let server = X509PopServer::configure(config, of, own).await;
@@ -264,7 +294,6 @@ impl Attestors for NodeAttestors {
         address: Option<IpAddr>,
         agent: &mut dyn Ask,
     ) -> Option<Result<Attested, Status>> {
-        let attestor = self.x509pop.get(name)?;
         let claim = Claim {
             payload,
             client_ip: address,
@@ -274,7 +303,11 @@ impl Attestors for NodeAttestors {
             agent,
             refused: None,
         };
-        let judged = attestor.attest(claim, &mut asked).await;
+        let judged = match (self.external.get(name), self.x509pop.get(name)) {
+            (Some(plugin), _) => plugin.attest(claim, &mut asked).await,
+            (None, Some(built_in)) => built_in.attest(claim, &mut asked).await,
+            (None, None) => return None,
+        };
         Some(match (judged, asked.refused) {
             (Ok(agent), _) => Ok(Attested {
                 id: agent.id,

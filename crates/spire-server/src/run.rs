@@ -7,7 +7,7 @@ mod trust;
 use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use ah_daemon::signals::Signals;
@@ -27,8 +27,9 @@ use crate::api::{Core, RateLimits};
 use crate::ca::{Authorities, Manager, Profile, ServerSvids, Settings, Subject};
 use crate::endpoints::{ClientTrust, Configs, LocalSocket, Network, bind};
 use crate::entries::{CachedStore, EntryCache, Follow};
-use crate::keys::{DiskKeys, MemoryKeys};
-use crate::plugins::{NodeAttestors, OwnAuthorities, Wanted};
+use crate::keys::{DiskKeys, ExternalKeys, MemoryKeys};
+use crate::plugins::external::{self, Offered, Running};
+use crate::plugins::{KeysWanted, NodeAttestors, OwnAuthorities, Wanted};
 use crate::store::{Metered, SqlStore, Store};
 
 /// How long calls under way may take to end.
@@ -54,7 +55,7 @@ pub async fn validate(config: &ServerConfig) -> Result<(), String> {
     tell_unsupported(config)?;
     wanted.upstream(&config.trust_domain, Arc::new(SystemClock))?;
     metrics(config)?;
-    Ok(())
+    external::check(&wanted.external, config).await
 }
 
 /// Where this server counts. Sinks that it does not have are refused by name.
@@ -144,7 +145,8 @@ async fn serve(config: ServerConfig, wanted: Wanted, log: Arc<Log>) -> Result<()
     // First of all: a server that is told to end while it starts ends well.
     let (signals, _reloads) = Signals::install().map_err(failed("cannot listen to signals"))?;
     tokio::spawn(signals.act_on(shutdown.clone()));
-    reopen_on_signal(log.clone()).map_err(failed("cannot listen to signals"))?;
+    let plugins = Arc::new(OnceLock::new());
+    reopen_on_signal(log.clone(), plugins.clone()).map_err(failed("cannot listen to signals"))?;
     if let Err(error) = ah_daemon::limits::raise_open_files() {
         tracing::warn!(%error, "The limit of open files cannot be raised");
     }
@@ -159,13 +161,29 @@ async fn serve(config: ServerConfig, wanted: Wanted, log: Arc<Log>) -> Result<()
     }
     warn_unsupported(&config);
     let started = tokio::select! {
-        started = start(&config, wanted, log) => started?,
+        started = Box::pin(start(&config, wanted, log, &plugins)) => started,
         () = shutdown.drain.cancelled() => {
+            end(&plugins).await;
             tracing::info!("Server stopped gracefully");
             return Ok(());
         }
     };
-    started.run(config, shutdown).await
+    let ended = match started {
+        Ok(started) => Box::pin(started.run(config, shutdown)).await,
+        Err(error) => Err(error),
+    };
+    // After everything that asks them.
+    end(&plugins).await;
+    if ended.is_ok() {
+        tracing::info!("Server stopped gracefully");
+    }
+    ended
+}
+
+async fn end(plugins: &OnceLock<Running>) {
+    if let Some(plugins) = plugins.get() {
+        plugins.stop().await;
+    }
 }
 
 /// A server whose parts are there and whose sockets are bound.
@@ -186,6 +204,7 @@ async fn start(
     config: &ServerConfig,
     wanted: Wanted,
     log: Arc<Log>,
+    plugins: &OnceLock<Running>,
 ) -> Result<Started<impl Store>, String> {
     let told = |fault: Explained| fault.report();
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
@@ -208,9 +227,15 @@ async fn start(
     let entries = Arc::new(entries.map_err(|error| format!("cannot read the entries: {error}"))?);
     let store = Arc::new(CachedStore::new(store, entries.clone()));
     let upstream = wanted.upstream(&ours, clock.clone())?;
+    let offered = Offered::new(database.clone(), ours.clone());
+    let running = Running::start(&wanted.external, config, &metrics, &offered).await?;
+    let running = plugins.get_or_init(|| running);
     let keys = match &wanted.keys {
-        Some(path) => Keys::Disk(DiskKeys::open(path).map_err(|error| error.to_string())?),
-        None => Keys::Memory(MemoryKeys::default()),
+        KeysWanted::Disk(path) => {
+            Keys::Disk(DiskKeys::open(path).map_err(|error| error.to_string())?)
+        }
+        KeysWanted::Memory => Keys::Memory(MemoryKeys::default()),
+        KeysWanted::External(name) => Keys::External(ExternalKeys::new(running.keys(name)?)),
     };
     let profile = Profile {
         ca_ttl: config.ca_ttl,
@@ -242,11 +267,12 @@ async fn start(
     let manager = Arc::new(manager.map_err(|error| format!("cannot start the CA: {error}"))?);
     let svids = ServerSvids::new(authorities.clone(), manager.tainted())
         .map_err(|error| format!("cannot sign the server's X509-SVID: {error}"))?;
+    offered.offer(svids.subscribe());
     let own = OwnAuthorities {
         store: database.clone(),
         trust_domain: ours.clone(),
     };
-    let attestors = NodeAttestors::open(wanted.x509pop, own).await?;
+    let attestors = NodeAttestors::open(wanted.x509pop, own, running).await?;
     let admin_ids: BTreeSet<SpiffeId> = config.admin_ids.iter().cloned().collect();
     let clients = ClientTrust {
         trust_domain: ours.clone(),
@@ -380,7 +406,6 @@ impl<S: Store> Started<S> {
         if !drained.cut_off.is_empty() {
             tracing::warn!(tasks = ?drained.cut_off, "Cut off: they did not end in time");
         }
-        tracing::info!("Server stopped gracefully");
         Ok(())
     }
 }
@@ -420,17 +445,20 @@ fn follow(config: &ServerConfig) -> Follow {
     }
 }
 
-/// USR2 opens the log file again; USR1 would tell plugins something new, and must not end the process.
-fn reopen_on_signal(log: Arc<Log>) -> io::Result<()> {
+/// USR2 opens the log file again; USR1 tells plugins in processes of their own what is new in their files.
+fn reopen_on_signal(log: Arc<Log>, plugins: Arc<OnceLock<Running>>) -> io::Result<()> {
     let mut reopen = signal(SignalKind::user_defined2())?;
     let mut reconfigure = signal(SignalKind::user_defined1())?;
     tokio::spawn(async move {
         loop {
             tokio::select! {
                 Some(()) = reopen.recv() => log.reopen(),
-                Some(()) = reconfigure.recv() => tracing::warn!(
-                    "Plugins cannot be told something new while the server runs; restart it"
-                ),
+                Some(()) = reconfigure.recv() => {
+                    tracing::info!("Reconfigure signal received");
+                    if let Some(plugins) = plugins.get() {
+                        plugins.reconfigure().await;
+                    }
+                }
                 else => return,
             }
         }

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use crate::keys::{DiskKeys, KeyError, KeyManager, KeyType, MemoryKeys, SigningKey};
+use crate::keys::{DiskKeys, ExternalKeys, KeyError, KeyManager, KeyType, MemoryKeys, SigningKey};
 
 /// Whichever key manager is configured.
 pub(super) enum Keys {
     Disk(DiskKeys),
     Memory(MemoryKeys),
+    External(ExternalKeys),
 }
 
 impl KeyManager for Keys {
@@ -15,6 +16,7 @@ impl KeyManager for Keys {
         match self {
             Self::Disk(keys) => keys.generate_key(id, kind).await,
             Self::Memory(keys) => keys.generate_key(id, kind).await,
+            Self::External(keys) => keys.generate_key(id, kind).await,
         }
     }
 
@@ -22,6 +24,7 @@ impl KeyManager for Keys {
         match self {
             Self::Disk(keys) => keys.key(id).await,
             Self::Memory(keys) => keys.key(id).await,
+            Self::External(keys) => keys.key(id).await,
         }
     }
 
@@ -29,6 +32,7 @@ impl KeyManager for Keys {
         match self {
             Self::Disk(keys) => keys.keys().await,
             Self::Memory(keys) => keys.keys().await,
+            Self::External(keys) => keys.keys().await,
         }
     }
 }

@@ -1,0 +1,220 @@
+//! Plugins in processes of their own (`plugin_cmd`), and what this server offers to them.
+
+use std::sync::{Arc, OnceLock};
+
+use ah_identity_provider::Explained;
+use ah_spire_plugin::catalog::{PluginConfig, PluginType};
+use ah_spire_plugin::server::ServerConfig;
+use ah_spire_plugin_host::host_service::{agentstore, identityprovider, types};
+use ah_spire_plugin_host::{HostServices, Limits, Plugin, Settings, keys, launch, node};
+use ah_spire_telemetry::Metrics;
+use ah_spire_wire::model::{Bundle, JwtKey, X509Authority};
+use spiffe::TrustDomain;
+use tokio::sync::watch;
+use tonic::{Request, Response, Status};
+
+use crate::endpoints::ServerSvid;
+use crate::ids;
+use crate::store::{Agents, Bundles, SqlStore};
+
+/// The plugins that run, in the order of their start.
+#[derive(Clone, Default)]
+pub(crate) struct Running(Vec<(PluginType, Plugin)>);
+
+impl Running {
+    /// Starts all that `wanted` names. When one fails, those before it are ended.
+    pub(crate) async fn start(
+        wanted: &[PluginConfig],
+        config: &ServerConfig,
+        metrics: &Metrics,
+        offered: &Offered,
+    ) -> Result<Self, String> {
+        let mut running = Self::default();
+        for plugin in wanted {
+            let services = HostServices::new(metrics)
+                .with(agentstore::agent_store_server::AgentStoreServer::new(
+                    offered.clone(),
+                ))
+                .with(
+                    identityprovider::identity_provider_server::IdentityProviderServer::new(
+                        offered.clone(),
+                    ),
+                );
+            match Plugin::start(settings(plugin, config, services)).await {
+                Ok(started) => running.0.push((plugin.plugin_type, started)),
+                Err(error) => {
+                    running.stop().await;
+                    return Err(told(&error));
+                }
+            }
+        }
+        Ok(running)
+    }
+
+    /// Those of a type.
+    pub(crate) fn of(&self, kind: PluginType) -> impl Iterator<Item = &Plugin> {
+        let all = self.0.iter().filter(move |(other, _)| *other == kind);
+        all.map(|(_, plugin)| plugin)
+    }
+
+    /// The key manager called `name`.
+    pub(crate) fn keys(&self, name: &str) -> Result<keys::Keys, String> {
+        let mut all = self.of(PluginType::KeyManager);
+        let found = all.find(|plugin| plugin.name() == name);
+        let plugin = found.ok_or_else(|| format!("KeyManager \"{name}\" does not run"))?;
+        Ok(keys::Keys::new(plugin.clone(), keys::Side::Server))
+    }
+
+    /// SIGUSR1: each `plugin_data_file` is read again, and what changed is told to its plugin.
+    pub(crate) async fn reconfigure(&self) {
+        for (kind, plugin) in &self.0 {
+            let (plugin_name, plugin_type) = (plugin.name(), kind.as_str());
+            if !plugin.is_dynamic() {
+                continue;
+            }
+            match plugin.reconfigure().await {
+                Ok(true) => tracing::info!(plugin_name, plugin_type, "Plugin reconfigured"),
+                Ok(false) => tracing::info!(
+                    plugin_name,
+                    plugin_type,
+                    "Plugin not reconfigured since the config is unchanged"
+                ),
+                Err(error) => tracing::error!(
+                    plugin_name,
+                    plugin_type,
+                    error = told(&error),
+                    "Failed to reconfigure plugin"
+                ),
+            }
+        }
+    }
+
+    /// Ends them all, the last one first.
+    pub(crate) async fn stop(&self) {
+        for (_, plugin) in self.0.iter().rev() {
+            plugin.stop().await;
+        }
+    }
+}
+
+/// Asks each plugin what it thinks of its configuration.
+pub(crate) async fn check(wanted: &[PluginConfig], config: &ServerConfig) -> Result<(), String> {
+    for plugin in wanted {
+        let services = HostServices::new(&Metrics::off());
+        let notes = Plugin::validate(settings(plugin, config, services)).await;
+        let notes = notes.map_err(|error| told(&error))?;
+        if !notes.is_empty() {
+            let (kind, name) = (plugin.plugin_type, &plugin.name);
+            return Err(format!("{kind} \"{name}\": {}", notes.join("; ")));
+        }
+    }
+    Ok(())
+}
+
+fn settings(plugin: &PluginConfig, config: &ServerConfig, services: HostServices) -> Settings {
+    Settings {
+        config: plugin.clone(),
+        service: match plugin.plugin_type {
+            PluginType::KeyManager => keys::SERVER_SERVICE,
+            _ => node::SERVER_SERVICE,
+        },
+        trust_domain: config.trust_domain.clone(),
+        services,
+        launcher: Some(launch::own_program()),
+        limits: Limits::default(),
+    }
+}
+
+/// On one line, as this server tells what keeps it from starting.
+fn told(error: &Explained) -> String {
+    let mut parts = vec![error.text.clone()];
+    parts.extend(error.causes.iter().cloned());
+    let text = parts.join(": ");
+    match &error.hint {
+        Some(hint) => format!("{text} ({hint})"),
+        None => text,
+    }
+}
+
+/// What plugins may ask this server for: its agents and its own identity.
+#[derive(Clone)]
+pub(crate) struct Offered {
+    store: SqlStore,
+    trust_domain: TrustDomain,
+    /// Not there before there is a CA.
+    svids: Arc<OnceLock<watch::Receiver<Option<Arc<ServerSvid>>>>>,
+}
+
+impl Offered {
+    pub(crate) fn new(store: SqlStore, trust_domain: TrustDomain) -> Self {
+        Self {
+            store,
+            trust_domain,
+            svids: Arc::default(),
+        }
+    }
+
+    /// From now on the server has an identity.
+    pub(crate) fn offer(&self, svids: watch::Receiver<Option<Arc<ServerSvid>>>) {
+        // Said once.
+        let _ = self.svids.set(svids);
+    }
+}
+
+#[tonic::async_trait]
+impl agentstore::agent_store_server::AgentStore for Offered {
+    async fn get_agent_info(
+        &self,
+        request: Request<agentstore::GetAgentInfoRequest>,
+    ) -> Result<Response<agentstore::GetAgentInfoResponse>, Status> {
+        let agent_id = request.into_inner().agent_id;
+        let unknown = || Status::not_found("no such agent");
+        let id = ids::parse(&agent_id).map_err(|_| unknown())?;
+        let agent = self.store.agent(&id).await;
+        let agent = agent.map_err(|error| Status::internal(error.to_string()))?;
+        agent.ok_or_else(unknown)?;
+        Ok(Response::new(agentstore::GetAgentInfoResponse {
+            info: Some(agentstore::AgentInfo { agent_id }),
+        }))
+    }
+}
+
+#[tonic::async_trait]
+impl identityprovider::identity_provider_server::IdentityProvider for Offered {
+    async fn fetch_x509_identity(
+        &self,
+        _: Request<identityprovider::FetchX509IdentityRequest>,
+    ) -> Result<Response<identityprovider::FetchX509IdentityResponse>, Status> {
+        let svid = self.svids.get().and_then(|svids| svids.borrow().clone());
+        let svid = svid.ok_or_else(|| {
+            Status::failed_precondition("IdentityProvider host service has not been initialized")
+        })?;
+        let bundle = self.store.bundle(&self.trust_domain).await;
+        let bundle = bundle.map_err(|error| Status::internal(error.to_string()))?;
+        let bundle = bundle.ok_or_else(|| Status::internal("the server's bundle is missing"))?;
+        Ok(Response::new(identityprovider::FetchX509IdentityResponse {
+            identity: Some(identityprovider::X509Identity {
+                cert_chain: svid.chain.clone(),
+                private_key: svid.key.der().secret_der().to_vec(),
+            }),
+            bundle: Some(plugin_bundle(bundle)),
+        }))
+    }
+}
+
+fn plugin_bundle(bundle: Bundle) -> types::Bundle {
+    let x509 = |X509Authority { der, tainted }| types::X509Certificate { asn1: der, tainted };
+    let jwt = |key: JwtKey| types::JwtKey {
+        public_key: key.spki,
+        key_id: key.id,
+        expires_at: key.expires_at,
+        tainted: key.tainted,
+    };
+    types::Bundle {
+        trust_domain: bundle.trust_domain.to_string(),
+        x509_authorities: bundle.x509.into_iter().map(x509).collect(),
+        jwt_authorities: bundle.jwt.into_iter().map(jwt).collect(),
+        refresh_hint: bundle.refresh_hint,
+        sequence_number: bundle.sequence,
+    }
+}
