@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::task::AbortOnDropHandle;
+use tonic::Code;
 use tonic::service::Routes;
 
 use crate::packages::plugin::ConnInfo;
@@ -46,7 +47,11 @@ impl Broker {
                     let mut answer = answer.into_inner();
                     while let Ok(Some(_)) = answer.message().await {}
                 }
-                Err(status) => tracing::debug!(%status, "the plugin has no broker"),
+                Err(status) if status.code() == Code::Unimplemented => {
+                    tracing::debug!("the plugin has no broker, and cannot call the host services");
+                }
+                // It has ended.
+                Err(_) => {}
             }
         };
         Ok(Self {

@@ -174,6 +174,12 @@ fn what_a_plugin_says_no_to_is_told() {
         told.contains("SVIDStore \"store\"") && told.contains("of this type"),
         "{told}"
     );
+    // A plugin that needs the server's services gets them here, too.
+    let told = rig.validate("server", &server_plugins(&rig));
+    assert!(
+        told.contains("SPIRE server configuration file is valid."),
+        "{told}"
+    );
     // One of another type: the plugin itself says that it is none of these.
     let wrong = server_plugins(&rig).replace("server-node", "agent-keys");
     let told = rig.validate("server", &wrong);

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
+use agentstore::agent_store_server::AgentStoreServer;
 use ah_identity_provider::Explained;
 use ah_spire_plugin::catalog::{PluginConfig, PluginType};
 use ah_spire_plugin::server::ServerConfig;
@@ -9,6 +10,7 @@ use ah_spire_plugin_host::host_service::{agentstore, identityprovider, types};
 use ah_spire_plugin_host::{HostServices, Limits, Plugin, Settings, keys, launch, node};
 use ah_spire_telemetry::Metrics;
 use ah_spire_wire::model::{Bundle, JwtKey, X509Authority};
+use identityprovider::identity_provider_server::IdentityProviderServer;
 use spiffe::TrustDomain;
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
@@ -31,15 +33,7 @@ impl Running {
     ) -> Result<Self, String> {
         let mut running = Self::default();
         for plugin in wanted {
-            let services = HostServices::new(metrics)
-                .with(agentstore::agent_store_server::AgentStoreServer::new(
-                    offered.clone(),
-                ))
-                .with(
-                    identityprovider::identity_provider_server::IdentityProviderServer::new(
-                        offered.clone(),
-                    ),
-                );
+            let services = offered.services(metrics);
             match Plugin::start(settings(plugin, config, services)).await {
                 Ok(started) => running.0.push((plugin.plugin_type, started)),
                 Err(error) => {
@@ -100,7 +94,7 @@ impl Running {
 /// Asks each plugin what it thinks of its configuration.
 pub(crate) async fn check(wanted: &[PluginConfig], config: &ServerConfig) -> Result<(), String> {
     for plugin in wanted {
-        let services = HostServices::new(&Metrics::off());
+        let services = Offered::nothing(config.trust_domain.clone()).services(&Metrics::off());
         let notes = Plugin::validate(settings(plugin, config, services)).await;
         let notes = notes.map_err(|error| told(&error))?;
         if !notes.is_empty() {
@@ -139,7 +133,8 @@ fn told(error: &Explained) -> String {
 /// What plugins may ask this server for: its agents and its own identity.
 #[derive(Clone)]
 pub(crate) struct Offered {
-    store: SqlStore,
+    /// `None` in a process that only validates.
+    store: Option<SqlStore>,
     trust_domain: TrustDomain,
     /// Not there before there is a CA.
     svids: Arc<OnceLock<watch::Receiver<Option<Arc<ServerSvid>>>>>,
@@ -148,10 +143,28 @@ pub(crate) struct Offered {
 impl Offered {
     pub(crate) fn new(store: SqlStore, trust_domain: TrustDomain) -> Self {
         Self {
-            store,
+            store: Some(store),
+            ..Self::nothing(trust_domain)
+        }
+    }
+
+    /// The services are there, and know nothing.
+    fn nothing(trust_domain: TrustDomain) -> Self {
+        Self {
+            store: None,
             trust_domain,
             svids: Arc::default(),
         }
+    }
+
+    fn services(&self, metrics: &Metrics) -> HostServices {
+        HostServices::new(metrics)
+            .with(AgentStoreServer::new(self.clone()))
+            .with(IdentityProviderServer::new(self.clone()))
+    }
+
+    fn store(&self, service: &str) -> Result<&SqlStore, Status> {
+        self.store.as_ref().ok_or_else(|| not_there(service))
     }
 
     /// From now on the server has an identity.
@@ -159,6 +172,10 @@ impl Offered {
         // Said once.
         let _ = self.svids.set(svids);
     }
+}
+
+fn not_there(service: &str) -> Status {
+    Status::failed_precondition(format!("{service} host service has not been initialized"))
 }
 
 #[tonic::async_trait]
@@ -170,7 +187,7 @@ impl agentstore::agent_store_server::AgentStore for Offered {
         let agent_id = request.into_inner().agent_id;
         let unknown = || Status::not_found("no such agent");
         let id = ids::parse(&agent_id).map_err(|_| unknown())?;
-        let agent = self.store.agent(&id).await;
+        let agent = self.store("AgentStore")?.agent(&id).await;
         let agent = agent.map_err(|error| Status::internal(error.to_string()))?;
         agent.ok_or_else(unknown)?;
         Ok(Response::new(agentstore::GetAgentInfoResponse {
@@ -186,10 +203,9 @@ impl identityprovider::identity_provider_server::IdentityProvider for Offered {
         _: Request<identityprovider::FetchX509IdentityRequest>,
     ) -> Result<Response<identityprovider::FetchX509IdentityResponse>, Status> {
         let svid = self.svids.get().and_then(|svids| svids.borrow().clone());
-        let svid = svid.ok_or_else(|| {
-            Status::failed_precondition("IdentityProvider host service has not been initialized")
-        })?;
-        let bundle = self.store.bundle(&self.trust_domain).await;
+        let svid = svid.ok_or_else(|| not_there("IdentityProvider"))?;
+        let store = self.store("IdentityProvider")?;
+        let bundle = store.bundle(&self.trust_domain).await;
         let bundle = bundle.map_err(|error| Status::internal(error.to_string()))?;
         let bundle = bundle.ok_or_else(|| Status::internal("the server's bundle is missing"))?;
         Ok(Response::new(identityprovider::FetchX509IdentityResponse {
