@@ -5,7 +5,7 @@ go 1.24.0
 require (
 	github.com/hashicorp/go-hclog v0.15.0
 	github.com/hashicorp/hcl v1.0.0
-	github.com/spiffe/spire-plugin-sdk v1.4.4-0.20260617144146-5dcde407c4d1
+	github.com/spiffe/spire-plugin-sdk v1.4.4-0.20250606112051-68609d83ce7c
 	google.golang.org/grpc v1.74.2
 )
 
