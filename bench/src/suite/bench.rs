@@ -5,6 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use super::process::{LoadRun, Server};
+use super::rotation::Origin;
 use super::subject::{Places, Subject};
 use super::table::Sample;
 use crate::load::Protocol;
@@ -25,6 +26,10 @@ pub(crate) struct Effort {
     pub(crate) sockets: u32,
     /// Length of the churn.
     pub(crate) churn: Duration,
+    /// Arrivals of the churn a second, unless half of bar 1.
+    pub(crate) churn_rate: Option<f64>,
+    /// Where the certificates of the rotations come from.
+    pub(crate) rotations: Vec<Origin>,
     /// Least share of its core that a server must have used for a throughput run to count.
     pub(crate) least_busy: f64,
 }
