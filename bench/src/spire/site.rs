@@ -375,7 +375,8 @@ pub(super) fn entry(parent: &types::Spiffeid, number: u32) -> types::Entry {
     }
 }
 
-async fn until<T, F: Future<Output = io::Result<T>>>(
+/// Attempts something until it succeeds, for as long as anything may take to come up.
+pub(super) async fn until<T, F: Future<Output = io::Result<T>>>(
     what: &str,
     mut attempt: impl FnMut() -> F,
 ) -> io::Result<T> {

@@ -24,6 +24,7 @@ use self::bench::{Bench, Effort};
 pub(crate) use self::process::{LOAD_CORE, Running, SERVER_CORE, pinned};
 use self::rotation::Origin;
 use self::subject::Places;
+pub(crate) use self::subject::built_peer;
 pub(crate) use self::table::Sample;
 use self::table::{Row, Verdict, markdown};
 use crate::load::MOST;
