@@ -281,7 +281,7 @@ async fn start(
         }
         None => None,
     };
-    let local = LocalSocket::bind(&config.socket).map_err(|error| error.to_string())?;
+    let local = LocalSocket::bind(&config.socket).map_err(told)?;
     Ok(Started {
         database,
         core,
