@@ -4,3 +4,4 @@
 mod guide;
 mod observed;
 mod server;
+mod signals;
