@@ -3,7 +3,9 @@
 //! The cache begins with everything the store holds. From then on the APIs hand it what this server writes, and
 //! the store's log of changes tells what other servers wrote.
 
+mod build;
 mod follow;
+mod held;
 mod index;
 mod metrics;
 mod order;
@@ -20,6 +22,7 @@ use tokio::sync::watch;
 
 pub use follow::Follow;
 use follow::State;
+pub use held::Held;
 use index::{Affected, Index};
 use metrics::Counts;
 pub use through::CachedStore;
@@ -44,7 +47,7 @@ pub struct EntryCache {
 
 #[derive(Default)]
 struct Own {
-    entries: HashMap<String, Option<Arc<Entry>>>,
+    entries: HashMap<String, Option<Entry>>,
     agents: HashMap<SpiffeId, Option<Arc<Agent>>>,
 }
 
@@ -86,17 +89,17 @@ impl EntryCache {
 
     /// All entries that `agent` may serve: those below it and below the aliases whose selectors it has, with
     /// theirs in turn. Nothing for a banned agent; no entry that has expired.
-    pub fn authorized(&self, agent: &SpiffeId) -> Vec<Arc<Entry>> {
+    pub fn authorized(&self, agent: &SpiffeId) -> Vec<Arc<Held>> {
         self.index().authorized(agent, (self.clock)())
     }
 
     /// The entry with this ID when `agent` may serve it.
-    pub fn authorized_entry(&self, agent: &SpiffeId, id: &str) -> Option<Arc<Entry>> {
+    pub fn authorized_entry(&self, agent: &SpiffeId, id: &str) -> Option<Arc<Held>> {
         self.index().authorized_entry(agent, id, (self.clock)())
     }
 
     /// By entry ID, whoever may serve it.
-    pub fn entry(&self, id: &str) -> Option<Arc<Entry>> {
+    pub fn entry(&self, id: &str) -> Option<Arc<Held>> {
         self.index().entry(id).cloned()
     }
 
@@ -133,12 +136,8 @@ impl EntryCache {
 
     /// This server has created or updated the entry.
     pub fn put(&self, entry: Entry) {
-        let entry = Arc::new(entry);
         self.change(|index, affected| {
-            self.record(|own| {
-                own.entries
-                    .insert(entry.id.clone(), Some(Arc::clone(&entry)))
-            });
+            self.record(|own| own.entries.insert(entry.id.clone(), Some(entry.clone())));
             index.put(entry, affected);
         });
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use spiffe::SpiffeId;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::index::Index;
+use super::build::Building;
 use super::{EntryCache, Own, locked};
 use crate::store::{Changed, Store, StoreError, counted};
 
@@ -156,7 +156,7 @@ impl EntryCache {
         let ids = changed(&entry_events, &state.entries);
         let mut entries: HashMap<_, _> = ids.iter().map(|id| (id.clone(), None)).collect();
         for entry in store.entries_by_id(&ids).await? {
-            entries.insert(entry.id.clone(), Some(Arc::new(entry)));
+            entries.insert(entry.id.clone(), Some(entry));
         }
         let mut agents = HashMap::new();
         for id in changed(&agent_events, &state.agents) {
@@ -219,10 +219,10 @@ impl EntryCache {
             let last = store.agent_events(None).await?;
             store.agent_events(Some(window(&last))).await?
         };
-        let (entries, agents) = (store.all_entries().await?, store.all_agents().await?);
-        let trust_domain = self.index().trust_domain().clone();
-        let built =
-            tokio::task::spawn_blocking(|| Index::build(trust_domain, entries, agents)).await;
+        let mut building = Building::new(self.index().trust_domain().clone());
+        store.each_entry(|entry| building.add(entry)).await?;
+        let agents = store.all_agents().await?;
+        let built = tokio::task::spawn_blocking(|| building.finish(agents)).await;
         let built = built.map_err(|e| StoreError::Unavailable(format!("reading entries: {e}")))?;
 
         let now = Instant::now();

@@ -49,8 +49,8 @@ impl<S: Entries + 'static> Entries for CachedStore<S> {
         self.store.entries(filter, page).await
     }
 
-    async fn all_entries(&self) -> Result<Vec<Entry>, StoreError> {
-        self.store.all_entries().await
+    async fn each_entry(&self, take: impl FnMut(Entry) + Send) -> Result<(), StoreError> {
+        self.store.each_entry(take).await
     }
 
     async fn count_entries(&self, filter: &EntryFilter) -> Result<u64, StoreError> {
