@@ -4,6 +4,7 @@
 //! the store's log of changes tells what other servers wrote.
 
 mod build;
+mod doubt;
 mod follow;
 mod held;
 mod index;
@@ -13,13 +14,15 @@ mod through;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use ah_spire_telemetry::Metrics;
 use ah_spire_wire::model::Entry;
 use spiffe::{SpiffeId, TrustDomain};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
+use doubt::Doubts;
 pub use follow::Follow;
 use follow::State;
 pub use held::Held;
@@ -42,6 +45,9 @@ pub struct EntryCache {
     /// What this server changed while the store was being read: newer than what was read.
     own: Mutex<Option<Own>>,
     state: tokio::sync::Mutex<State>,
+    doubts: Doubts,
+    /// What other servers wrote before this is known.
+    followed: Mutex<Instant>,
     counts: Counts,
 }
 
@@ -84,6 +90,8 @@ impl EntryCache {
             bundles: watch::Sender::new(0),
             own: Mutex::default(),
             state: tokio::sync::Mutex::default(),
+            doubts: Doubts::default(),
+            followed: Mutex::new(Instant::now()),
         }
     }
 
@@ -106,6 +114,16 @@ impl EntryCache {
     /// By SPIFFE ID.
     pub fn agent(&self, id: &SpiffeId) -> Option<Arc<Agent>> {
         self.index().agent(id).cloned()
+    }
+
+    /// The agent as the store has it: with all that this server wrote, and with what others wrote until `staleness` ago
+    /// (`None`: there are no others). `None` where that is not known, and where there is no such agent.
+    pub fn agent_within(&self, id: &SpiffeId, staleness: Option<Duration>) -> Option<Arc<Agent>> {
+        let is_old = |most| locked(&self.followed).elapsed() >= most;
+        if staleness.is_some_and(is_old) || self.doubts.contain(id) {
+            return None;
+        }
+        self.agent(id)
     }
 
     /// Changes each time that [`EntryCache::authorized`] of this agent may have. Subscribe first, then read.

@@ -95,10 +95,6 @@ fn warn_unsupported(config: &ServerConfig) {
             !config.experimental.feature_flags.is_empty(),
             "experimental.feature_flags",
         ),
-        (
-            !config.max_attested_node_info_staleness.is_zero(),
-            "max_attested_node_info_staleness (agents are looked up at each call)",
-        ),
     ] {
         if set {
             tracing::warn!(what, "Configured, and not supported by this server yet");
@@ -255,6 +251,9 @@ async fn start(
         store,
         authority: manager.clone(),
         entries,
+        agent_staleness: database
+            .is_shared()
+            .then_some(config.max_attested_node_info_staleness),
         attestors: attestors.clone(),
         admin_ids,
         rpc: RpcMetrics::new(&metrics),

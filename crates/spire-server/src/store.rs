@@ -141,7 +141,7 @@ pub trait Agents: Send + Sync {
         filter: &AgentFilter,
         page: &Page,
     ) -> impl Future<Output = Result<Paged<Agent>, StoreError>> + Send;
-    /// All there are, from where [`Entries::each_entry`] has them.
+    /// All there are, never from a replica: calls are judged by them.
     fn all_agents(&self) -> impl Future<Output = Result<Vec<Agent>, StoreError>> + Send;
     /// How many match.
     fn count_agents(
