@@ -72,6 +72,9 @@ pub struct Core<S> {
     pub authority: Arc<dyn Authority>,
     /// Which entries an agent serves. What is written to `store` is in it when the write returns.
     pub entries: Arc<EntryCache>,
+    /// `max_attested_node_info_staleness`: how old what other servers wrote of an agent may be that a call is judged by;
+    /// `None` when no other server writes to `store`. What this one wrote is always known.
+    pub agent_staleness: Option<Duration>,
     /// The configured node attestors besides `join_token`.
     pub attestors: Arc<dyn Attestors>,
     /// `admin_ids`

@@ -1,6 +1,7 @@
 //! The `plugins { }` of the server's file as what they stand for.
 
-use std::collections::HashMap;
+mod reload;
+
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,10 +15,12 @@ use ah_spire_plugin::catalog::{PluginConfig, PluginType};
 use ah_spire_plugin::config_block;
 use ah_spire_plugin::decode::{Decode, UnknownKeys, from_object};
 use ah_spire_plugin::server::ServerConfig;
+use arc_swap::ArcSwapOption;
 use rustls_pki_types::CertificateDer;
 use spiffe::TrustDomain;
 use tonic::{Code, Status};
 
+pub(crate) use self::reload::Reload;
 use crate::api::{Ask, Attested, Attestors};
 use crate::ca::{DiskAuthority, Files, UpstreamAuthority};
 use crate::store::{Bundles, SqlStore, StoreConfig, StoreError};
@@ -218,6 +221,7 @@ fn x509pop(plugin: &PluginConfig) -> Result<X509PopServerConfig, String> {
 }
 
 /// The own X.509 authorities, for attestors that take the server's SVIDs.
+#[derive(Clone)]
 pub(crate) struct OwnAuthorities {
     pub(crate) store: SqlStore,
     pub(crate) trust_domain: TrustDomain,
@@ -234,9 +238,9 @@ impl Authorities for OwnAuthorities {
 }
 
 /// The configured node attestors.
-#[derive(Default)]
 pub(crate) struct NodeAttestors {
-    x509pop: HashMap<String, X509PopServer<OwnAuthorities>>,
+    own: OwnAuthorities,
+    x509pop: ArcSwapOption<X509PopServer<OwnAuthorities>>,
 }
 
 impl NodeAttestors {
@@ -244,14 +248,23 @@ impl NodeAttestors {
         wanted: Option<X509PopServerConfig>,
         own: OwnAuthorities,
     ) -> Result<Self, String> {
-        let mut attestors = Self::default();
+        let attestors = Self {
+            own,
+            x509pop: ArcSwapOption::empty(),
+        };
         if let Some(config) = wanted {
-            let of = own.trust_domain.clone();
-            let server = X509PopServer::configure(config, of, own).await;
-            let server = server.map_err(|error| error.explained().report())?;
-            attestors.x509pop.insert(server.name().to_owned(), server);
+            attestors.x509pop(config).await?;
         }
         Ok(attestors)
+    }
+
+    /// `x509pop` judges by `config` from now on.
+    async fn x509pop(&self, config: X509PopServerConfig) -> Result<(), String> {
+        let own = self.own.clone();
+        let server = X509PopServer::configure(config, own.trust_domain.clone(), own).await;
+        let server = server.map_err(|error| error.explained().report())?;
+        self.x509pop.store(Some(Arc::new(server)));
+        Ok(())
     }
 }
 
@@ -264,7 +277,8 @@ impl Attestors for NodeAttestors {
         address: Option<IpAddr>,
         agent: &mut dyn Ask,
     ) -> Option<Result<Attested, Status>> {
-        let attestor = self.x509pop.get(name)?;
+        let attestor = self.x509pop.load_full();
+        let attestor = attestor.filter(|it| it.name() == name)?;
         let claim = Claim {
             payload,
             client_ip: address,

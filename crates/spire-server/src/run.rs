@@ -2,37 +2,31 @@
 
 mod keys;
 mod prune;
+mod tasks;
 mod trust;
 
 use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use ah_daemon::signals::Signals;
-use ah_daemon::systemd;
-use ah_daemon::tasks::{Shutdown, Tasks};
+use ah_daemon::signals::{Requests, Signals};
+use ah_daemon::tasks::Shutdown;
 use ah_identity_provider::{Clock, Explained, SystemClock};
 use ah_spire_plugin::server::ServerConfig;
-use ah_spire_telemetry::{
-    HealthChecks, HealthListener, Log, Metrics, Program, PrometheusListener, RpcMetrics, State,
-};
+use ah_spire_telemetry::{HealthListener, Log, Metrics, Program, PrometheusListener, RpcMetrics};
 use nix::sys::stat::{Mode, umask};
 use spiffe::SpiffeId;
-use tokio::signal::unix::{SignalKind, signal};
 
 use self::keys::Keys;
 use crate::api::{Core, RateLimits};
 use crate::ca::{Authorities, Manager, Profile, ServerSvids, Settings, Subject};
 use crate::endpoints::{ClientTrust, Configs, LocalSocket, Network, bind};
-use crate::entries::{CachedStore, EntryCache, Follow};
+use crate::entries::{CachedStore, EntryCache};
 use crate::keys::{DiskKeys, MemoryKeys};
-use crate::plugins::{NodeAttestors, OwnAuthorities, Wanted};
+use crate::plugins::{NodeAttestors, OwnAuthorities, Reload, Wanted};
 use crate::store::{Metered, SqlStore, Store};
-
-/// How long calls under way may take to end.
-const DRAIN: Duration = Duration::from_secs(10);
 
 /// Targets of our own in the log.
 const TARGETS: &[&str] = &[
@@ -101,10 +95,6 @@ fn warn_unsupported(config: &ServerConfig) {
             !config.experimental.feature_flags.is_empty(),
             "experimental.feature_flags",
         ),
-        (
-            !config.max_attested_node_info_staleness.is_zero(),
-            "max_attested_node_info_staleness (agents are looked up at each call)",
-        ),
     ] {
         if set {
             tracing::warn!(what, "Configured, and not supported by this server yet");
@@ -139,12 +129,12 @@ pub async fn run(config: ServerConfig) -> Result<(), String> {
 }
 
 async fn serve(config: ServerConfig, wanted: Wanted, log: Arc<Log>) -> Result<(), String> {
-    let failed = |what: &'static str| move |error: io::Error| format!("{what}: {error}");
+    let cannot_listen = |error: io::Error| format!("cannot listen to signals: {error}");
     let shutdown = Shutdown::default();
     // First of all: a server that is told to end while it starts ends well.
-    let (signals, _reloads) = Signals::install().map_err(failed("cannot listen to signals"))?;
+    let (signals, hangups) = Signals::install().map_err(cannot_listen)?;
+    let requests = Requests::install(hangups).map_err(cannot_listen)?;
     tokio::spawn(signals.act_on(shutdown.clone()));
-    reopen_on_signal(log.clone()).map_err(failed("cannot listen to signals"))?;
     if let Err(error) = ah_daemon::limits::raise_open_files() {
         tracing::warn!(%error, "The limit of open files cannot be raised");
     }
@@ -165,12 +155,14 @@ async fn serve(config: ServerConfig, wanted: Wanted, log: Arc<Log>) -> Result<()
             return Ok(());
         }
     };
-    started.run(config, shutdown).await
+    started.run(config, requests, shutdown).await
 }
 
 /// A server whose parts are there and whose sockets are bound.
 struct Started<S> {
     database: SqlStore,
+    log: Arc<Log>,
+    reload: Reload,
     core: Arc<Core<S>>,
     manager: Arc<Manager<S, Keys>>,
     svids: ServerSvids,
@@ -246,7 +238,7 @@ async fn start(
         store: database.clone(),
         trust_domain: ours.clone(),
     };
-    let attestors = NodeAttestors::open(wanted.x509pop, own).await?;
+    let attestors = Arc::new(NodeAttestors::open(wanted.x509pop, own).await?);
     let admin_ids: BTreeSet<SpiffeId> = config.admin_ids.iter().cloned().collect();
     let clients = ClientTrust {
         trust_domain: ours.clone(),
@@ -259,13 +251,16 @@ async fn start(
         store,
         authority: manager.clone(),
         entries,
-        attestors: Arc::new(attestors),
+        agent_staleness: database
+            .is_shared()
+            .then_some(config.max_attested_node_info_staleness),
+        attestors: attestors.clone(),
         admin_ids,
         rpc: RpcMetrics::new(&metrics),
         limits: RateLimits::new(config.rate_limit.attestation, config.rate_limit.signing),
         clock,
         agent_id_as_selector: config.experimental.agent_spiffe_id_as_selector,
-        log,
+        log: log.clone(),
         audit_log: config.audit_log_enabled,
         own_chain: svids.chains(),
         started: SystemTime::now(),
@@ -281,9 +276,11 @@ async fn start(
         }
         None => None,
     };
-    let local = LocalSocket::bind(&config.socket).map_err(|error| error.to_string())?;
+    let local = LocalSocket::bind(&config.socket).map_err(told)?;
     Ok(Started {
         database,
+        log,
+        reload: Reload::new(config, attestors),
         core,
         manager,
         svids,
@@ -302,138 +299,4 @@ async fn address(host: &str, port: u16) -> Result<SocketAddr, String> {
     { found }
         .next()
         .ok_or_else(|| format!("bind_address \"{host}\" has no address"))
-}
-
-impl<S: Store> Started<S> {
-    async fn run(self, config: ServerConfig, shutdown: Shutdown) -> Result<(), String> {
-        let drain = shutdown.drain.clone();
-        let mut tasks = Tasks::new(shutdown);
-        let until = |work: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
-            let drain = drain.clone();
-            async move {
-                tokio::select! {
-                    () = work => {}
-                    () = drain.cancelled() => {}
-                }
-                Ok::<(), String>(())
-            }
-        };
-        let manager = self.manager;
-        tasks.spawn(
-            "ca_manager",
-            until(Box::pin(async move { manager.run().await })),
-        );
-        tasks.spawn("svid_rotator", until(Box::pin(self.svids.run())));
-        tasks.spawn("trust", until(Box::pin(self.trust.run())));
-        let core = self.core.clone();
-        let follow = follow(&config);
-        tasks.spawn(
-            "entry_cache",
-            until(Box::pin(async move {
-                core.entries.follow(core.store.as_ref(), &follow).await
-            })),
-        );
-        let (core, pruner) = (self.core.clone(), self.pruner);
-        let pruned = config.prune_attested_nodes;
-        tasks.spawn(
-            "pruner",
-            until(Box::pin(async move {
-                pruner.run(core.store.as_ref(), pruned).await;
-            })),
-        );
-        if let Some(listener) = self.prometheus {
-            let stop = drain.clone();
-            tasks.spawn("Prometheus", async move {
-                listener.serve(stop).await;
-                Ok::<(), String>(())
-            });
-        }
-        let checks = checks(&self.core);
-        let (listener, stop) = (self.health, drain.clone());
-        tasks.spawn("health", async move {
-            checks.run(listener, stop).await;
-            Ok::<(), String>(())
-        });
-        if let Ok(address) = self.network.address() {
-            tracing::info!(%address, network = "tcp", "Starting Server APIs");
-        }
-        let path = config.socket.display();
-        tracing::info!(address = %path, network = "unix", "Starting Server APIs");
-        let (core, stop) = (self.core.clone(), drain.clone());
-        let network = self.network;
-        tasks.spawn("endpoints", async move {
-            network.run(core, stop).await;
-            Ok::<(), String>(())
-        });
-        let (core, stop, local) = (self.core.clone(), drain.clone(), self.local);
-        tasks.spawn("local endpoint", async move {
-            local.run(core, stop).await;
-            Ok::<(), String>(())
-        });
-        systemd::ready(&format!("serving {}", config.trust_domain));
-        let watchdog = tokio::spawn(systemd::feed_watchdog(|| true, drain.clone()));
-        let ended = tasks.run(DRAIN).await;
-        watchdog.abort();
-        systemd::stopping("stopping");
-        self.database.close().await;
-        let drained = ended.map_err(|error| error.to_string())?;
-        if !drained.cut_off.is_empty() {
-            tracing::warn!(tasks = ?drained.cut_off, "Cut off: they did not end in time");
-        }
-        tracing::info!("Server stopped gracefully");
-        Ok(())
-    }
-}
-
-/// The parts that a load balancer or a person asks after, under upstream's names. The CA and the server's SVID are there
-/// before anything listens, and serve on when they cannot be renewed.
-fn checks<S: Store>(core: &Arc<Core<S>>) -> HealthChecks {
-    let look = |key: &'static str| {
-        let core = core.clone();
-        move || {
-            let core = core.clone();
-            async move {
-                match core.store.bundle(&core.trust_domain).await {
-                    Ok(Some(_)) => State::healthy(),
-                    Ok(None) => State::failed(key, "bundle is missing"),
-                    Err(error) => State::failed(key, format!("unable to fetch bundle: {error}")),
-                }
-            }
-        }
-    };
-    HealthChecks::default()
-        .with("catalog.datastore", look("list_bundle_err"))
-        .with("server", look("get_bundle_err"))
-        .with("server.ca", || std::future::ready(State::healthy()))
-        .with("server.ca.rotator", || std::future::ready(State::healthy()))
-}
-
-fn follow(config: &ServerConfig) -> Follow {
-    let (given, default) = (&config.experimental, Follow::default());
-    Follow {
-        interval: given.cache_reload_interval.unwrap_or(default.interval),
-        full_interval: given
-            .full_cache_reload_interval
-            .unwrap_or(default.full_interval),
-        gap_timeout: given.event_timeout.unwrap_or(default.gap_timeout),
-        keep_events: given.prune_events_older_than.unwrap_or(default.keep_events),
-    }
-}
-
-/// USR2 opens the log file again; USR1 would tell plugins something new, and must not end the process.
-fn reopen_on_signal(log: Arc<Log>) -> io::Result<()> {
-    let mut reopen = signal(SignalKind::user_defined2())?;
-    let mut reconfigure = signal(SignalKind::user_defined1())?;
-    tokio::spawn(async move {
-        loop {
-            tokio::select! {
-                Some(()) = reopen.recv() => log.reopen(),
-                Some(()) = reconfigure.recv() => tracing::warn!(
-                    "Plugins cannot be told something new while the server runs; restart it"
-                ),
-                else => return,
-            }
-        }
-    });
-    Ok(())
 }

@@ -301,6 +301,7 @@ impl Rig {
             store: store.clone(),
             authority: authority.clone(),
             entries: cache.clone(),
+            agent_staleness: None,
             attestors: Arc::new(Echo),
             admin_ids: admin_ids.clone(),
             rpc: RpcMetrics::default(),

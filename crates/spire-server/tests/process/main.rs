@@ -1,6 +1,8 @@
 //! The program `spire-server`, as people run it.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod full_disk;
 mod guide;
 mod observed;
 mod server;
+mod signals;

@@ -1,0 +1,42 @@
+//! What plugins can be told anew while the server runs.
+
+use std::sync::Arc;
+
+use ah_spire_plugin::catalog::{DataFiles, PluginConfig, PluginType};
+use ah_spire_plugin::server::ServerConfig;
+
+use super::{NodeAttestors, x509pop};
+
+/// The plugins that have a file.
+pub(crate) struct Reload {
+    files: DataFiles<()>,
+    attestors: Arc<NodeAttestors>,
+}
+
+impl Reload {
+    /// `attestors` were opened with what `config` has.
+    pub(crate) fn new(config: &ServerConfig, attestors: Arc<NodeAttestors>) -> Self {
+        let enabled = config.plugins.iter().filter(|plugin| plugin.enabled);
+        Self {
+            files: DataFiles::new(enabled.map(|plugin| (plugin.clone(), ()))),
+            attestors,
+        }
+    }
+
+    /// Reads all files again. Returns what was done, for people.
+    pub(crate) async fn run(&mut self) -> String {
+        let attestors = &self.attestors;
+        let apply = |plugin, ()| async move { apply(&plugin, attestors).await };
+        self.files.read_again(apply).await
+    }
+}
+
+async fn apply(plugin: &PluginConfig, attestors: &NodeAttestors) -> Result<(), String> {
+    match (plugin.plugin_type, plugin.name.as_str()) {
+        (PluginType::NodeAttestor, "x509pop") => attestors.x509pop(x509pop(plugin)?).await,
+        (PluginType::NodeAttestor, _) => Ok(()),
+        (kind, _) => Err(format!(
+            "a {kind} keeps what it was started with; restart the server"
+        )),
+    }
+}
