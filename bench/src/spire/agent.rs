@@ -123,7 +123,7 @@ pub(super) async fn measure(programs: &Programs, spire: &Spire) -> io::Result<Ve
 }
 
 /// An entry that this process itself is entitled to.
-fn mine(parent: &types::Spiffeid, number: u32) -> types::Entry {
+pub(super) fn mine(parent: &types::Spiffeid, number: u32) -> types::Entry {
     let user = nix::unistd::getuid();
     let mut mine = entry(parent, 900_000 + number);
     mine.selectors = vec![types::Selector {
@@ -133,30 +133,30 @@ fn mine(parent: &types::Spiffeid, number: u32) -> types::Entry {
     mine
 }
 
-/// A new connection, and its stream after the first message.
-async fn first(socket: &Path) -> io::Result<(Channel, Streaming<X509svidResponse>)> {
+/// A new connection, and its stream after the first message. The agent may not know of the entry yet.
+pub(super) async fn first(socket: &Path) -> io::Result<(Channel, Streaming<X509svidResponse>)> {
     let end = Instant::now() + Duration::from_secs(60);
     loop {
-        let channel = Channel::unix(socket).await?;
-        let mut client = SpiffeWorkloadApiClient::with_origin(channel.clone(), Channel::origin());
-        let mut request = Request::new(X509svidRequest {});
-        let header = MetadataValue::from_static("true");
-        request.metadata_mut().insert("workload.spiffe.io", header);
-        let failed = match client.fetch_x509svid(request).await {
-            Ok(answer) => {
-                let mut stream = answer.into_inner();
-                match stream.message().await {
-                    Ok(Some(_)) => return Ok((channel, stream)),
-                    Ok(None) => io::Error::other("the stream ended"),
-                    Err(status) => io::Error::other(status),
-                }
+        match fetch(socket).await {
+            Err(_) if Instant::now() < end => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
             }
-            Err(status) => io::Error::other(status),
-        };
-        // The agent may not know of the entry yet.
-        if Instant::now() > end {
-            return Err(failed);
+            fetched => return fetched,
         }
-        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// [`first`], tried once.
+pub(super) async fn fetch(socket: &Path) -> io::Result<(Channel, Streaming<X509svidResponse>)> {
+    let channel = Channel::unix(socket).await?;
+    let mut client = SpiffeWorkloadApiClient::with_origin(channel.clone(), Channel::origin());
+    let mut request = Request::new(X509svidRequest {});
+    let header = MetadataValue::from_static("true");
+    request.metadata_mut().insert("workload.spiffe.io", header);
+    let answer = client.fetch_x509svid(request).await;
+    let mut stream = answer.map_err(io::Error::other)?.into_inner();
+    match stream.message().await.map_err(io::Error::other)? {
+        Some(_) => Ok((channel, stream)),
+        None => Err(io::Error::other("the stream ended")),
     }
 }

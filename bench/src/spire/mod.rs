@@ -7,6 +7,7 @@ mod many;
 mod node;
 mod server;
 mod site;
+mod warm;
 
 use std::io;
 use std::path::PathBuf;
@@ -62,15 +63,18 @@ enum Case {
     Capacity,
     /// Two servers on one PostgreSQL, and their faults (bar 18).
     Failover,
+    /// An agent that is restarted, with its server and without.
+    Warm,
 }
 
 impl Case {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
         Self::Server,
         Self::Agent,
         Self::Told,
         Self::Capacity,
         Self::Failover,
+        Self::Warm,
     ];
 }
 
@@ -177,6 +181,7 @@ impl Spire {
                 Case::Told => many::told(programs, self).await?,
                 Case::Capacity => many::capacity(programs, self).await?,
                 Case::Failover => failover::measure(programs, self).await?,
+                Case::Warm => warm::measure(programs).await?,
             });
         }
         Ok(figures)
