@@ -143,32 +143,34 @@ pub(super) fn mine(parent: &types::Spiffeid, number: u32) -> types::Entry {
     mine
 }
 
-/// A new connection, the first message on it, and the stream after that.
+/// A new connection, the first message on it, and the stream after that. The agent may not know of the entry yet.
 pub(super) async fn first(
     socket: &Path,
 ) -> io::Result<(Channel, X509svidResponse, Streaming<X509svidResponse>)> {
     let end = Instant::now() + Duration::from_secs(60);
     loop {
-        let channel = Channel::unix(socket).await?;
-        let mut client = SpiffeWorkloadApiClient::with_origin(channel.clone(), Channel::origin());
-        let mut request = Request::new(X509svidRequest {});
-        let header = MetadataValue::from_static("true");
-        request.metadata_mut().insert("workload.spiffe.io", header);
-        let failed = match client.fetch_x509svid(request).await {
-            Ok(answer) => {
-                let mut stream = answer.into_inner();
-                match stream.message().await {
-                    Ok(Some(message)) => return Ok((channel, message, stream)),
-                    Ok(None) => io::Error::other("the stream ended"),
-                    Err(status) => io::Error::other(status),
-                }
+        match fetch(socket).await {
+            Err(_) if Instant::now() < end => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
             }
-            Err(status) => io::Error::other(status),
-        };
-        // The agent may not know of the entry yet.
-        if Instant::now() > end {
-            return Err(failed);
+            fetched => return fetched,
         }
-        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// [`first`], tried once.
+pub(super) async fn fetch(
+    socket: &Path,
+) -> io::Result<(Channel, X509svidResponse, Streaming<X509svidResponse>)> {
+    let channel = Channel::unix(socket).await?;
+    let mut client = SpiffeWorkloadApiClient::with_origin(channel.clone(), Channel::origin());
+    let mut request = Request::new(X509svidRequest {});
+    let header = MetadataValue::from_static("true");
+    request.metadata_mut().insert("workload.spiffe.io", header);
+    let answer = client.fetch_x509svid(request).await;
+    let mut stream = answer.map_err(io::Error::other)?.into_inner();
+    match stream.message().await.map_err(io::Error::other)? {
+        Some(message) => Ok((channel, message, stream)),
+        None => Err(io::Error::other("the stream ended")),
     }
 }

@@ -9,6 +9,7 @@ mod many;
 mod node;
 mod server;
 mod site;
+mod warm;
 
 use std::io;
 use std::path::PathBuf;
@@ -68,17 +69,20 @@ enum Case {
     Capacity,
     /// Two servers on one PostgreSQL, and their faults (bar 18).
     Failover,
+    /// An agent that is restarted, with its server and without.
+    Warm,
     /// Whether an agent with open streams stays as large as it is (bar 15).
     Flat,
 }
 
 impl Case {
-    const USUAL: [Self; 5] = [
+    const USUAL: [Self; 6] = [
         Self::Server,
         Self::Agent,
         Self::Told,
         Self::Capacity,
         Self::Failover,
+        Self::Warm,
     ];
 }
 
@@ -150,6 +154,7 @@ impl Side {
                 Case::Told => many::told(programs, spire).await,
                 Case::Capacity => many::capacity(programs, spire).await,
                 Case::Failover => failover::measure(programs, spire).await,
+                Case::Warm => warm::measure(programs).await,
                 Case::Flat => flat::measure(programs, spire).await,
             },
             (Self::Bare(_), Case::Server) => bare::of_server(spire),

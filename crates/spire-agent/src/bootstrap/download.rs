@@ -1,4 +1,4 @@
-//! `trust_bundle_url`: one GET, over HTTPS with the machine's roots, or over HTTP to a unix socket.
+//! `trust_bundle_url`: a GET, over HTTPS with the machine's roots, or over HTTP to a unix socket. Redirects are followed.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -23,39 +23,75 @@ const MAX_BYTES: usize = 4 * 1024 * 1024;
 /// All of it.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Requests before the last redirect is given up on, as with upstream.
+const REQUESTS: usize = 10;
+
+/// A connection, whatever it runs over.
+trait Transport: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Transport for T {}
+
 pub(super) async fn get(url: &str, unix_socket: Option<&Path>) -> Result<Bytes, String> {
-    let url = Url::parse(url).map_err(|error| error.to_string())?;
+    let mut url = Url::parse(url).map_err(|error| error.to_string())?;
     let whole = Box::pin(async {
-        match unix_socket {
-            Some(path) => {
-                let stream = UnixStream::connect(path)
-                    .await
-                    .map_err(|error| format!("{}: {error}", path.display()))?;
-                exchange(&url, stream).await
+        for _ in 0..REQUESTS {
+            match exchange(&url, connect(&url, unix_socket).await?).await? {
+                Answer::Bundle(bundle) => return Ok(bundle),
+                Answer::Elsewhere(location) => url = redirected(&url, &location)?,
             }
-            None => exchange(&url, https(&url).await?).await,
         }
+        Err(format!("it redirects more than {} times", REQUESTS - 1))
     });
     tokio::time::timeout(TIMEOUT, whole)
         .await
         .unwrap_or_else(|_| Err(format!("no answer within {}s", TIMEOUT.as_secs())))
 }
 
-async fn https(url: &Url) -> Result<impl AsyncRead + AsyncWrite + Send + Unpin + use<>, String> {
+/// Where `location` leads from `url`. Not from HTTPS to HTTP, where anybody on the way could answer with a bundle of his
+/// own.
+fn redirected(url: &Url, location: &str) -> Result<Url, String> {
+    let to = url
+        .join(location)
+        .map_err(|error| format!("it redirects to {location}: {error}"))?;
+    match (url.scheme(), to.scheme()) {
+        (_, "https") | ("http", "http") => Ok(to),
+        _ => Err(format!(
+            "it redirects to {to}, which is not https: name an address in trust_bundle_url that stays with https"
+        )),
+    }
+}
+
+/// Whatever the host, what is asked is the socket, where there is one.
+async fn connect(url: &Url, unix_socket: Option<&Path>) -> Result<Box<dyn Transport>, String> {
     let host = url.host_str().ok_or("it has no host")?;
-    let bare = host.trim_matches(['[', ']']).to_owned();
+    let bare = host.trim_matches(['[', ']']);
     let port = url.port_or_known_default().ok_or("it has no port")?;
-    let name = ServerName::try_from(bare.clone()).map_err(|error| error.to_string())?;
-    let tcp = TcpStream::connect((bare.as_str(), port))
-        .await
-        .map_err(|error| format!("{host}:{port}: {error}"))?;
+    let (place, transport): (String, Box<dyn Transport>) = match unix_socket {
+        Some(path) => {
+            let stream = UnixStream::connect(path)
+                .await
+                .map_err(|error| format!("{}: {error}", path.display()))?;
+            (path.display().to_string(), Box::new(stream))
+        }
+        None => {
+            let stream = TcpStream::connect((bare, port))
+                .await
+                .map_err(|error| format!("{host}:{port}: {error}"))?;
+            (format!("{host}:{port}"), Box::new(stream))
+        }
+    };
+    if url.scheme() != "https" {
+        return Ok(transport);
+    }
+    let name = ServerName::try_from(bare.to_owned()).map_err(|error| error.to_string())?;
     let config = tokio::task::spawn_blocking(client_config)
         .await
         .map_err(|error| error.to_string())??;
-    TlsConnector::from(config)
-        .connect(name, tcp)
+    let stream = TlsConnector::from(config)
+        .connect(name, transport)
         .await
-        .map_err(|error| format!("{host}:{port}: TLS: {error}"))
+        .map_err(|error| format!("{place}: TLS: {error}"))?;
+    Ok(Box::new(stream))
 }
 
 /// The web's TLS: 1.2 counts, and the roots are those of the machine.
@@ -78,10 +114,14 @@ fn client_config() -> Result<Arc<rustls::ClientConfig>, String> {
     Ok(Arc::new(config))
 }
 
-async fn exchange<T>(url: &Url, stream: T) -> Result<Bytes, String>
-where
-    T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-{
+/// What a server has to say.
+enum Answer {
+    Bundle(Bytes),
+    /// `Location`
+    Elsewhere(String),
+}
+
+async fn exchange(url: &Url, stream: Box<dyn Transport>) -> Result<Answer, String> {
     let told = |error: hyper::Error| error.to_string();
     let (mut requests, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(told)?;
     let connection = tokio::spawn(connection);
@@ -100,20 +140,22 @@ where
         .map_err(|error| error.to_string())?;
     let answer = requests.send_request(request).await.map_err(told)?;
     let status = answer.status();
-    if status.is_redirection() {
+    if is_redirect(status) {
         let to = answer.headers().get(header::LOCATION);
-        let to = to
-            .and_then(|to| to.to_str().ok())
-            .unwrap_or("another place");
-        return Err(format!(
-            "it redirects to {to}: name that in trust_bundle_url"
-        ));
+        let to = to.and_then(|to| to.to_str().ok());
+        let to = to.ok_or_else(|| format!("the answer is {status} without a Location"))?;
+        return Ok(Answer::Elsewhere(to.to_owned()));
     }
     if status != StatusCode::OK {
         return Err(format!("the answer is {status}"));
     }
     let body = Limited::new(answer.into_body(), MAX_BYTES).collect().await;
     connection.abort();
-    body.map(|body| body.to_bytes())
+    body.map(|body| Answer::Bundle(body.to_bytes()))
         .map_err(|error| error.to_string())
+}
+
+/// Those that tell a GET to go elsewhere (RFC 9110 §15.4).
+fn is_redirect(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
 }

@@ -344,6 +344,10 @@ impl<S: Store> Bundles<S> {
             if takes(|mask| mask.jwt_authorities) {
                 bundle.jwt = given.jwt;
             }
+            // No bundle document tells them: who sends none does not mean that they are gone.
+            if takes(|mask| mask.wit_authorities) && !given.wit.is_empty() {
+                bundle.wit = given.wit;
+            }
             if takes(|mask| mask.refresh_hint) {
                 bundle.refresh_hint = given.refresh_hint;
             }
@@ -391,6 +395,7 @@ fn empty(trust_domain: TrustDomain) -> model::Bundle {
         trust_domain,
         x509: Vec::<X509Authority>::new(),
         jwt: Vec::new(),
+        wit: Vec::new(),
         refresh_hint: 0,
         sequence: 0,
     }

@@ -275,6 +275,7 @@ impl Rig {
                 tainted: false,
             }],
             jwt: Vec::new(),
+            wit: Vec::new(),
             refresh_hint: 0,
             sequence: 1,
         };

@@ -117,6 +117,12 @@ pub(crate) fn bundle(name: &str, key: u8) -> Bundle {
             expires_at: 2_000_000_000,
             tainted: true,
         }],
+        wit: vec![JwtKey {
+            spki: vec![key, key],
+            id: format!("wit-{key}"),
+            expires_at: 2_000_000_001,
+            tainted: true,
+        }],
         refresh_hint: 60,
         sequence: 3,
     }

@@ -47,6 +47,7 @@ fn state(entries: &[Arc<Entry>]) -> State {
         trust_domain: TrustDomain::new("example.org").unwrap(),
         x509: vec![],
         jwt: vec![],
+        wit: vec![],
         refresh_hint: 0,
         sequence: 0,
     };

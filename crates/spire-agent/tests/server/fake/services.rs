@@ -72,9 +72,12 @@ impl Agent for Fake {
             return Err(Status::invalid_argument("params first"));
         };
         self.note("AttestAgent").await;
-        let payload = params.data.unwrap().payload;
-        let token = String::from_utf8(payload.to_vec()).unwrap();
+        let data = params.data.unwrap();
         let csr = params.params.unwrap().csr;
+        if data.r#type == "x509pop" {
+            return Ok(self.attest_node(data.payload.to_vec(), csr, requests));
+        }
+        let token = String::from_utf8(data.payload.to_vec()).unwrap();
         let read = CertificateSigningRequestParams::from_der(&csr.clone().into()).unwrap();
         let key = read.public_key.subject_public_key_info();
         let (id, life, reattestable) = {
