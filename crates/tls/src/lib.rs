@@ -9,6 +9,7 @@ mod fault;
 mod handshake;
 mod peer;
 mod policy;
+mod signatures;
 mod slots;
 mod spiffe_client;
 mod svid;

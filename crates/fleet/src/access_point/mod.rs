@@ -12,6 +12,7 @@ mod doors;
 pub mod http;
 mod metrics;
 mod observer;
+mod opening;
 mod operations;
 mod refusals;
 mod registry;
