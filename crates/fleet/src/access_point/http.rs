@@ -23,6 +23,7 @@ use axum::routing::{get, post};
 use futures_util::stream;
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::watch;
 use utoipa::{OpenApi, ToSchema};
 
 use super::Operator;
@@ -43,7 +44,7 @@ pub fn admin_router(operator: Operator) -> axum::Router {
 /// The router behind `--http-listen`, bound to `address`; `tls` when it is HTTPS. It has the dashboard, too.
 pub fn tcp_router(
     operator: Operator,
-    token: Option<Token>,
+    token: Option<watch::Receiver<Token>>,
     address: SocketAddr,
     tls: bool,
 ) -> axum::Router {
