@@ -29,8 +29,8 @@ use utoipa::{OpenApi, ToSchema};
 use super::Operator;
 use super::dashboard::{self, Dashboard};
 use super::operations::{
-    AccessPointView, AttemptView, EventFilter, ExecutorView, FleetEvent, ListFilter, Listing,
-    LiveView, NearestView, NotDone, Selector, Why, WhyFilter,
+    AccessPointView, AttemptView, BarView, EventFilter, ExecutorView, FleetEvent, ListFilter,
+    Listing, LiveView, NearestView, NotDone, Selector, Why, WhyFilter,
 };
 use crate::store::RevocationTarget;
 pub use gate::Token;
@@ -337,7 +337,7 @@ pub(super) struct ErrorBody {
 #[openapi(
     info(title = "Agent Harbor access point", description = "Executors of one access point: list, show, why, revoke, reinstate, disconnect, watch."),
     paths(readyz, metrics, access_point, list, show, why, revoke, reinstate, disconnect, events),
-    components(schemas(AccessPointView, AttemptView, NearestView, Why, ExecutorView, LiveView, Listing, FleetEvent, Readiness, RevokeRequest, Disconnected, ErrorBody)),
+    components(schemas(AccessPointView, AttemptView, BarView, NearestView, Why, ExecutorView, LiveView, Listing, FleetEvent, Readiness, RevokeRequest, Disconnected, ErrorBody)),
     modifiers(&Security),
     security(("token" = []))
 )]
