@@ -95,6 +95,8 @@ enum Command {
     Daemon,
     /// `validate`
     Validate,
+    /// `man`
+    Man,
     /// What talks to a server.
     Client(Run),
 }
@@ -132,6 +134,7 @@ pub async fn main(arguments: &[String]) -> u8 {
     let command = match command {
         Command::Daemon => return daemon::run(&flags).await,
         Command::Validate => return daemon::validate(&flags).await,
+        Command::Man => return u8::from(!tree().write_manual(&flags)),
         Command::Client(run) => run,
     };
     let mut call = Call {
@@ -155,7 +158,8 @@ fn tree() -> Cli<Command> {
             "validate",
             "Validates a SPIRE server configuration file",
             run_flags("validate"),
-        );
+        )
+        .with_manual(Command::Man);
     let add = |cli: Cli<Command>, run, path: &str, synopsis: &str, flags: FlagSet| {
         let flags = flags.and(server::flags());
         cli.command(Command::Client(run), path, synopsis, flags)
