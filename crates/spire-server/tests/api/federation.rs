@@ -234,8 +234,8 @@ async fn a_bundle_is_served_and_fetched_with_the_servers_svid() {
         bundle: vec![bundle_to_wire(&by_hand)],
         output_mask: None,
     };
-    let set = rig.bundles().await.batch_set_federated_bundle(request);
-    set.await.unwrap();
+    let mut bundles = rig.bundles().await;
+    bundles.batch_set_federated_bundle(request).await.unwrap();
     until(&rig, |stored| stored.is_some_and(|it| it.sequence == 7)).await;
     let kept = stored(&rig).await.unwrap();
     assert_eq!((kept.refresh_hint, &kept.x509), (90, &first.x509));
@@ -291,10 +291,10 @@ async fn a_wrong_document_keeps_the_last_good_bundle() {
             "spiffe_refresh_hint is negative",
         ),
         (
-            &of_third,
+            of_third.as_str(),
             "of spiffe://third.org, not of the trust domain other.org",
         ),
-        (&huge, "length limit exceeded"),
+        (huge.as_str(), "length limit exceeded"),
     ] {
         foreign.says(StatusCode::OK, text);
         let refused = refresh(&rig).await.unwrap_err();
@@ -593,6 +593,11 @@ async fn relationships_are_kept_over_the_api() {
     let mut agent = TrustDomainClient::with_origin(channel, Channel::origin());
     let denied = refused(agent.get_federation_relationship(get(OTHER)).await);
     assert_eq!(denied.code(), Code::PermissionDenied);
-    let own = rig.bundles().await.get_bundle(GetBundleRequest::default());
-    assert!(own.await.is_ok());
+    let mut bundles = rig.bundles().await;
+    assert!(
+        bundles
+            .get_bundle(GetBundleRequest::default())
+            .await
+            .is_ok()
+    );
 }

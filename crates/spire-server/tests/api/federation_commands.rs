@@ -98,17 +98,20 @@ Endpoint SPIFFE ID        : spiffe://other.org/spire/server
             "failed to delete federation relationship \"other.org\": federation relationship not found",
         ),
         (
-            &refresh,
+            &refresh[..],
             "there is no federation relationship with trust domain \"other.org\"",
         ),
         (
-            &show,
+            &show[..],
             "error showing federation relationship: rpc error: code = NotFound desc = federation relationship does not exist",
         ),
-        (&["federation", "show"], "a trust domain name is required"),
-        (&["federation", "delete"], "id is required"),
-        (&["federation", "refresh"], "id is required"),
-        (&["federation", "create"], "trust domain is required"),
+        (
+            &["federation", "show"][..],
+            "a trust domain name is required",
+        ),
+        (&["federation", "delete"][..], "id is required"),
+        (&["federation", "refresh"][..], "id is required"),
+        (&["federation", "create"][..], "trust domain is required"),
     ] {
         assert_eq!(fails(&rig, command).await, format!("Error: {why}\n"));
     }
