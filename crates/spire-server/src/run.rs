@@ -24,6 +24,7 @@ use crate::api::{Core, RateLimits};
 use crate::ca::{Authorities, Manager, Profile, ServerSvids, Settings, Subject};
 use crate::endpoints::{ClientTrust, Configs, LocalSocket, Network, bind};
 use crate::entries::{CachedStore, EntryCache};
+use crate::federation::{self, Endpoint};
 use crate::keys::{DiskKeys, MemoryKeys};
 use crate::plugins::{NodeAttestors, OwnAuthorities, Reload, Wanted};
 use crate::store::{Metered, SqlStore, Store};
@@ -46,6 +47,7 @@ const TARGETS: &[&str] = &[
 pub async fn validate(config: &ServerConfig) -> Result<(), String> {
     let wanted = Wanted::read(config)?;
     tell_unsupported(config)?;
+    federation::check(config)?;
     wanted.upstream(&config.trust_domain, Arc::new(SystemClock))?;
     metrics(config)?;
     Ok(())
@@ -82,14 +84,6 @@ fn tell_unsupported(config: &ServerConfig) -> Result<(), String> {
 
 fn warn_unsupported(config: &ServerConfig) {
     for (set, what) in [
-        (
-            config.federation.bundle_endpoint.is_some(),
-            "federation.bundle_endpoint",
-        ),
-        (
-            !config.federation.federates_with.is_empty(),
-            "federation.federates_with",
-        ),
         (config.profiling.enabled, "profiling_enabled"),
         (
             !config.experimental.feature_flags.is_empty(),
@@ -109,6 +103,7 @@ fn warn_unsupported(config: &ServerConfig) {
 pub async fn run(config: ServerConfig) -> Result<(), String> {
     let wanted = Wanted::read(&config)?;
     tell_unsupported(&config)?;
+    federation::check(&config)?;
     // Before anything is written: what the server makes is for its group at most.
     let before = umask(Mode::from_bits_truncate(0o027));
     umask(before | Mode::from_bits_truncate(0o027));
@@ -170,6 +165,7 @@ struct Started<S> {
     pruner: prune::Pruner,
     local: LocalSocket,
     network: Network,
+    bundle_endpoint: Option<Endpoint>,
     health: Option<HealthListener>,
     prometheus: Option<PrometheusListener>,
 }
@@ -245,6 +241,19 @@ async fn start(
         admin_ids: admin_ids.clone(),
     };
     let trust = trust::Follower::start(database.clone(), &clients).await?;
+    let bundle_endpoint = match &config.federation.bundle_endpoint {
+        Some(endpoint) => {
+            Some(Endpoint::bind(endpoint, trust.own_bundle(), svids.subscribe()).await?)
+        }
+        None => None,
+    };
+    let federation = Arc::new(federation::Manager::new(
+        ours.clone(),
+        federation::configured(config)?,
+        store.clone(),
+        clock.clone(),
+        metrics.clone(),
+    ));
     let configs = Configs::new(svids.subscribe(), trust.subscribe(), clients, clock.clone());
     let core = Arc::new(Core {
         trust_domain: ours,
@@ -254,6 +263,7 @@ async fn start(
         agent_staleness: database
             .is_shared()
             .then_some(config.max_attested_node_info_staleness),
+        federation,
         attestors: attestors.clone(),
         admin_ids,
         rpc: RpcMetrics::new(&metrics),
@@ -288,6 +298,7 @@ async fn start(
         pruner,
         local,
         network: Network::new(listener, configs),
+        bundle_endpoint,
         health: health.map_err(told)?,
         prometheus,
     })

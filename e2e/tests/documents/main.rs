@@ -21,6 +21,14 @@ use vault::Vault;
 fn ready(script: &str) -> &'static str {
     [
         (
+            "partner-server.conf",
+            "spire-server healthcheck -socketPath /run/spire/partner-server.sock",
+        ),
+        (
+            "partner-agent.conf",
+            "spire-agent healthcheck -socketPath /run/spire/partner-agent.sock",
+        ),
+        (
             "spire-server run",
             "spire-server healthcheck -socketPath /run/spire/server.sock",
         ),
@@ -94,16 +102,22 @@ impl Reader {
     }
 }
 
-fn follow(document: &str) {
+/// A machine on which a document was followed.
+struct Followed {
+    reader: Reader,
+    text: String,
+    /// In the document's order.
+    servers: Vec<Process>,
+}
+
+fn follow(document: &str) -> Option<Followed> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("..")
         .join(document);
     let text = fs::read_to_string(path).expect("the document is there");
     let blocks = blocks(&text);
     assert!(!blocks.is_empty(), "{document} has no command");
-    let Some(reader) = Reader::new(&blocks) else {
-        return;
-    };
+    let reader = Reader::new(&blocks)?;
     let mut known = Placeholders::default();
     let mut servers = Vec::new();
     for Block {
@@ -133,21 +147,59 @@ fn follow(document: &str) {
             compared.unwrap_or_else(|drift| panic!("{document}:\n{script}\n{drift}\n{printed}"));
         }
     }
+    Some(Followed {
+        reader,
+        text,
+        servers,
+    })
 }
 
 // Issue: every command block in the documents runs, and shows what it prints.
 #[test]
 fn spire_from_top_to_bottom() {
-    follow("docs/spire.md");
+    let _ = follow("docs/spire.md");
 }
 
 #[test]
 fn vault_from_top_to_bottom() {
-    follow("docs/providers/vault.md");
+    let _ = follow("docs/providers/vault.md");
 }
 
 // ER-1 to ER-23
 #[test]
 fn every_error_as_it_is_provoked() {
-    follow("docs/errors.md");
+    let _ = follow("docs/errors.md");
+}
+
+// SV-52, SV-54 to SV-56: an executor of one trust domain at the access point of another; and what becomes of it when
+// the bundle goes.
+#[test]
+fn federation_from_top_to_bottom_and_its_end() {
+    let Some(page) = follow("docs/federation.md") else {
+        return;
+    };
+    let [.., access_point, executor] = page.servers.as_slice() else {
+        panic!("the page ends with an access point and an executor");
+    };
+    let machine = &page.reader.machine;
+    let whoami = "spire-agent api fetch jwt -audience harbor -socketPath /run/spire/partner-agent.sock -output json";
+    let fetched = machine.shell_as("executor", whoami).stdout;
+    let fetched: serde_json::Value = serde_json::from_str(&fetched).expect("it is JSON");
+    let token = fetched[0]["svids"][0]["svid"].as_str().expect("a token");
+    let validate = format!(
+        "spire-agent api validate jwt -audience harbor -svid {token} -socketPath /run/spire/agent.sock"
+    );
+    let validated = machine.shell_as("agent-harbor", &validate).stdout;
+    let id = "spiffe://partner.example/ah/agent/executor-1";
+    assert!(validated.contains(id), "{validated}");
+
+    let delete = "spire-server bundle delete -id spiffe://partner.example -mode dissociate -socketPath /run/spire/server.sock";
+    assert!(page.text.contains(delete), "the page lacks {delete}");
+    machine.shell(delete);
+    access_point.wait_for("executor disconnected");
+    executor.wait_for("retrying in");
+    let refused = machine
+        .command_as("agent-harbor", ["bash", "-c", &validate])
+        .output();
+    assert!(!refused.expect("it runs").status.success());
 }

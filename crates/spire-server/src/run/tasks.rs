@@ -46,6 +46,18 @@ impl<S: Store> Started<S> {
         );
         tasks.spawn("svid_rotator", until(Box::pin(self.svids.run())));
         tasks.spawn("trust", until(Box::pin(self.trust.run())));
+        let federation = self.core.federation.clone();
+        tasks.spawn(
+            "bundle_client",
+            until(Box::pin(async move { federation.run().await })),
+        );
+        if let Some(endpoint) = self.bundle_endpoint {
+            let stop = drain.clone();
+            tasks.spawn("bundle_endpoint", async move {
+                endpoint.run(stop).await;
+                Ok::<(), String>(())
+            });
+        }
         let core = self.core.clone();
         let follow = follow(&config);
         tasks.spawn(

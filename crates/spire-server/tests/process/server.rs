@@ -26,11 +26,11 @@ impl Drop for Server {
 /// The program.
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_spire-server");
 
-/// A folder with `conf` in it. The ports 8081 and 9988 become free ones, the guide's places folders of the test.
+/// A folder with `conf` in it. The ports 8081, 9988 and 9989 become free ones, the guide's places folders of the test.
 pub(crate) fn place(conf: &str) -> TempDir {
     let folder = TempDir::new().unwrap();
     let mut conf = here(conf, folder.path());
-    for port in ["8081", "9988"] {
+    for port in ["8081", "9988", "9989"] {
         conf = conf.replace(port, &free_port().to_string());
     }
     for part in ["etc", "run", "var"] {
