@@ -53,6 +53,7 @@ fn bundle(domain: &str, cas: &[&TestAuthority], sequence: u64) -> Bundle {
         jwt: Vec::new(),
         refresh_hint: 300,
         sequence,
+        wit: Vec::new(),
     }
 }
 
