@@ -288,8 +288,8 @@ fn upgrade(debian: &Booted, replace: &str) {
     for (old, new) in before.lines().zip(after.lines()) {
         assert_ne!(old, new, "{after}");
     }
-    let enrolled = comers.count(" enrolled executor.id=");
-    comers.wait_for_nth(" enrolled executor.id=", enrolled + 2);
+    let count = comers.count(" enrolled executor.id=");
+    comers.wait_for_nth(" enrolled executor.id=", count + 2);
     enrolled(debian);
     debian.shell("rm /run/comers");
     comers.wait();
