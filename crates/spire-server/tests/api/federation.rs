@@ -543,10 +543,10 @@ async fn relationships_are_kept_over_the_api() {
     };
     let first = admin.list_federation_relationships(page(String::new()));
     let first = first.await.unwrap().into_inner();
-    assert_eq!(first.federation_relationships, [one.clone()]);
+    assert_eq!(first.federation_relationships, std::slice::from_ref(&one));
     let second = admin.list_federation_relationships(page(first.next_page_token));
     let second = second.await.unwrap().into_inner();
-    assert_eq!(second.federation_relationships, [two.clone()]);
+    assert_eq!(second.federation_relationships, std::slice::from_ref(&two));
     let masked = ListFederationRelationshipsRequest {
         output_mask: Some(types::FederationRelationshipMask {
             bundle_endpoint_url: true,
