@@ -22,6 +22,7 @@ mod mask;
 mod policy;
 mod svid;
 mod sync;
+mod trust_domain;
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -43,6 +44,7 @@ use ah_spire_wire::server::debug::debug_server::DebugServer;
 use ah_spire_wire::server::entry::entry_server::EntryServer;
 use ah_spire_wire::server::logger::logger_server::LoggerServer;
 use ah_spire_wire::server::svid::svid_server::SvidServer;
+use ah_spire_wire::server::trustdomain::trust_domain_server::TrustDomainServer;
 use ah_spire_wire::{health::health_server::HealthServer, types};
 use http::{Request, Response};
 use hyper::body::Incoming;
@@ -60,6 +62,7 @@ pub use self::caller::{Caller, Peer, PeerSvid, Right};
 pub use self::limits::RateLimits;
 use crate::ca::{SignError, Signer};
 use crate::entries::EntryCache;
+use crate::federation;
 use crate::store::{Store, StoreError};
 
 /// What the services work with.
@@ -72,6 +75,8 @@ pub struct Core<S> {
     pub authority: Arc<dyn Authority>,
     /// Which entries an agent serves. What is written to `store` is in it when the write returns.
     pub entries: Arc<EntryCache>,
+    /// What polls the bundles of other trust domains.
+    pub federation: Arc<federation::Manager<S>>,
     /// The configured node attestors besides `join_token`.
     pub attestors: Arc<dyn Attestors>,
     /// `admin_ids`
@@ -164,6 +169,10 @@ pub fn network_routes<S: Store>(core: &Arc<Core<S>>) -> Routes {
         .add_service(served!(BundleServer, bundle::Bundles(core.clone())))
         .add_service(served!(EntryServer, entry::Entries(core.clone())))
         .add_service(served!(SvidServer, svid::Svids(core.clone())))
+        .add_service(served!(
+            TrustDomainServer,
+            trust_domain::TrustDomains(core.clone())
+        ))
         .add_service(served!(ChangesServer, changes::Watches(core.clone())))
 }
 

@@ -7,6 +7,7 @@ mod debug;
 mod entry;
 mod entry_file;
 mod entry_sync;
+mod federation;
 mod healthcheck;
 mod json;
 mod jwt;
@@ -286,6 +287,48 @@ fn tree() -> Cli<Command> {
         "bundle delete",
         "Deletes federated bundle data",
         bundle::delete_flags(shows("bundle delete")),
+    );
+    let cli = add(
+        cli,
+        run!(federation::create),
+        "federation create",
+        "Creates a dynamic federation relationship with a foreign trust domain",
+        federation::relationship_flags(shows("federation create")),
+    );
+    let cli = add(
+        cli,
+        run!(federation::update),
+        "federation update",
+        "Updates a dynamic federation relationship with a foreign trust domain",
+        federation::relationship_flags(shows("federation update")),
+    );
+    let cli = add(
+        cli,
+        run!(federation::list),
+        "federation list",
+        "Lists all dynamic federation relationships",
+        shows("federation list"),
+    );
+    let cli = add(
+        cli,
+        run!(federation::show),
+        "federation show",
+        "Shows a dynamic federation relationship",
+        federation::show_flags(shows("federation show")),
+    );
+    let cli = add(
+        cli,
+        run!(federation::delete),
+        "federation delete",
+        "Deletes a dynamic federation relationship",
+        federation::id_flags(shows("federation delete")),
+    );
+    let cli = add(
+        cli,
+        run!(federation::refresh),
+        "federation refresh",
+        "Refreshes the bundle from the specified federated trust domain",
+        federation::id_flags(shows("federation refresh")),
     );
     let cli = add(
         cli,

@@ -27,6 +27,7 @@ use crate::api::{Core, RateLimits};
 use crate::ca::{Authorities, Manager, Profile, ServerSvids, Settings, Subject};
 use crate::endpoints::{ClientTrust, Configs, LocalSocket, Network, bind};
 use crate::entries::{CachedStore, EntryCache, Follow};
+use crate::federation::{self, Endpoint};
 use crate::keys::{DiskKeys, MemoryKeys};
 use crate::plugins::{NodeAttestors, OwnAuthorities, Wanted};
 use crate::store::{Metered, SqlStore, Store};
@@ -52,6 +53,7 @@ const TARGETS: &[&str] = &[
 pub async fn validate(config: &ServerConfig) -> Result<(), String> {
     let wanted = Wanted::read(config)?;
     tell_unsupported(config)?;
+    federation::check(config)?;
     wanted.upstream(&config.trust_domain, Arc::new(SystemClock))?;
     metrics(config)?;
     Ok(())
@@ -88,14 +90,6 @@ fn tell_unsupported(config: &ServerConfig) -> Result<(), String> {
 
 fn warn_unsupported(config: &ServerConfig) {
     for (set, what) in [
-        (
-            config.federation.bundle_endpoint.is_some(),
-            "federation.bundle_endpoint",
-        ),
-        (
-            !config.federation.federates_with.is_empty(),
-            "federation.federates_with",
-        ),
         (config.profiling.enabled, "profiling_enabled"),
         (
             !config.experimental.feature_flags.is_empty(),
@@ -119,6 +113,7 @@ fn warn_unsupported(config: &ServerConfig) {
 pub async fn run(config: ServerConfig) -> Result<(), String> {
     let wanted = Wanted::read(&config)?;
     tell_unsupported(&config)?;
+    federation::check(&config)?;
     // Before anything is written: what the server makes is for its group at most.
     let before = umask(Mode::from_bits_truncate(0o027));
     umask(before | Mode::from_bits_truncate(0o027));
@@ -178,6 +173,7 @@ struct Started<S> {
     pruner: prune::Pruner,
     local: LocalSocket,
     network: Network,
+    bundle_endpoint: Option<Endpoint>,
     health: Option<HealthListener>,
     prometheus: Option<PrometheusListener>,
 }
@@ -253,12 +249,26 @@ async fn start(
         admin_ids: admin_ids.clone(),
     };
     let trust = trust::Follower::start(database.clone(), &clients).await?;
+    let bundle_endpoint = match &config.federation.bundle_endpoint {
+        Some(endpoint) => {
+            Some(Endpoint::bind(endpoint, trust.own_bundle(), svids.subscribe()).await?)
+        }
+        None => None,
+    };
+    let federation = Arc::new(federation::Manager::new(
+        ours.clone(),
+        federation::configured(config)?,
+        store.clone(),
+        clock.clone(),
+        metrics.clone(),
+    ));
     let configs = Configs::new(svids.subscribe(), trust.subscribe(), clients, clock.clone());
     let core = Arc::new(Core {
         trust_domain: ours,
         store,
         authority: manager.clone(),
         entries,
+        federation,
         attestors: Arc::new(attestors),
         admin_ids,
         rpc: RpcMetrics::new(&metrics),
@@ -291,6 +301,7 @@ async fn start(
         pruner,
         local,
         network: Network::new(listener, configs),
+        bundle_endpoint,
         health: health.map_err(told)?,
         prometheus,
     })
@@ -325,6 +336,18 @@ impl<S: Store> Started<S> {
         );
         tasks.spawn("svid_rotator", until(Box::pin(self.svids.run())));
         tasks.spawn("trust", until(Box::pin(self.trust.run())));
+        let federation = self.core.federation.clone();
+        tasks.spawn(
+            "bundle_client",
+            until(Box::pin(async move { federation.run().await })),
+        );
+        if let Some(endpoint) = self.bundle_endpoint {
+            let stop = drain.clone();
+            tasks.spawn("bundle_endpoint", async move {
+                endpoint.run(stop).await;
+                Ok::<(), String>(())
+            });
+        }
         let core = self.core.clone();
         let follow = follow(&config);
         tasks.spawn(

@@ -120,6 +120,25 @@ pub(super) fn bundle(bundle: &types::Bundle) -> Value {
     })
 }
 
+pub(super) fn relationship(relationship: &types::FederationRelationship) -> Value {
+    use types::federation_relationship::BundleEndpointProfile::{HttpsSpiffe, HttpsWeb};
+    let (web, spiffe) = match &relationship.bundle_endpoint_profile {
+        None => (None, None),
+        Some(HttpsWeb(_)) => (Some(json!({})), None),
+        Some(HttpsSpiffe(spiffe)) => {
+            let id = &spiffe.endpoint_spiffe_id;
+            (None, Some(json!({ "endpoint_spiffe_id": id })))
+        }
+    };
+    set(json!({
+        "trust_domain": relationship.trust_domain,
+        "bundle_endpoint_url": relationship.bundle_endpoint_url,
+        "https_web": web,
+        "https_spiffe": spiffe,
+        "trust_domain_bundle": relationship.trust_domain_bundle.as_ref().map(bundle),
+    }))
+}
+
 pub(super) fn join_token(token: &types::JoinToken) -> Value {
     json!({ "value": token.value, "expires_at": token.expires_at.to_string() })
 }

@@ -10,6 +10,7 @@ use ah_spire_wire::server::debug::debug_client::DebugClient;
 use ah_spire_wire::server::entry::entry_client::EntryClient;
 use ah_spire_wire::server::logger::logger_client::LoggerClient;
 use ah_spire_wire::server::svid::svid_client::SvidClient;
+use ah_spire_wire::server::trustdomain::trust_domain_client::TrustDomainClient;
 use ah_spire_wire::{Channel, MAX_MESSAGE_BYTES, health::health_client::HealthClient};
 use tonic::Status;
 
@@ -70,6 +71,7 @@ impl Server {
     client!(health, HealthClient);
     client!(logger, LoggerClient);
     client!(svids, SvidClient);
+    client!(trust_domains, TrustDomainClient);
 
     async fn channel(&mut self) -> Result<Channel, Failure> {
         if let Some(channel) = &self.channel {

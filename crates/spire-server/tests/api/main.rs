@@ -4,6 +4,8 @@
 mod changes;
 mod commands;
 mod faults;
+mod federation;
+mod federation_commands;
 mod local;
 mod network;
 mod rig;

@@ -1,6 +1,6 @@
 //! A server in this process, on a unix socket and on TLS, with a CA of its own.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use ah_identity_provider::{Clock, PrivateKey, TrustBundles};
-use ah_spire_telemetry::RpcMetrics;
+use ah_spire_telemetry::{Metrics, RpcMetrics};
 use ah_spire_wire::model::{Bundle, Entry, JwtKey, Selector, X509Authority};
 use ah_spire_wire::server::agent::agent_client::AgentClient;
 use ah_spire_wire::server::agent::{
@@ -32,6 +32,7 @@ use spire_server::api::{Ask, Attested, Attestors, Authority, Core, LogLevel, Rat
 use spire_server::ca::{JwtSvid, JwtSvidRequest, SignError, Signer, X509Svid, X509SvidRequest};
 use spire_server::endpoints::{ClientTrust, Configs, LocalSocket, Network, ServerSvid, bind};
 use spire_server::entries::{CachedStore, EntryCache};
+use spire_server::federation::Manager;
 use spire_server::store::{Bundles, SqlStore, StoreConfig};
 use tempfile::TempDir;
 use tokio::sync::watch;
@@ -296,11 +297,19 @@ impl Rig {
         let cache = Arc::new(cache);
         let store = Arc::new(CachedStore::new(store, cache.clone()));
         let clock = Arc::new(TestClock::default());
+        let federation = Arc::new(Manager::new(
+            ours.clone(),
+            BTreeMap::new(),
+            store.clone(),
+            clock.clone(),
+            Metrics::off(),
+        ));
         let core = Arc::new(Core {
             trust_domain: ours.clone(),
             store: store.clone(),
             authority: authority.clone(),
             entries: cache.clone(),
+            federation: federation.clone(),
             attestors: Arc::new(Echo),
             admin_ids: admin_ids.clone(),
             rpc: RpcMetrics::default(),
@@ -322,6 +331,9 @@ impl Rig {
         let network = Network::new(bind("127.0.0.1:0".parse().unwrap()).unwrap(), configs);
         let address = network.address().unwrap();
         let stop = CancellationToken::new();
+        tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
+            federation.run().await;
+        }));
         tokio::spawn(local.run(core.clone(), stop.clone()));
         tokio::spawn(network.run(core, stop.clone()));
         Self {

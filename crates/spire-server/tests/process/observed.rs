@@ -48,7 +48,7 @@ fn prometheus(server: &Server) -> u16 {
     port.split_whitespace().next().unwrap().parse().unwrap()
 }
 
-fn scrape(port: u16) -> String {
+pub(crate) fn scrape(port: u16) -> String {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
     stream
         .write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")

@@ -23,11 +23,11 @@ impl Drop for Server {
 }
 
 impl Server {
-    /// Waits until it is healthy. The ports 8081 and 9988 become free ones, the guide's places folders of the test.
+    /// Waits until it is healthy. The ports 8081, 9988 and 9989 become free ones, the guide's places folders of the test.
     pub(crate) fn start(conf: &str, environment: &[(&str, &Path)]) -> Self {
         let folder = TempDir::new().unwrap();
         let mut conf = here(conf, folder.path());
-        for port in ["8081", "9988"] {
+        for port in ["8081", "9988", "9989"] {
             conf = conf.replace(port, &free_port().to_string());
         }
         for part in ["etc", "run", "var"] {
