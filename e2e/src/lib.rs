@@ -31,7 +31,7 @@ for program in $3; do
 done
 mkdir -p /etc/spire /run/spire /run/user /var/lib/spire
 ip link set lo up
-echo '127.0.0.1 localhost spire-server.example.org access-point.example.org' > /etc/hosts
+echo '127.0.0.1 localhost spire-server.example.org spire-server.partner.example access-point.example.org' > /etc/hosts
 number=61000
 for user in agent-harbor executor; do
   number=$((number + 1))

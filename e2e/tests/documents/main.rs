@@ -14,6 +14,14 @@ use ah_testkit::process::{Process, eventually};
 fn ready(script: &str) -> &'static str {
     [
         (
+            "partner-server.conf",
+            "spire-server healthcheck -socketPath /run/spire/partner-server.sock",
+        ),
+        (
+            "partner-agent.conf",
+            "spire-agent healthcheck -socketPath /run/spire/partner-agent.sock",
+        ),
+        (
             "spire-server run",
             "spire-server healthcheck -socketPath /run/spire/server.sock",
         ),
@@ -41,16 +49,22 @@ fn serve(machine: &Machine, user: &str, script: &str) -> Process {
     server
 }
 
-fn follow(document: &str) {
+/// A machine on which a document was followed.
+struct Followed {
+    machine: Machine,
+    text: String,
+    /// In the document's order.
+    servers: Vec<Process>,
+}
+
+fn follow(document: &str) -> Option<Followed> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("..")
         .join(document);
     let text = fs::read_to_string(path).expect("the document is there");
     let blocks = blocks(&text);
     assert!(!blocks.is_empty(), "{document} has no command");
-    let Some(machine) = Machine::new() else {
-        return;
-    };
+    let machine = Machine::new()?;
     let mut known = Placeholders::default();
     let mut servers = Vec::new();
     for block in &blocks {
@@ -69,10 +83,48 @@ fn follow(document: &str) {
             compared.unwrap_or_else(|drift| panic!("{document}:\n{script}\n{drift}\n{printed}"));
         }
     }
+    Some(Followed {
+        machine,
+        text,
+        servers,
+    })
 }
 
 // Issue: every command block in the documents runs, and shows what it prints.
 #[test]
 fn spire_from_top_to_bottom() {
-    follow("docs/spire.md");
+    let _ = follow("docs/spire.md");
+}
+
+// SV-52, SV-54 to SV-56: an executor of one trust domain at the access point of another; and what becomes of it when
+// the bundle goes.
+#[test]
+fn federation_from_top_to_bottom_and_its_end() {
+    let Some(page) = follow("docs/federation.md") else {
+        return;
+    };
+    let [.., access_point, executor] = page.servers.as_slice() else {
+        panic!("the page ends with an access point and an executor");
+    };
+    let whoami = "spire-agent api fetch jwt -audience harbor -socketPath /run/spire/partner-agent.sock -output json";
+    let fetched = page.machine.shell_as("executor", whoami).stdout;
+    let fetched: serde_json::Value = serde_json::from_str(&fetched).expect("it is JSON");
+    let token = fetched[0]["svids"][0]["svid"].as_str().expect("a token");
+    let validate = format!(
+        "spire-agent api validate jwt -audience harbor -svid {token} -socketPath /run/spire/agent.sock"
+    );
+    let validated = page.machine.shell_as("agent-harbor", &validate).stdout;
+    let id = "spiffe://partner.example/ah/agent/executor-1";
+    assert!(validated.contains(id), "{validated}");
+
+    let delete = "spire-server bundle delete -id spiffe://partner.example -mode dissociate -socketPath /run/spire/server.sock";
+    assert!(page.text.contains(delete), "the page lacks {delete}");
+    page.machine.shell(delete);
+    access_point.wait_for("executor disconnected");
+    executor.wait_for("retrying in");
+    let refused = page
+        .machine
+        .command_as("agent-harbor", ["bash", "-c", &validate])
+        .output();
+    assert!(!refused.expect("it runs").status.success());
 }
