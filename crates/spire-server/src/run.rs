@@ -23,7 +23,7 @@ use spiffe::SpiffeId;
 use tokio::signal::unix::{SignalKind, signal};
 
 use self::keys::Keys;
-use crate::api::{Core, RateLimits};
+use crate::api::{Core, Holdings, RateLimits};
 use crate::ca::{Authorities, Manager, Profile, ServerSvids, Settings, Subject};
 use crate::endpoints::{ClientTrust, Configs, LocalSocket, Network, bind};
 use crate::entries::{CachedStore, EntryCache, Follow};
@@ -258,6 +258,8 @@ async fn start(
         trust_domain: ours,
         store,
         authority: manager.clone(),
+        local_authorities: manager.clone(),
+        holdings: Holdings::default(),
         entries,
         attestors: Arc::new(attestors),
         admin_ids,

@@ -5,5 +5,6 @@ mod changes;
 mod commands;
 mod faults;
 mod local;
+mod local_authority;
 mod network;
 mod rig;

@@ -1,6 +1,13 @@
 //! The program `spire-server`, as people run it.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
 
+mod authorities;
 mod guide;
+mod nested;
 mod observed;
 mod server;
+mod vault;

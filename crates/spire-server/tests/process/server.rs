@@ -34,23 +34,27 @@ impl Server {
             std::fs::create_dir(folder.path().join(part)).unwrap();
         }
         std::fs::write(folder.path().join("etc/server.conf"), conf).unwrap();
-        let log = std::fs::File::create(folder.path().join("log")).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_spire-server"))
-            .args(["run", "-config"])
-            .arg(folder.path().join("etc/server.conf"))
-            .envs(environment.iter().copied())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .unwrap();
+        let child = spawn(&folder, environment);
         let mut server = Self { child, folder };
+        server.wait_until_healthy();
+        server
+    }
+
+    /// Kills it with SIGKILL and starts it again where it was.
+    pub(crate) fn kill_and_start_again(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        self.child = spawn(&self.folder, &[]);
+        self.wait_until_healthy();
+    }
+
+    fn wait_until_healthy(&mut self) {
         eventually("the server is healthy", || {
-            let ended = server.child.try_wait().unwrap();
-            assert!(ended.is_none(), "{ended:?}\n{}", server.log());
-            let checked = server.sh("spire-server healthcheck -socketPath /run/spire/server.sock");
+            let ended = self.child.try_wait().unwrap();
+            assert!(ended.is_none(), "{ended:?}\n{}", self.log());
+            let checked = self.sh("spire-server healthcheck -socketPath /run/spire/server.sock");
             checked.status.success().then_some(())
         });
-        server
     }
 
     pub(crate) fn log(&self) -> String {
@@ -71,12 +75,40 @@ impl Server {
             .unwrap()
     }
 
+    /// What a command of the server's own prints.
+    pub(crate) fn command(&self, command: &str) -> String {
+        self.ok(&format!(
+            "spire-server {command} -socketPath /run/spire/server.sock"
+        ))
+    }
+
+    /// The same as JSON.
+    pub(crate) fn json(&self, command: &str) -> serde_json::Value {
+        serde_json::from_str(&self.command(&format!("{command} -output json"))).unwrap()
+    }
+
     pub(crate) fn ok(&self, lines: &str) -> String {
         let output = self.sh(lines);
         let error = String::from_utf8(output.stderr).unwrap();
         assert!(output.status.success(), "{lines}: {error}\n{}", self.log());
         String::from_utf8(output.stdout).unwrap()
     }
+}
+
+fn spawn(folder: &TempDir, environment: &[(&str, &Path)]) -> std::process::Child {
+    let log = std::fs::File::options()
+        .create(true)
+        .append(true)
+        .open(folder.path().join("log"))
+        .unwrap();
+    Command::new(env!("CARGO_BIN_EXE_spire-server"))
+        .args(["run", "-config"])
+        .arg(folder.path().join("etc/server.conf"))
+        .envs(environment.iter().copied())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .unwrap()
 }
 
 fn free_port() -> u16 {
