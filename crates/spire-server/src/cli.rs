@@ -1,5 +1,15 @@
 //! The command line: upstream's commands, flags, texts and exit codes, so that scripts go on working.
 
+/// The table's form of `async fn run(call: &mut Call<'_>) -> Result<(), Failure>`.
+macro_rules! run {
+    ($path:path) => {
+        Run {
+            start: |call| Running(Box::pin($path(call))),
+            shows: true,
+        }
+    };
+}
+
 mod agent;
 mod bundle;
 mod daemon;
@@ -11,9 +21,11 @@ mod federation;
 mod healthcheck;
 mod json;
 mod jwt;
+mod local_authority;
 mod logger;
 mod matching;
 mod output;
+mod rotation;
 mod server;
 mod token;
 mod x509;
@@ -112,16 +124,6 @@ struct Run {
 
 /// A command under way.
 struct Running<'a>(Pin<Box<dyn Future<Output = Result<(), Failure>> + Send + 'a>>);
-
-/// The table's form of `async fn run(call: &mut Call<'_>) -> Result<(), Failure>`.
-macro_rules! run {
-    ($path:path) => {
-        Run {
-            start: |call| Running(Box::pin($path(call))),
-            shows: true,
-        }
-    };
-}
 
 /// Runs the command line `arguments` (without the program's name) to its exit code.
 pub async fn main(arguments: &[String]) -> u8 {
@@ -369,6 +371,10 @@ fn tree() -> Cli<Command> {
         "Reset the logger details to launch level",
         shows("logger reset"),
     );
+    let authorities = local_authority::commands(shows).into_iter();
+    let cli = authorities.fold(cli, |cli, (run, path, synopsis, flags)| {
+        add(cli, run, path, synopsis, flags)
+    });
     let cli = add(
         cli,
         run!(debug::getinfo),

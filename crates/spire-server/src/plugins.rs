@@ -1,7 +1,9 @@
 //! The `plugins { }` of the server's file as what they stand for.
 
 mod reload;
+mod upstream;
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,8 +23,9 @@ use spiffe::TrustDomain;
 use tonic::{Code, Status};
 
 pub(crate) use self::reload::Reload;
+use self::upstream::Upstream;
 use crate::api::{Ask, Attested, Attestors};
-use crate::ca::{DiskAuthority, Files, UpstreamAuthority};
+use crate::ca::UpstreamAuthority;
 use crate::store::{Bundles, SqlStore, StoreConfig, StoreError};
 
 config_block! {
@@ -50,15 +53,6 @@ config_block! {
 }
 
 config_block! {
-    /// `UpstreamAuthority "disk"`
-    struct DiskAuthorityData {
-        cert_file_path: String = "cert_file_path",
-        key_file_path: String = "key_file_path",
-        bundle_file_path: String = "bundle_file_path",
-    }
-}
-
-config_block! {
     /// `NodeAttestor "x509pop"`
     struct X509PopData {
         mode: String = "mode",
@@ -78,7 +72,7 @@ pub(crate) struct Wanted {
     pub(crate) store: StoreConfig,
     /// The file of `disk`; `None` for `memory`.
     pub(crate) keys: Option<PathBuf>,
-    pub(crate) upstream: Option<Files>,
+    pub(crate) upstream: Option<Upstream>,
     pub(crate) unique_id: bool,
     pub(crate) x509pop: Option<X509PopServerConfig>,
 }
@@ -109,13 +103,11 @@ impl Wanted {
                     let data = data(plugin, |it: &DiskKeysData| &it.unknown)?;
                     keys = Some(Some(required(plugin, "keys_path", &data.keys_path)?));
                 }
-                (PluginType::UpstreamAuthority, "disk") => {
-                    let data = data(plugin, |it: &DiskAuthorityData| &it.unknown)?;
-                    wanted.upstream = Some(Files {
-                        certificate: required(plugin, "cert_file_path", &data.cert_file_path)?,
-                        key: required(plugin, "key_file_path", &data.key_file_path)?,
-                        bundle: path(&data.bundle_file_path),
-                    });
+                (PluginType::UpstreamAuthority, _) => {
+                    let variable = |name: &str| std::env::var(name).ok();
+                    let read = Upstream::read(plugin, &config.trust_domain, variable)?;
+                    let unknown = || unsupported(plugin, "this server has no such plugin");
+                    wanted.upstream = Some(read.ok_or_else(unknown)?);
                 }
                 (PluginType::CredentialComposer, "uniqueid") => wanted.unique_id = true,
                 // Tokens are judged by the API itself, as with upstream also without this plugin.
@@ -129,18 +121,16 @@ impl Wanted {
         Ok(wanted)
     }
 
-    /// The upstream authority, whose files are read once.
+    /// The upstream authority.
     pub(crate) fn upstream(
         &self,
         of: &TrustDomain,
         clock: Arc<dyn Clock>,
     ) -> Result<Option<Arc<dyn UpstreamAuthority>>, String> {
-        let Some(files) = &self.upstream else {
-            return Ok(None);
-        };
-        let opened = DiskAuthority::open(files.clone(), of.clone(), clock);
-        let opened = opened.map_err(|error| format!("UpstreamAuthority \"disk\": {error}"))?;
-        Ok(Some(Arc::new(opened)))
+        let upstream = self.upstream.as_ref();
+        upstream
+            .map(|upstream| upstream.open(of, clock))
+            .transpose()
     }
 }
 

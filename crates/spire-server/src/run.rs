@@ -20,7 +20,7 @@ use nix::sys::stat::{Mode, umask};
 use spiffe::SpiffeId;
 
 use self::keys::Keys;
-use crate::api::{Core, RateLimits};
+use crate::api::{Core, Holdings, RateLimits};
 use crate::ca::{Authorities, Manager, Profile, ServerSvids, Settings, Subject};
 use crate::endpoints::{ClientTrust, Configs, LocalSocket, Network, bind};
 use crate::entries::{CachedStore, EntryCache};
@@ -259,6 +259,8 @@ async fn start(
         trust_domain: ours,
         store,
         authority: manager.clone(),
+        local_authorities: manager.clone(),
+        holdings: Holdings::default(),
         entries,
         agent_staleness: database
             .is_shared()

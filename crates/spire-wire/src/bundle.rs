@@ -241,16 +241,21 @@ pub fn to_pem(bundle: &Bundle) -> String {
 
 /// One certificate as PEM.
 pub fn pem(der: &[u8]) -> String {
+    pem_block("CERTIFICATE", der)
+}
+
+/// `der` as a PEM block of its own (RFC 7468).
+pub fn pem_block(label: &str, der: &[u8]) -> String {
     let text = STANDARD.encode(der);
-    let mut out = String::with_capacity(text.len().saturating_add(80));
-    out.push_str("-----BEGIN CERTIFICATE-----\n");
+    let mut out = String::with_capacity(text.len().saturating_add(100));
+    out.push_str(&format!("-----BEGIN {label}-----\n"));
     for (at, character) in text.chars().enumerate() {
         if at > 0 && at % 64 == 0 {
             out.push('\n');
         }
         out.push(character);
     }
-    out.push_str("\n-----END CERTIFICATE-----\n");
+    out.push_str(&format!("\n-----END {label}-----\n"));
     out
 }
 

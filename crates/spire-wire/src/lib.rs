@@ -60,7 +60,16 @@ pub mod agent {
 /// How a server of this project tells its agents of changes, beside upstream's services.
 pub mod changes {
     pub use crate::packages::ah::spire::v1::{
-        Changed, WatchRequest, changes_client, changes_server,
+        Changed, ReportRequest, ReportResponse, WatchRequest, changes_client, changes_server,
+    };
+}
+
+/// What operators ask a server of this project before they change an authority, beside upstream's services.
+pub mod rotation {
+    pub use crate::packages::ah::spire::v1::{
+        AgentHoldings, GetAcknowledgementsRequest, GetAcknowledgementsResponse,
+        RehearseX509AuthorityRequest, RehearseX509AuthorityResponse, rotation_client,
+        rotation_server,
     };
 }
 

@@ -69,6 +69,8 @@ pub(crate) struct State {
     pub(crate) sent: usize,
     /// Whether it tells of changes; upstream's does not.
     pub(crate) tells: bool,
+    /// What agents say that they hold: the bundle's number, and SVIDs of tainted authorities.
+    pub(crate) reports: Vec<(u64, u32)>,
 }
 
 #[derive(Clone)]
@@ -109,6 +111,7 @@ impl Fake {
             held: HashSet::new(),
             sent: 0,
             tells: false,
+            reports: Vec::new(),
         };
         let mut fake = Self {
             state: Arc::new(Mutex::new(state)),

@@ -3,6 +3,7 @@
 //! 64-bit numbers are strings and bytes are base64, as that mapping says; a message that is not set is left out.
 
 use ah_spire_wire::server::debug::{GetInfoResponse, get_info_response::Cert};
+use ah_spire_wire::server::localauthority::AuthorityState;
 use ah_spire_wire::types;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -157,6 +158,14 @@ pub(super) fn logger(logger: &types::Logger) -> Value {
     json!({
         "current_level": logger.current_level().as_str_name(),
         "launch_level": logger.launch_level().as_str_name(),
+    })
+}
+
+pub(super) fn authority(state: &AuthorityState) -> Value {
+    json!({
+        "authority_id": state.authority_id,
+        "expires_at": state.expires_at.to_string(),
+        "upstream_authority_subject_key_id": state.upstream_authority_subject_key_id,
     })
 }
 

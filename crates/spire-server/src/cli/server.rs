@@ -4,10 +4,12 @@ use std::env;
 use std::path::PathBuf;
 
 use ah_spire_plugin::goflag::{FlagSet, Flags};
+use ah_spire_wire::rotation::rotation_client::RotationClient;
 use ah_spire_wire::server::agent::agent_client::AgentClient;
 use ah_spire_wire::server::bundle::bundle_client::BundleClient;
 use ah_spire_wire::server::debug::debug_client::DebugClient;
 use ah_spire_wire::server::entry::entry_client::EntryClient;
+use ah_spire_wire::server::localauthority::local_authority_client::LocalAuthorityClient;
 use ah_spire_wire::server::logger::logger_client::LoggerClient;
 use ah_spire_wire::server::svid::svid_client::SvidClient;
 use ah_spire_wire::server::trustdomain::trust_domain_client::TrustDomainClient;
@@ -69,7 +71,9 @@ impl Server {
     client!(debug, DebugClient);
     client!(entries, EntryClient);
     client!(health, HealthClient);
+    client!(local_authorities, LocalAuthorityClient);
     client!(logger, LoggerClient);
+    client!(rotation, RotationClient);
     client!(svids, SvidClient);
     client!(trust_domains, TrustDomainClient);
 

@@ -7,5 +7,6 @@ mod faults;
 mod federation;
 mod federation_commands;
 mod local;
+mod local_authority;
 mod network;
 mod rig;

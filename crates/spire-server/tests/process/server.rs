@@ -62,6 +62,13 @@ impl Server {
         self.healthy();
     }
 
+    /// Kills it with SIGKILL and starts it again where it was.
+    pub(crate) fn kill_and_start_again(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        self.restart(Command::new(PROGRAM));
+    }
+
     fn healthy(&mut self) {
         eventually("the server is healthy", || {
             let ended = self.child.try_wait().unwrap();
@@ -85,6 +92,18 @@ impl Server {
             .stdin(Stdio::null())
             .output()
             .unwrap()
+    }
+
+    /// What a command of the server's own prints.
+    pub(crate) fn command(&self, command: &str) -> String {
+        self.ok(&format!(
+            "spire-server {command} -socketPath /run/spire/server.sock"
+        ))
+    }
+
+    /// The same as JSON.
+    pub(crate) fn json(&self, command: &str) -> serde_json::Value {
+        serde_json::from_str(&self.command(&format!("{command} -output json"))).unwrap()
     }
 
     pub(crate) fn ok(&self, lines: &str) -> String {

@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use ah_spire_wire::changes::changes_server::Changes;
-use ah_spire_wire::changes::{Changed, WatchRequest};
+use ah_spire_wire::changes::{Changed, ReportRequest, ReportResponse, WatchRequest};
 use ah_spire_wire::server::agent::agent_server::Agent;
 use ah_spire_wire::server::agent::*;
 use ah_spire_wire::server::bundle::bundle_server::Bundle;
@@ -55,6 +55,18 @@ impl Changes for Fake {
             }
         });
         Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn report(
+        &self,
+        request: Request<ReportRequest>,
+    ) -> Result<Response<ReportResponse>, Status> {
+        self.authorize()?;
+        let report = request.into_inner();
+        let holds = (report.bundle_sequence, report.tainted_svids);
+        self.state().reports.push(holds);
+        self.note("Report").await;
+        Ok(Response::new(ReportResponse {}))
     }
 }
 

@@ -14,7 +14,7 @@ use super::kit::{
     HeldClock, Life, MemoryStore, MortalKeys, PausedClock, START, at, domain, keys_in, on_disk,
     place, settings, signs_for_the_bundle, start, started,
 };
-use crate::ca::{Authorities, CaError, Manager, Profile};
+use crate::ca::{Authorities, CaError, LocalAuthorities as _, Manager, Profile};
 use crate::keys::{KeyManager, MemoryKeys};
 
 const HOUR: u64 = 3600;
