@@ -53,14 +53,52 @@ need_programs() {
   done
 }
 
-# Man pages and completions of the `ah` in $1, below $2.
+# Man pages of the program $2 in $1, below $3, and completions where it has some.
 write_manual() {
-  "$1/ah" agent man "$2/share/man/man1" 2>/dev/null
-  gzip -9n "$2"/share/man/man1/*.1
+  local pages=$3/share/man/man1
+  if [[ $2 != ah ]]; then
+    "$1/$2" man -dir "$pages" 2>/dev/null
+    gzip -9n "$pages/$2"*.1
+    return
+  fi
+  "$1/ah" agent man "$pages" 2>/dev/null
+  gzip -9n "$pages"/ah*.1
+  set -- "$1" "$3"
   install -d "$2/share/bash-completion/completions" "$2/share/zsh/vendor-completions" "$2/share/fish/vendor_completions.d"
   "$1/ah" agent completions bash >"$2/share/bash-completion/completions/ah"
   "$1/ah" agent completions zsh >"$2/share/zsh/vendor-completions/_ah"
   "$1/ah" agent completions fish >"$2/share/fish/vendor_completions.d/ah.fish"
+}
+
+# The settings files that `ah` in $1 knows, whatever this machine has in /etc/ah, with what is so where its services run, in
+# the directory $2.
+write_settings() {
+  install -d "$2"
+  {
+    cat <<'END'
+# ah-access-point.service reads this file, and `systemctl reload ah-access-point` has it read again. Where it listens is
+# said in ah-access-point.socket: port 4433 of every IPv4 address. An address below that the socket unit does not have is
+# listened on besides. Everybody may read this file: secrets have their place in /etc/default/ah-access-point.
+
+END
+    "$1/ah" agent access-point --print-config --config /dev/null
+  } >"$2/access-point.toml"
+  {
+    cat <<'END'
+# ah-executor.service reads this file, and `ah agent doctor --config /etc/ah/executor.toml` finds out what is amiss.
+# Everybody may read it: secrets have their place in /etc/default/ah-executor.
+
+END
+    "$1/ah" agent enroll --print-config --config /dev/null
+  } >"$2/executor.toml"
+}
+
+# Licence notices of what the program $1 is linked with, below $2.
+write_notices() {
+  local package=$1
+  [[ $1 != ah ]] || package=ah-cli
+  install -d "$2/share/doc/$1"
+  "$root/packaging/notices" --package "$package" >"$2/share/doc/$1/NOTICES"
 }
 
 # tar of the directory $1 in an order and with owners that are the same everywhere, on stdout.

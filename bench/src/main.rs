@@ -41,6 +41,9 @@ enum Command {
     Handshake(handshake::Handshake),
     /// Measure a SPIRE server and agent, beside a peer's.
     Spire(spire::Spire),
+    /// Do the bare work that `spire` compares a server and an agent with.
+    #[command(subcommand)]
+    Bare(spire::Bare),
     /// Measure the bars and print their table.
     Suite(suite::Suite),
 }
@@ -66,6 +69,7 @@ fn run(command: Command) -> io::Result<ExitCode> {
         Command::Load(load) => single_threaded()?.block_on(load.run())?,
         Command::Handshake(handshake) => println!("{}", serde_json::to_string(&handshake.run()?)?),
         Command::Spire(spire) => return single_threaded()?.block_on(spire.run()),
+        Command::Bare(bare) => single_threaded()?.block_on(bare.run())?,
         Command::Suite(suite) => return suite.run(),
     }
     Ok(ExitCode::SUCCESS)

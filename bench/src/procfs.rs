@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::thread;
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -64,12 +65,39 @@ fn field_kib(text: &str, name: &str) -> Option<u64> {
 
 /// Number of open descriptors of a process.
 pub(crate) fn descriptors(pid: u32) -> io::Result<u64> {
+    entries(&format!("/proc/{pid}/fd"))
+}
+
+fn entries(folder: &str) -> io::Result<u64> {
     let mut count = 0;
-    for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
+    for entry in fs::read_dir(folder)? {
         entry?;
         count += 1;
     }
     Ok(count)
+}
+
+/// What must not grow in a process that comes back to the same work.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Size {
+    /// Proportional set size in bytes.
+    pub(crate) memory: f64,
+    pub(crate) descriptors: f64,
+    pub(crate) threads: f64,
+}
+
+impl Size {
+    /// Mean of ten readings a second apart, for which it blocks: a single one sees what just came or went.
+    pub(crate) fn of(pid: u32) -> io::Result<Self> {
+        let mut size = Self::default();
+        for _ in 0..10 {
+            size.memory += Memory::of(pid)?.proportional as f64 / 10.0;
+            size.descriptors += descriptors(pid)? as f64 / 10.0;
+            size.threads += entries(&format!("/proc/{pid}/task"))? as f64 / 10.0;
+            thread::sleep(Duration::from_secs(1));
+        }
+        Ok(size)
+    }
 }
 
 /// Raises the limit of open descriptors of this process and its children to the hard limit and says what it is now.

@@ -1,6 +1,6 @@
 //! Compiles the protobufs of SPIFFE and SPIRE without any tool on PATH.
 
-const FILES: [&str; 15] = [
+const FILES: [&str; 16] = [
     "agent.proto",
     "agent_debug.proto",
     "agent_logger.proto",
@@ -13,6 +13,7 @@ const FILES: [&str; 15] = [
     "journal.proto",
     "localauthority.proto",
     "logger.proto",
+    "rotation.proto",
     "svid.proto",
     "trustdomain.proto",
     "workload.proto",

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 /// The binaries of the project.
 pub const PROGRAMS: [&str; 3] = ["ah", "spire-server", "spire-agent"];
 
-/// Makes the machine, then holds it. `$1` is an empty directory, `$2` where the binaries are.
+/// Makes the machine, then holds it. `$1` is an empty directory; what follows are programs, each as its name and its path.
 const SETUP: &str = r#"
 set -eu
 mount -t tmpfs tmpfs "$1"
@@ -24,14 +24,17 @@ for place in etc var/lib usr/local; do
 done
 mount -t tmpfs -o mode=0755 tmpfs /run
 mkdir -p /usr/local/bin
-for program in $3; do
-  rm -f "/usr/local/bin/$program"
-  : > "/usr/local/bin/$program"
-  mount --bind "$2/$program" "/usr/local/bin/$program"
+shift
+while [ $# -gt 0 ]; do
+  rm -f "/usr/local/bin/$1"
+  : > "/usr/local/bin/$1"
+  mount --bind "$2" "/usr/local/bin/$1"
+  shift 2
 done
 mkdir -p /etc/spire /run/spire /run/user /var/lib/spire
 ip link set lo up
-echo '127.0.0.1 localhost spire-server.example.org access-point.example.org' > /etc/hosts
+echo '127.0.0.1 localhost spire-server.example.org spire-server.partner.example access-point.example.org' > /etc/hosts
+echo '127.0.0.1 access-point.example.com vault.example.com' >> /etc/hosts
 number=61000
 for user in agent-harbor executor; do
   number=$((number + 1))
@@ -41,6 +44,8 @@ for user in agent-harbor executor; do
   install -d -o $number -g $number "/var/lib/$user" "/run/user/$user"
 done
 mount -t tmpfs -o mode=1777 tmpfs /tmp
+# Semaphores of processes of the same id elsewhere.
+mount -t tmpfs -o mode=1777 tmpfs /dev/shm
 echo ready
 exec sleep infinity
 "#;
@@ -54,7 +59,12 @@ pub struct Machine {
 impl Machine {
     /// `None` when this user may not make namespaces; one line then says so. With `CI` set that is an error.
     pub fn new() -> Option<Self> {
-        let programs = programs();
+        Self::with(&[])
+    }
+
+    /// As [`Self::new`], with further programs in `/usr/local/bin`, each by its name and its path here.
+    pub fn with(further: &[(&str, &Path)]) -> Option<Self> {
+        let directory = programs();
         let root = tempfile::tempdir().expect("a temporary directory");
         std::fs::set_permissions(root.path(), PermissionsExt::from_mode(0o755))
             .expect("its mode can be set");
@@ -73,8 +83,16 @@ impl Machine {
             Command::new("unshare")
                 .args(["--mount", "--net", "sh", "-c", SETUP, "sh"])
                 .arg(root.path())
-                .arg(programs)
-                .arg(PROGRAMS.join(" ")),
+                .args(
+                    PROGRAMS
+                        .iter()
+                        .flat_map(|name| [name.into(), directory.join(name)]),
+                )
+                .args(
+                    further
+                        .iter()
+                        .flat_map(|(name, path)| [Path::new(name), *path]),
+                ),
         );
         holder.wait_for("ready");
         Some(Self {
@@ -101,6 +119,14 @@ impl Machine {
             .env("HOME", format!("/var/lib/{user}"))
             .env("XDG_RUNTIME_DIR", format!("/run/user/{user}"));
         command
+    }
+
+    /// What a program of the host is started through to have this machine's network.
+    pub fn network(&self) -> Vec<String> {
+        let holder = self.holder.pid().to_string();
+        ["nsenter", "--net", "--target", &holder]
+            .map(str::to_owned)
+            .into()
     }
 
     /// Runs lines of a guide as root, as if they were pasted into a shell, and returns what they printed.

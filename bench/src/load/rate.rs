@@ -18,6 +18,9 @@ pub(crate) struct Rate {
     /// Executors that connect, enroll and leave, each as often as it can.
     #[arg(long, default_value_t = 64)]
     workers: u32,
+    /// Executors that the workers share out and take turns with; as many as there are workers by default.
+    #[arg(long)]
+    executors: Option<u32>,
     /// Length of the measured time in seconds.
     #[arg(long, default_value_t = 5.0)]
     seconds: f64,
@@ -30,12 +33,18 @@ impl Rate {
     pub(crate) async fn run(self) -> io::Result<()> {
         let dialer = Arc::new(Dialer::new(&self.target)?);
         let tally = Arc::new(Tally::new()?);
-        for executor in executors(&self.target, self.workers)? {
+        let workers = usize::try_from(self.workers).map_err(io::Error::other)?;
+        let executors = executors(&self.target, self.executors.unwrap_or(0).max(self.workers))?;
+        for worker in 0..workers {
+            let own: Vec<_> = (executors.iter().skip(worker))
+                .step_by(workers)
+                .cloned()
+                .collect();
             let (dialer, tally) = (dialer.clone(), tally.clone());
             tokio::spawn(async move {
-                loop {
+                for executor in own.iter().cycle() {
                     let begun = Instant::now();
-                    match dialer.visit(&executor, Stay::Leave, || {}).await {
+                    match dialer.visit(executor, Stay::Leave, || {}).await {
                         Ok(()) => tally.completed(begun.elapsed()),
                         Err(error) => {
                             tally.failed(&error);

@@ -200,14 +200,7 @@ plugins {{
         );
         fs::create_dir_all(folder.join("agent"))?;
         fs::write(folder.join("agent.conf"), text)?;
-        let mut command = pinned(SERVER_CORE, &self.programs.agent);
-        command
-            .args(["run", "-config"])
-            .arg(folder.join("agent.conf"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        let process = Running::start(&mut command)?;
+        let process = self.start_agent()?;
         let socket = folder.join("agent.sock");
         until("the agent", || async { Channel::unix(&socket).await }).await?;
         Ok(Agent {
@@ -215,6 +208,18 @@ plugins {{
             socket,
             id: agent_id(&token),
         })
+    }
+
+    /// The process of the agent that [`Self::agent`] configured.
+    pub(super) fn start_agent(&self) -> io::Result<Running> {
+        let mut command = pinned(SERVER_CORE, &self.programs.agent);
+        command
+            .args(["run", "-config"])
+            .arg(self.folder.path().join("agent.conf"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        Running::start(&mut command)
     }
 
     /// The administrative socket.
@@ -375,7 +380,8 @@ pub(super) fn entry(parent: &types::Spiffeid, number: u32) -> types::Entry {
     }
 }
 
-async fn until<T, F: Future<Output = io::Result<T>>>(
+/// Attempts something until it succeeds, for as long as anything may take to come up.
+pub(super) async fn until<T, F: Future<Output = io::Result<T>>>(
     what: &str,
     mut attempt: impl FnMut() -> F,
 ) -> io::Result<T> {

@@ -5,6 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use super::process::{LoadRun, Server};
+use super::rotation::Origin;
 use super::subject::{Places, Subject};
 use super::table::Sample;
 use crate::load::Protocol;
@@ -25,8 +26,21 @@ pub(crate) struct Effort {
     pub(crate) sockets: u32,
     /// Length of the churn.
     pub(crate) churn: Duration,
+    /// Arrivals of the churn a second, unless half of bar 1.
+    pub(crate) churn_rate: Option<f64>,
+    /// Where the certificates of the rotations come from.
+    pub(crate) rotations: Vec<Origin>,
     /// Least share of its core that a server must have used for a throughput run to count.
     pub(crate) least_busy: f64,
+}
+
+/// Who has the sessions of a throughput run. A server may know those that come back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Executors {
+    /// Few, again and again.
+    Returning,
+    /// Each for the first time.
+    New,
 }
 
 /// The suite's places and effort, and what it learns on the way.
@@ -82,16 +96,28 @@ impl Bench {
         fs::read_to_string(self.places.scratch.join("load.log")).unwrap_or_default()
     }
 
-    /// One throughput run; an error when it measured something else than the server.
+    /// One throughput run with executors that come back again and again; an error when it measured something else than
+    /// the server.
     pub(crate) fn rate(&self, server: &Server, protocol: Protocol) -> io::Result<Report> {
+        self.rate_of(server, protocol, Executors::Returning)
+    }
+
+    /// As [`Self::rate`].
+    pub(crate) fn rate_of(
+        &self,
+        server: &Server,
+        protocol: Protocol,
+        executors: Executors,
+    ) -> io::Result<Report> {
         let seconds = self.effort.seconds;
-        let run = self.load(
-            "rate",
-            server,
-            protocol,
-            &[("seconds", seconds.to_string())],
-        )?;
-        let (report, _) = run.finish(Duration::from_secs_f64(seconds + 20.0))?;
+        let mut options = vec![("seconds", seconds.to_string())];
+        if executors == Executors::New {
+            // More than a core serves in the time: none comes twice.
+            let count = (seconds + 1.0) * 4_000.0;
+            options.push(("executors", format!("{count:.0}")));
+        }
+        let run = self.load("rate", server, protocol, &options)?;
+        let (report, _) = run.finish(Duration::from_secs_f64(seconds + 40.0))?;
         let busy = report.server_busy().unwrap_or(0.0);
         if let Some((error, _)) = report.errors.iter().max_by_key(|(_, count)| **count)
             && report.failed * 100 > report.completed
@@ -115,9 +141,18 @@ impl Bench {
 
     /// Throughput of each subject, run in turns. A subject that cannot be had or measured gets a reason instead.
     pub(crate) fn rates(&mut self, subjects: &[Subject]) -> Vec<Result<Sample, String>> {
-        self.interleaved(subjects, |bench, subject| {
+        let returning = subjects.iter().map(|one| (*one, Executors::Returning));
+        self.rates_of(&returning.collect::<Vec<_>>())
+    }
+
+    /// As [`Self::rates`].
+    pub(crate) fn rates_of(
+        &mut self,
+        subjects: &[(Subject, Executors)],
+    ) -> Vec<Result<Sample, String>> {
+        self.interleaved(subjects, |bench, (subject, executors)| {
             let server = bench.places.start(subject)?;
-            let report = bench.rate(&server, subject.protocol())?;
+            let report = bench.rate_of(&server, subject.protocol(), executors)?;
             report
                 .per_core_second()
                 .ok_or_else(|| io::Error::other("used no CPU time"))
@@ -150,13 +185,13 @@ impl Bench {
             .collect()
     }
 
-    /// Rate of bar 1, which other bars are multiples of: as measured before, or by one run now.
+    /// Rate of bar 1 with new executors, which other bars are multiples of: as measured before, or by one run now.
     pub(crate) fn access_point_rate(&mut self) -> io::Result<f64> {
         if let Some(rate) = self.access_point_rate {
             return Ok(rate);
         }
         let server = self.places.start(Subject::AccessPoint)?;
-        let report = self.rate(&server, Protocol::Fleet)?;
+        let report = self.rate_of(&server, Protocol::Fleet, Executors::New)?;
         let rate = report
             .per_core_second()
             .ok_or_else(|| io::Error::other("used no CPU time"))?;

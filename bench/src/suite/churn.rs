@@ -10,38 +10,20 @@ use super::process::Server;
 use super::subject::AccessPoint;
 use super::table::{Row, figure};
 use crate::load::Protocol;
-use crate::procfs::{Memory, descriptors};
+use crate::procfs::Size;
 
 /// Counters of the access point that must add up.
 const ACCEPTED: &str = "ah_connections_accepted_total";
 const CLOSED: &str = "ah_connections_closed_total";
 const OPEN: &str = "ah_connections_open";
 
-#[derive(Clone, Copy, Debug)]
-struct Size {
-    memory: f64,
-    descriptors: f64,
-}
-
-impl Size {
-    /// Mean of ten readings a second apart: a single one sees sessions that just came or went.
-    fn of(server: &Server) -> io::Result<Self> {
-        let mut size = Self {
-            memory: 0.0,
-            descriptors: 0.0,
-        };
-        for _ in 0..10 {
-            size.memory += Memory::of(server.pid())?.proportional as f64 / 10.0;
-            size.descriptors += descriptors(server.pid())? as f64 / 10.0;
-            thread::sleep(Duration::from_secs(1));
-        }
-        Ok(size)
-    }
-}
-
-/// Half of bar 1's rate for `churn`; the end is compared with minute five (or a twelfth of a shorter run).
+/// Half of bar 1's rate for `churn`, or the rate that was asked for; the end is compared with minute five (or a twelfth of
+/// a shorter run).
 pub(crate) fn churn(bench: &mut Bench) -> io::Result<Vec<Row>> {
-    let rate = bench.access_point_rate()? / 2.0;
+    let rate = match bench.effort.churn_rate {
+        Some(rate) => rate,
+        None => bench.access_point_rate()? / 2.0,
+    };
     let length = bench.effort.churn;
     let server = AccessPoint::new(&bench.places)?.start()?;
     let options = [
@@ -51,24 +33,26 @@ pub(crate) fn churn(bench: &mut Bench) -> io::Result<Vec<Row>> {
     let run = bench.load("open", &server, Protocol::Fleet, &options)?;
     let begun = Instant::now();
     thread::sleep(Duration::from_secs(300).min(length / 12));
-    let early = Size::of(&server)?;
+    let early = Size::of(server.pid())?;
     thread::sleep((begun + length).saturating_duration_since(Instant::now()));
-    let late = Size::of(&server)?;
+    let late = Size::of(server.pid())?;
     let (report, _) = run.finish(Duration::from_secs(120))?;
     thread::sleep(Duration::from_secs(2));
 
     let change = |early: f64, late: f64| 100.0 * (late - early) / early;
     let memory = change(early.memory, late.memory);
     let fds = change(early.descriptors, late.descriptors);
+    let threads = change(early.threads, late.threads);
     let what = format!("churn of {} at {}/s", short(length), figure(rate));
     let measured = format!(
-        "memory {} %, descriptors {} %, {} sessions, {} failed",
+        "memory {} %, descriptors {} %, threads {} %, {} sessions, {} failed",
         figure(memory),
         figure(fds),
+        figure(threads),
         report.completed,
         report.failed
     );
-    let flat = memory.abs() <= 2.0 && fds.abs() <= 2.0 && report.failed == 0;
+    let flat = [memory, fds, threads].iter().all(|by| by.abs() <= 2.0) && report.failed == 0;
     let mut rows = vec![Row::new("17", &what, "within 2 %", measured, flat)];
     rows.push(
         books(&server)

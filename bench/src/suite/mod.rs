@@ -18,11 +18,13 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use self::bench::{Bench, Effort};
 pub(crate) use self::process::{LOAD_CORE, Running, SERVER_CORE, pinned};
+use self::rotation::Origin;
 use self::subject::Places;
+pub(crate) use self::subject::built_peer;
 pub(crate) use self::table::Sample;
 use self::table::{Row, Verdict, markdown};
 use crate::load::MOST;
@@ -42,6 +44,12 @@ pub(crate) struct Suite {
     /// Length of the churn (bar 17) in seconds.
     #[arg(long, default_value_t = 3_600)]
     duration: u64,
+    /// Arrivals of the churn (bar 17) a second; half of bar 1 by default.
+    #[arg(long)]
+    churn_rate: Option<f64>,
+    /// Where the certificates of the rotations (bar 6) come from; all by default.
+    #[arg(long, value_delimiter = ',')]
+    rotations: Vec<Origin>,
     /// Least share of its core, in percent, that a server must have used for a throughput run to count.
     #[arg(long, default_value_t = 95)]
     least_busy: u32,
@@ -106,6 +114,8 @@ impl Suite {
                 swaps: 10,
                 sockets: 1_000,
                 churn: Duration::from_secs(self.duration.min(60)),
+                churn_rate: self.churn_rate,
+                rotations: self.rotations(),
                 least_busy,
             };
         }
@@ -116,7 +126,16 @@ impl Suite {
             swaps: 100,
             sockets: 5_000,
             churn: Duration::from_secs(self.duration),
+            churn_rate: self.churn_rate,
+            rotations: self.rotations(),
             least_busy,
+        }
+    }
+
+    fn rotations(&self) -> Vec<Origin> {
+        match self.rotations.as_slice() {
+            [] => Origin::value_variants().to_vec(),
+            some => some.to_vec(),
         }
     }
 
@@ -131,8 +150,7 @@ impl Suite {
             scratch: scratch.to_owned(),
             ah,
             disk: source.join("../target"),
-            tools: source.join("../target/bench-tools"),
-            grpc_go: source.join("peers/grpc-go"),
+            tools: subject::tools(),
         })
     }
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use ah_testkit::workload_api::{Answer, WorkloadApi};
+use clap::ValueEnum;
 
 use super::bench::Bench;
 use super::process::{LoadRun, Server};
@@ -15,34 +16,54 @@ use crate::load::Protocol;
 use crate::load::stats::Event;
 use crate::pki::Authority;
 
+/// Where the certificates of a rotation come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Origin {
+    /// Files, which the access point watches.
+    Files,
+    /// The stream of a SPIFFE Workload API.
+    Stream,
+    /// A command, which HUP has run again.
+    Exec,
+    /// An OpenBao, which HUP has asked again.
+    Vault,
+    /// The development CA, which HUP has asked again.
+    Dev,
+}
+
 /// Bar 6: the server's certificate replaced under load, in files, by a Workload API, and at a HUP by a command, a Vault and
 /// the development CA.
 pub(crate) fn rotation(bench: &Bench) -> io::Result<Vec<Row>> {
-    let access_point = AccessPoint::new(&bench.places)?;
-    let mut rows = rotation_in_files(bench, access_point, "files", "false")?;
-    rows.extend(rotation_from_a_stream(bench)?);
-    let access_point = AccessPoint::new(&bench.places)?.exec();
-    rows.extend(rotation_in_files(bench, access_point, "a command", "true")?);
-    rows.extend(match Vault::start(&bench.places.files())? {
-        Some(vault) => {
-            let access_point = AccessPoint::new(&bench.places)?.vault(vault.role());
-            rotation_at_an_issuer(bench, access_point, "Vault", &bench.places.files().ca())?
-        }
-        None => vec![Row::skipped(
-            "6",
-            "rotations from Vault",
-            "OpenBao is not in target/venv",
-        )],
-    });
-    let access_point = AccessPoint::new(&bench.places)?.dev();
-    let ca = access_point.dev_ca();
-    rows.extend(rotation_at_an_issuer(
-        bench,
-        access_point,
-        "the development CA",
-        &ca,
-    )?);
+    let mut rows = Vec::new();
+    for origin in &bench.effort.rotations {
+        rows.extend(rotation_of(bench, *origin)?);
+    }
     Ok(rows)
+}
+
+fn rotation_of(bench: &Bench, origin: Origin) -> io::Result<Vec<Row>> {
+    let access_point = AccessPoint::new(&bench.places)?;
+    match origin {
+        Origin::Files => rotation_in_files(bench, access_point, "files", "false"),
+        Origin::Stream => rotation_from_a_stream(bench, access_point),
+        Origin::Exec => rotation_in_files(bench, access_point.exec(), "a command", "true"),
+        Origin::Vault => match Vault::start(&bench.places.files())? {
+            Some(vault) => {
+                let access_point = access_point.vault(vault.role());
+                rotation_at_an_issuer(bench, access_point, "Vault", &bench.places.files().ca())
+            }
+            None => Ok(vec![Row::skipped(
+                "6",
+                "rotations from Vault",
+                "OpenBao is not in target/venv",
+            )]),
+        },
+        Origin::Dev => {
+            let access_point = access_point.dev();
+            let ca = access_point.dev_ca();
+            rotation_at_an_issuer(bench, access_point, "the development CA", &ca)
+        }
+    }
 }
 
 /// Has the access point ask for a certificate at each HUP. The swap is that moment, so the time that the issuer takes counts.
@@ -86,14 +107,12 @@ fn rotation_in_files(
 
 /// The access point starts with a Workload API of this process. The load brings its own to the same path, and the access
 /// point finds it there when the first is gone.
-fn rotation_from_a_stream(bench: &Bench) -> io::Result<Vec<Row>> {
+fn rotation_from_a_stream(bench: &Bench, access_point: AccessPoint) -> io::Result<Vec<Row>> {
     let socket = bench.places.scratch.join("workload-api.sock");
     let authority = Authority::open(&bench.places.files())?;
     let first = Answer::Set(authority.server()?.svids(&authority));
     let mut api = WorkloadApi::unix(&socket, first);
-    let server = AccessPoint::new(&bench.places)?
-        .workload_api(&socket)
-        .start()?;
+    let server = access_point.workload_api(&socket).start()?;
     let load = [
         ("swaps", bench.effort.swaps.to_string()),
         ("workload-api", socket.display().to_string()),

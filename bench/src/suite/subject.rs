@@ -63,8 +63,6 @@ pub(crate) struct Places {
     pub(crate) ah: PathBuf,
     /// Peers that are built and not installed.
     pub(crate) tools: PathBuf,
-    /// Source of the grpc-go peer.
-    pub(crate) grpc_go: PathBuf,
 }
 
 impl Places {
@@ -93,23 +91,8 @@ impl Places {
     }
 
     fn grpc_go(&self) -> io::Result<Server> {
-        let binary = self.tools.join("grpc-go-peer");
-        if !binary.exists() {
-            fs::create_dir_all(&self.tools)?;
-            let built = Command::new("go")
-                .args(["build", "-o"])
-                .arg(&binary)
-                .arg(".")
-                .current_dir(&self.grpc_go)
-                .output()?;
-            if !built.status.success() {
-                let said = String::from_utf8_lossy(&built.stderr);
-                let first = said.lines().next().unwrap_or("go build failed").to_owned();
-                return Err(io::Error::other(first));
-            }
-        }
         let files = self.files();
-        let mut command = pinned(SERVER_CORE, binary);
+        let mut command = pinned(SERVER_CORE, built_peer("grpc-go")?);
         command.env("GOMAXPROCS", "1");
         command.arg("-cert").arg(files.server());
         command.arg("-key").arg(files.server_key());
@@ -349,6 +332,35 @@ impl AccessPoint {
         command.env_remove("RUST_LOG");
         Server::start(&mut command, true)
     }
+}
+
+/// The program of `peers/NAME`, built when it is not there yet.
+pub(crate) fn built_peer(name: &str) -> io::Result<PathBuf> {
+    let binary = tools().join(format!("{name}-peer"));
+    if !binary.exists() {
+        fs::create_dir_all(tools())?;
+        let built = Command::new("go")
+            .args(["build", "-o"])
+            .arg(&binary)
+            .arg(".")
+            .current_dir(
+                Path::new(env!("CARGO_MANIFEST_DIR"))
+                    .join("peers")
+                    .join(name),
+            )
+            .output()?;
+        if !built.status.success() {
+            let said = String::from_utf8_lossy(&built.stderr);
+            let first = said.lines().next().unwrap_or("go build failed").to_owned();
+            return Err(io::Error::other(first));
+        }
+    }
+    Ok(binary)
+}
+
+/// Where peers are that are built and not installed.
+pub(crate) fn tools() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bench-tools")
 }
 
 /// The `ah` binary that was built with this one.

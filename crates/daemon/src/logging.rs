@@ -1,5 +1,8 @@
 //! Logging to stderr (AP-15), to stdout, or to a file that can be opened again.
 
+mod rush;
+
+use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -12,6 +15,8 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
+
+use self::rush::Rush;
 
 /// How much is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,10 +126,11 @@ impl Write for LogFile {
     }
 }
 
-/// The running log. Keep it to change the level later.
-#[derive(Debug)]
+/// The running log. Keep it until the process ends, and to change the level: lines gather in a rush only while it is
+/// there.
 pub struct Logging {
     filter: reload::Handle<EnvFilter, Registry>,
+    rush: Rush,
     targets: &'static [&'static str],
     environment: LogEnvironment,
 }
@@ -198,18 +204,19 @@ impl Logging {
                 LogOutput::Stdout => io::stdout().is_terminal(),
                 LogOutput::File(_) => false,
             };
-        let lines = match output {
-            LogOutput::Stderr => lines(settings.format, io::stderr, color),
-            LogOutput::Stdout => lines(settings.format, io::stdout, color),
-            LogOutput::File(file) => lines(settings.format, move || file.clone(), color),
+        let rush = match output {
+            LogOutput::Stderr => Rush::to(io::stderr()),
+            LogOutput::Stdout => Rush::to(io::stdout()),
+            LogOutput::File(file) => Rush::to(file),
         };
         Registry::default()
             .with(filter)
-            .with(lines)
+            .with(lines(settings.format, rush.clone(), color))
             .try_init()
             .map_err(|_| LogError::Again)?;
         Ok(Self {
             filter: handle,
+            rush,
             targets,
             environment,
         })
@@ -221,6 +228,21 @@ impl Logging {
         // The handle fails only when the subscriber is gone, and then nobody reads lines either.
         let _ = self.filter.reload(filter);
         Ok(())
+    }
+}
+
+impl Drop for Logging {
+    fn drop(&mut self) {
+        self.rush.end();
+    }
+}
+
+impl fmt::Debug for Logging {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Logging")
+            .field("targets", &self.targets)
+            .field("environment", &self.environment)
+            .finish_non_exhaustive()
     }
 }
 
@@ -387,6 +409,7 @@ mod tests {
         ));
         let logging = Logging {
             filter: handle,
+            rush: Rush::to(io::sink()),
             targets: TARGETS,
             environment,
         };

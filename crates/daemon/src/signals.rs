@@ -20,6 +20,43 @@ pub struct Signals {
 #[derive(Clone, Debug)]
 pub struct Reloads(watch::Receiver<u64>);
 
+/// What a signal asks for while the process runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// USR2, as who rotates logs sends it.
+    ReopenLog,
+    /// USR1 or HUP.
+    Reload,
+}
+
+/// The signals that ask for something, installed.
+#[derive(Debug)]
+pub struct Requests {
+    reopen: Signal,
+    reconfigure: Signal,
+    hangups: Reloads,
+}
+
+impl Requests {
+    /// Installs the handlers: from now on neither USR1 nor USR2 ends the process.
+    pub fn install(hangups: Reloads) -> io::Result<Self> {
+        Ok(Self {
+            reopen: signal(SignalKind::user_defined2())?,
+            reconfigure: signal(SignalKind::user_defined1())?,
+            hangups,
+        })
+    }
+
+    /// Waits for the next one. `None` when the process ends. Cancel safe.
+    pub async fn next(&mut self) -> Option<Request> {
+        tokio::select! {
+            asked = self.reopen.recv() => asked.map(|()| Request::ReopenLog),
+            asked = self.reconfigure.recv() => asked.map(|()| Request::Reload),
+            asked = self.hangups.next() => asked.map(|()| Request::Reload),
+        }
+    }
+}
+
 impl Signals {
     /// Installs the handlers: from now on no signal of these ends the process by itself.
     pub fn install() -> io::Result<(Self, Reloads)> {

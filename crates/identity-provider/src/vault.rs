@@ -20,6 +20,7 @@ use current::{Current, EARLY_FOR};
 use keeper::{Keeper, Order, Standing};
 use pki::Issued;
 
+mod access;
 mod cache;
 mod client;
 mod config;
@@ -34,6 +35,7 @@ mod secret;
 mod token;
 mod wire;
 
+pub use access::VaultAccess;
 pub use config::{
     BadValue, CertificateRequest, LoginMethod, Material, PkiPath, Retry, Share, VaultAddress,
     VaultConfig, VaultLogin, VaultTls, api_path,
@@ -106,24 +108,8 @@ impl VaultProvider {
     /// The keeper, started at the first need. It ends when the provider is dropped, after what it is doing.
     fn keeper(&mut self) -> Result<&mut Handle, ProviderError> {
         if self.keeper.is_none() {
-            let namespace = self.config.namespace.as_deref().map(HeaderValue::from_str);
-            let namespace = namespace.transpose().map_err(|_| {
-                ProviderError::Fatal(
-                    Explained::new(Code::Usage, "the vault namespace cannot be sent")
-                        .hint("check --vault-namespace for control characters"),
-                )
-            })?;
-            let client = Client::new(
-                self.config.addresses.clone(),
-                namespace,
-                self.config.retry,
-                Arc::clone(&self.dial),
-                Arc::clone(&self.clock),
-            );
-            let (orders, receiver) = mpsc::channel(1);
-            let (sender, standing) = watch::channel(Standing::default());
-            let keeper = Keeper::new(self.config.clone(), client, Arc::clone(&self.clock), sender);
-            tokio::spawn(keeper.run(receiver));
+            let clock = Arc::clone(&self.clock);
+            let (orders, standing) = start_keeper(&self.config, Arc::clone(&self.dial), clock)?;
             self.keeper = Some(Handle { orders, standing });
         }
         self.keeper.as_mut().ok_or_else(gone)
@@ -353,6 +339,33 @@ pub async fn reach(config: &VaultConfig, clock: &Arc<dyn Clock>) -> Result<(), E
         Seal { sealed: false } => Ok(()),
         Seal { sealed: true } => Err(reply.sealed()),
     }
+}
+
+/// The one task that talks to Vault. It ends when nobody can order any more, after what it is doing.
+fn start_keeper(
+    config: &VaultConfig,
+    dial: Arc<dyn Dial>,
+    clock: Arc<dyn Clock>,
+) -> Result<(mpsc::Sender<Order>, watch::Receiver<Standing>), ProviderError> {
+    let namespace = config.namespace.as_deref().map(HeaderValue::from_str);
+    let namespace = namespace.transpose().map_err(|_| {
+        ProviderError::Fatal(
+            Explained::new(Code::Usage, "the vault namespace cannot be sent")
+                .hint("check --vault-namespace for control characters"),
+        )
+    })?;
+    let client = Client::new(
+        config.addresses.clone(),
+        namespace,
+        config.retry,
+        dial,
+        Arc::clone(&clock),
+    );
+    let (orders, receiver) = mpsc::channel(1);
+    let (sender, standing) = watch::channel(Standing::default());
+    let keeper = Keeper::new(config.clone(), client, clock, sender);
+    tokio::spawn(keeper.run(receiver));
+    Ok((orders, standing))
 }
 
 fn gone() -> ProviderError {

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use ah_identity_provider::Explained;
+use ah_spire_attest::socket::{Purpose, Socket};
 use ah_spire_telemetry::{Log, Metrics, RpcMetrics};
 use ah_spire_wire::Limits;
 use ah_spire_wire::agent::debug::debug_server::DebugServer;
@@ -18,11 +19,18 @@ use tonic::service::Routes;
 use tower::Layer;
 
 use crate::metrics::OpenCalls;
-use crate::socket::{ADMIN_API, Socket};
 
 use debug::Debugger;
 pub(crate) use debug::Insight;
 use logger::Loggers;
+
+/// The agent's user and group may call.
+const PURPOSE: Purpose = Purpose {
+    api: "admin API",
+    key: "admin_socket_path",
+    mode: 0o770,
+    folder_mode: 0o755,
+};
 
 /// A bound socket.
 pub(crate) struct AdminApi {
@@ -45,7 +53,7 @@ impl AdminApi {
         let debug = Debugger::new(insight, OpenCalls::new(metrics, "debug_api"));
         let logger = Loggers::new(log, OpenCalls::new(metrics, "logger_api"));
         Ok(Self {
-            socket: Socket::bind(path, &ADMIN_API)?,
+            socket: Socket::bind(path, &PURPOSE)?,
             routes: Routes::new(DebugServer::new(debug)).add_service(LoggerServer::new(logger)),
             rpc: RpcMetrics::new(metrics),
         })

@@ -212,6 +212,75 @@ mod tests {
         );
     }
 
+    /// Answers the requests on a unix socket in turn; returns what was asked.
+    async fn answering(
+        socket: &Path,
+        answers: Vec<String>,
+    ) -> tokio::task::JoinHandle<Vec<String>> {
+        let listener = UnixListener::bind(socket).unwrap();
+        tokio::spawn(async move {
+            let mut asked = Vec::new();
+            for answer in answers {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut request = vec![0; 4096];
+                let length = stream.read(&mut request).await.unwrap();
+                stream.write_all(answer.as_bytes()).await.unwrap();
+                let request = String::from_utf8(request[..length].to_vec()).unwrap();
+                asked.push(request.lines().next().unwrap().to_owned());
+            }
+            asked
+        })
+    }
+
+    fn elsewhere(status: u16, location: &str) -> String {
+        format!("HTTP/1.1 {status} x\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n")
+    }
+
+    // Inventory 1.1: trust_bundle_url, as upstream's client goes after it.
+    #[tokio::test]
+    async fn redirects_are_followed_nine_times() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("s");
+        let found = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".to_owned();
+        let mut answers: Vec<_> = [301, 302, 303, 307, 308]
+            .map(|status| elsewhere(status, "../b?x=1"))
+            .into();
+        answers.push(elsewhere(302, "http://other/c"));
+        answers.push(found.clone());
+        let asked = answering(&socket, answers).await;
+        let got = download::get("http://helper/a/a", Some(&socket)).await;
+        assert_eq!(got.unwrap(), "ok");
+        let asked = asked.await.unwrap();
+        assert_eq!(asked[0], "GET /a/a HTTP/1.1");
+        assert_eq!(asked[1], "GET /b?x=1 HTTP/1.1");
+        assert_eq!(asked[6], "GET /c HTTP/1.1");
+
+        std::fs::remove_file(&socket).unwrap();
+        let asked = answering(&socket, vec![elsewhere(302, "/"); 10]).await;
+        let error = download::get("http://helper/", Some(&socket)).await;
+        assert_eq!(error.unwrap_err(), "it redirects more than 9 times");
+        assert_eq!(asked.await.unwrap().len(), 10);
+
+        for (answer, told) in [
+            (
+                "HTTP/1.1 302 x\r\nContent-Length: 0\r\n\r\n".to_owned(),
+                "without a Location",
+            ),
+            (
+                "HTTP/1.1 304 x\r\nLocation: /b\r\n\r\n".to_owned(),
+                "the answer is 304",
+            ),
+            (elsewhere(302, "ftp://other/"), "which is not https"),
+        ] {
+            std::fs::remove_file(&socket).unwrap();
+            let asked = answering(&socket, vec![answer]).await;
+            let error = download::get("http://helper/", Some(&socket)).await;
+            let error = error.unwrap_err();
+            assert!(error.contains(told), "{error}");
+            asked.await.unwrap();
+        }
+    }
+
     // ER-9
     #[tokio::test]
     async fn what_is_wrong_with_a_bundle_file_is_told() {

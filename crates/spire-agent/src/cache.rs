@@ -17,7 +17,7 @@ use tokio::sync::{Notify, watch};
 use crate::health::Health;
 use crate::identities::{Identities, JwtError, JwtIdentity, WorkloadUpdate, X509Identity};
 use crate::metrics::CacheMetrics;
-use crate::server_client::{ServerClient, SyncedEntries, roots_of};
+use crate::server_client::{Holds, ServerClient, SyncedEntries, roots_of};
 
 pub(crate) use jwt::JwtSettings;
 pub(crate) use state::{Held, Snapshot};
@@ -161,12 +161,30 @@ impl Cache {
         self.rounds.send_modify(|round| *round += 1);
     }
 
-    /// Marks what `issued_by` says for replacement.
+    /// Marks what `issued_by` says for replacement, at once.
     pub(crate) fn taint(&self, issued_by: impl Fn(&X509Identity) -> bool) {
+        self.replace(issued_by, None);
+    }
+
+    /// As [`Cache::taint`] for what is still good for a while: a batch at a time.
+    pub(crate) fn taint_in_batches(&self, issued_by: impl Fn(&X509Identity) -> bool) {
+        self.replace(issued_by, Some(self.clock.now()));
+    }
+
+    fn replace(&self, issued_by: impl Fn(&X509Identity) -> bool, spread: Option<SystemTime>) {
         let processing = self.metrics.taint_x509.start();
-        let tainted = self.state().taint(issued_by);
+        let tainted = self.state().taint(issued_by, spread);
         self.metrics.tainted_x509.observe(tainted as f64);
         processing.done(tonic::Code::Ok);
+    }
+
+    /// The bundle that workloads are served with, and how many of their X509-SVIDs are of tainted authorities.
+    pub(crate) fn holds(&self) -> Holds {
+        let state = self.state();
+        Holds {
+            bundle_sequence: state.bundle().map_or(0, |bundle| bundle.sequence),
+            tainted_svids: state.tainted(),
+        }
     }
 
     /// The roots that workloads trust now.

@@ -169,6 +169,7 @@ impl Command {
 enum Program {
     Run,
     Validate,
+    Man,
     Ask(Command),
 }
 
@@ -182,11 +183,14 @@ pub fn run(arguments: &[String]) -> ExitCode {
             "validate",
             "Validates a SPIRE agent configuration file",
             run_flags("validate"),
-        );
-    match Command::add_to(cli, Program::Ask).parse(arguments) {
+        )
+        .with_manual(Program::Man);
+    let cli = Command::add_to(cli, Program::Ask);
+    match cli.parse(arguments) {
         Invocation::Run { command, flags } => match command {
             Program::Run => crate::run::run(&flags),
             Program::Validate => crate::run::validate(&flags),
+            Program::Man => ExitCode::from(u8::from(!cli.write_manual(&flags))),
             Program::Ask(command) => command.run(&flags),
         },
         Invocation::Exit(exit) => {

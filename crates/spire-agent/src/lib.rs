@@ -19,6 +19,5 @@ mod own;
 mod rotation;
 pub mod run;
 pub mod server_client;
-mod socket;
 mod warm;
 pub mod workload;

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ah_daemon::signals::Signals;
+use ah_daemon::signals::{Requests, Signals};
 use ah_daemon::systemd;
 use ah_daemon::tasks::{Shutdown, Tasks};
 use ah_identity_provider::{Code, Explained, SystemClock};
@@ -25,7 +25,7 @@ use crate::agent::{Agent, AgentSettings};
 use crate::health::Health;
 use crate::workload::{self, WorkloadApi};
 use plugins::Plugins;
-use signals::{Manager, Requests};
+use signals::Manager;
 
 /// How long open calls may take to end.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -210,7 +210,7 @@ async fn serve_with(
     );
     tasks.spawn(
         "signals",
-        requests.act_on(log, plugins.reload, manager, drain.clone()),
+        signals::act_on(requests, log, plugins.reload, manager, drain.clone()),
     );
     tasks.spawn("faults", print_faults(health, drain.clone()));
     let (ended, end) = tokio::sync::oneshot::channel();

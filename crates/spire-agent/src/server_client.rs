@@ -21,7 +21,7 @@ pub(crate) use calls::{IssuedJwt, agent_client};
 pub use calls::{IssuedSvid, SyncedEntries};
 pub use dial::ServerAddress;
 pub use fault::{Denied, ServerFault};
-pub(crate) use news::{Heard, News};
+pub(crate) use news::{Heard, Holds, News};
 
 /// How long one call may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use ah_identity_provider::Explained;
 use ah_spire_attest::peer::PeerInfo;
+use ah_spire_attest::socket::{Purpose, Socket};
 use ah_spire_plugin::agent::WorkloadApiRateLimit;
 use ah_spire_telemetry::Metrics;
 use ah_spire_wire::Limits;
@@ -19,7 +20,6 @@ use tonic::service::Routes;
 use tower::Layer;
 
 use crate::identities::Identities;
-use crate::socket::{Socket, WORKLOAD_API};
 
 pub use caller::{Attest, Attestors};
 pub use explain::{EXPLAIN_METHOD, ExplainAnswer, ExplainRequest, Nearest};
@@ -47,6 +47,14 @@ const CALLS: u32 = 4096;
 
 /// Requests are small and answers are shared: nothing on a connection needs more.
 const WINDOW: u32 = 64 * 1024;
+
+/// Every process may call.
+const PURPOSE: Purpose = Purpose {
+    api: "Workload API",
+    key: "socket_path",
+    mode: 0o777,
+    folder_mode: 0o755,
+};
 
 /// What the Workload API is told.
 #[derive(Clone, Debug)]
@@ -108,7 +116,7 @@ impl<I: Identities, A: Attest> WorkloadApi<I, A> {
         attestor: Arc<A>,
         others: Option<Routes>,
     ) -> Result<Self, Explained> {
-        let socket = Socket::bind(&config.socket, &WORKLOAD_API)?;
+        let socket = Socket::bind(&config.socket, &PURPOSE)?;
         Ok(Self {
             quotas: Arc::new(Quotas::new(config.quota)),
             shared: Arc::new(Shared::new(config, identities, attestor, others)),

@@ -32,6 +32,7 @@ pub mod node;
 #[cfg(target_os = "linux")]
 pub mod peer;
 mod remember;
+pub mod socket;
 #[cfg(target_os = "linux")]
 pub mod workload;
 

@@ -1,5 +1,6 @@
 //! The `plugins { }` section: which plugins run and what each is told.
 
+mod data_files;
 mod file;
 
 use std::fmt;
@@ -7,6 +8,7 @@ use std::path::PathBuf;
 
 use zeroize::Zeroizing;
 
+pub use self::data_files::DataFiles;
 pub(crate) use self::file::plugins;
 use crate::error::ConfigError;
 use crate::hcl::{self, Object, Position};

@@ -30,6 +30,7 @@
 //! ```
 
 mod cli;
+mod man;
 mod usage;
 mod value;
 

@@ -16,12 +16,16 @@ mod debug;
 mod dns;
 mod entry;
 mod health;
+mod holdings;
 mod limits;
+mod local_authority;
 mod logger;
 mod mask;
 mod policy;
+mod rotation;
 mod svid;
 mod sync;
+mod trust_domain;
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -37,12 +41,15 @@ use ah_spire_attest::peer::PeerInfo;
 use ah_spire_telemetry::RpcMetrics;
 use ah_spire_wire::changes::changes_server::ChangesServer;
 use ah_spire_wire::model::{JwtKey, Selector};
+use ah_spire_wire::rotation::rotation_server::RotationServer;
 use ah_spire_wire::server::agent::agent_server::AgentServer;
 use ah_spire_wire::server::bundle::bundle_server::BundleServer;
 use ah_spire_wire::server::debug::debug_server::DebugServer;
 use ah_spire_wire::server::entry::entry_server::EntryServer;
+use ah_spire_wire::server::localauthority::local_authority_server::LocalAuthorityServer;
 use ah_spire_wire::server::logger::logger_server::LoggerServer;
 use ah_spire_wire::server::svid::svid_server::SvidServer;
+use ah_spire_wire::server::trustdomain::trust_domain_server::TrustDomainServer;
 use ah_spire_wire::{health::health_server::HealthServer, types};
 use http::{Request, Response};
 use hyper::body::Incoming;
@@ -57,9 +64,11 @@ use tower::Service;
 
 use self::audit::{Audit, Fields};
 pub use self::caller::{Caller, Peer, PeerSvid, Right};
+pub use self::holdings::Holdings;
 pub use self::limits::RateLimits;
-use crate::ca::{SignError, Signer};
+use crate::ca::{LocalAuthorities, SignError, Signer};
 use crate::entries::EntryCache;
+use crate::federation;
 use crate::store::{Store, StoreError};
 
 /// What the services work with.
@@ -70,8 +79,17 @@ pub struct Core<S> {
     pub store: Arc<S>,
     /// What signs.
     pub authority: Arc<dyn Authority>,
+    /// What operators change about it.
+    pub local_authorities: Arc<dyn LocalAuthorities>,
+    /// What agents told that they hold.
+    pub holdings: Holdings,
     /// Which entries an agent serves. What is written to `store` is in it when the write returns.
     pub entries: Arc<EntryCache>,
+    /// `max_attested_node_info_staleness`: how old what other servers wrote of an agent may be that a call is judged by;
+    /// `None` when no other server writes to `store`. What this one wrote is always known.
+    pub agent_staleness: Option<Duration>,
+    /// What polls the bundles of other trust domains.
+    pub federation: Arc<federation::Manager<S>>,
     /// The configured node attestors besides `join_token`.
     pub attestors: Arc<dyn Attestors>,
     /// `admin_ids`
@@ -164,7 +182,16 @@ pub fn network_routes<S: Store>(core: &Arc<Core<S>>) -> Routes {
         .add_service(served!(BundleServer, bundle::Bundles(core.clone())))
         .add_service(served!(EntryServer, entry::Entries(core.clone())))
         .add_service(served!(SvidServer, svid::Svids(core.clone())))
+        .add_service(served!(
+            TrustDomainServer,
+            trust_domain::TrustDomains(core.clone())
+        ))
+        .add_service(served!(
+            LocalAuthorityServer,
+            local_authority::Authorities(core.clone())
+        ))
         .add_service(served!(ChangesServer, changes::Watches(core.clone())))
+        .add_service(served!(RotationServer, rotation::Rotations(core.clone())))
 }
 
 /// The services that are served over the local socket.

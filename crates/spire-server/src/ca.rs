@@ -7,6 +7,7 @@ mod manager;
 mod metrics;
 mod name;
 mod prepare;
+mod rehearse;
 mod server_svid;
 mod sign;
 mod slots;
@@ -18,14 +19,17 @@ use spiffe::SpiffeId;
 
 pub use authority::{JwtAuthority, X509Authority};
 pub use manager::{
-    AuthorityStates, CaError, Manager, PRUNE_BUNDLE_INTERVAL, PRUNE_JOURNALS_INTERVAL,
-    ROTATE_INTERVAL, Settings,
+    AuthorityStates, CaError, LocalAuthorities, Manager, PRUNE_BUNDLE_INTERVAL,
+    PRUNE_JOURNALS_INTERVAL, ROTATE_INTERVAL, Settings,
 };
 pub use name::Subject;
 pub use server_svid::{SVID_INTERVAL, ServerSvids};
 pub use sign::{Authorities, BACKDATE, Profile};
 pub use slots::{AuthorityState, Status};
-pub use upstream::{Answer, DiskAuthority, Files, MintedCa, UpstreamAuthority, UpstreamError};
+pub use upstream::{
+    Answer, DiskAuthority, Files, MintedCa, SpireAuthority, SpireSettings, UpstreamAuthority,
+    UpstreamBundle, UpstreamError, VaultAuthority, VaultSettings,
+};
 
 /// An X509-SVID to be signed.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,5 +1,15 @@
 //! The command line: upstream's commands, flags, texts and exit codes, so that scripts go on working.
 
+/// The table's form of `async fn run(call: &mut Call<'_>) -> Result<(), Failure>`.
+macro_rules! run {
+    ($path:path) => {
+        Run {
+            start: |call| Running(Box::pin($path(call))),
+            shows: true,
+        }
+    };
+}
+
 mod agent;
 mod bundle;
 mod daemon;
@@ -7,12 +17,15 @@ mod debug;
 mod entry;
 mod entry_file;
 mod entry_sync;
+mod federation;
 mod healthcheck;
 mod json;
 mod jwt;
+mod local_authority;
 mod logger;
 mod matching;
 mod output;
+mod rotation;
 mod server;
 mod token;
 mod x509;
@@ -95,6 +108,8 @@ enum Command {
     Daemon,
     /// `validate`
     Validate,
+    /// `man`
+    Man,
     /// What talks to a server.
     Client(Run),
 }
@@ -110,16 +125,6 @@ struct Run {
 /// A command under way.
 struct Running<'a>(Pin<Box<dyn Future<Output = Result<(), Failure>> + Send + 'a>>);
 
-/// The table's form of `async fn run(call: &mut Call<'_>) -> Result<(), Failure>`.
-macro_rules! run {
-    ($path:path) => {
-        Run {
-            start: |call| Running(Box::pin($path(call))),
-            shows: true,
-        }
-    };
-}
-
 /// Runs the command line `arguments` (without the program's name) to its exit code.
 pub async fn main(arguments: &[String]) -> u8 {
     let (command, flags) = match tree().parse(arguments) {
@@ -132,6 +137,7 @@ pub async fn main(arguments: &[String]) -> u8 {
     let command = match command {
         Command::Daemon => return daemon::run(&flags).await,
         Command::Validate => return daemon::validate(&flags).await,
+        Command::Man => return u8::from(!tree().write_manual(&flags)),
         Command::Client(run) => run,
     };
     let mut call = Call {
@@ -155,7 +161,8 @@ fn tree() -> Cli<Command> {
             "validate",
             "Validates a SPIRE server configuration file",
             run_flags("validate"),
-        );
+        )
+        .with_manual(Command::Man);
     let add = |cli: Cli<Command>, run, path: &str, synopsis: &str, flags: FlagSet| {
         let flags = flags.and(server::flags());
         cli.command(Command::Client(run), path, synopsis, flags)
@@ -289,6 +296,48 @@ fn tree() -> Cli<Command> {
     );
     let cli = add(
         cli,
+        run!(federation::create),
+        "federation create",
+        "Creates a dynamic federation relationship with a foreign trust domain",
+        federation::relationship_flags(shows("federation create")),
+    );
+    let cli = add(
+        cli,
+        run!(federation::update),
+        "federation update",
+        "Updates a dynamic federation relationship with a foreign trust domain",
+        federation::relationship_flags(shows("federation update")),
+    );
+    let cli = add(
+        cli,
+        run!(federation::list),
+        "federation list",
+        "Lists all dynamic federation relationships",
+        shows("federation list"),
+    );
+    let cli = add(
+        cli,
+        run!(federation::show),
+        "federation show",
+        "Shows a dynamic federation relationship",
+        federation::show_flags(shows("federation show")),
+    );
+    let cli = add(
+        cli,
+        run!(federation::delete),
+        "federation delete",
+        "Deletes a dynamic federation relationship",
+        federation::id_flags(shows("federation delete")),
+    );
+    let cli = add(
+        cli,
+        run!(federation::refresh),
+        "federation refresh",
+        "Refreshes the bundle from the specified federated trust domain",
+        federation::id_flags(shows("federation refresh")),
+    );
+    let cli = add(
+        cli,
         run!(x509::mint),
         "x509 mint",
         "Mints an X509-SVID",
@@ -322,6 +371,10 @@ fn tree() -> Cli<Command> {
         "Reset the logger details to launch level",
         shows("logger reset"),
     );
+    let authorities = local_authority::commands(shows).into_iter();
+    let cli = authorities.fold(cli, |cli, (run, path, synopsis, flags)| {
+        add(cli, run, path, synopsis, flags)
+    });
     let cli = add(
         cli,
         run!(debug::getinfo),

@@ -4,8 +4,9 @@ mod local;
 mod tcp;
 mod tls;
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
@@ -23,12 +24,11 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// Runs `connection` for each that `accept` gives, until `stop`; then waits for those that are open. More than
 /// [`MOST_CONNECTIONS`] are closed as they come.
-async fn accept_loop<T, A, F>(
-    mut accept: impl FnMut() -> A,
+async fn accept_loop<T, F>(
+    mut accept: impl FnMut(&mut Context<'_>) -> Poll<io::Result<T>>,
     mut connection: impl FnMut(T) -> F,
     stop: impl Future<Output = ()>,
 ) where
-    A: Future<Output = io::Result<T>>,
     F: Future<Output = ()> + Send + 'static,
 {
     let mut stop = std::pin::pin!(stop);
@@ -41,7 +41,7 @@ async fn accept_loop<T, A, F>(
                 report_panic(ended);
                 continue;
             }
-            accepted = accept() => accepted,
+            accepted = poll_fn(&mut accept) => accepted,
         };
         match accepted {
             Ok(_) if open.len() >= MOST_CONNECTIONS => {

@@ -3,7 +3,10 @@
 //! The cache begins with everything the store holds. From then on the APIs hand it what this server writes, and
 //! the store's log of changes tells what other servers wrote.
 
+mod build;
+mod doubt;
 mod follow;
+mod held;
 mod index;
 mod metrics;
 mod order;
@@ -11,15 +14,18 @@ mod through;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use ah_spire_telemetry::Metrics;
 use ah_spire_wire::model::Entry;
 use spiffe::{SpiffeId, TrustDomain};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
+use doubt::Doubts;
 pub use follow::Follow;
 use follow::State;
+pub use held::Held;
 use index::{Affected, Index};
 use metrics::Counts;
 pub use through::CachedStore;
@@ -39,12 +45,15 @@ pub struct EntryCache {
     /// What this server changed while the store was being read: newer than what was read.
     own: Mutex<Option<Own>>,
     state: tokio::sync::Mutex<State>,
+    doubts: Doubts,
+    /// What other servers wrote before this is known.
+    followed: Mutex<Instant>,
     counts: Counts,
 }
 
 #[derive(Default)]
 struct Own {
-    entries: HashMap<String, Option<Arc<Entry>>>,
+    entries: HashMap<String, Option<Entry>>,
     agents: HashMap<SpiffeId, Option<Arc<Agent>>>,
 }
 
@@ -81,28 +90,40 @@ impl EntryCache {
             bundles: watch::Sender::new(0),
             own: Mutex::default(),
             state: tokio::sync::Mutex::default(),
+            doubts: Doubts::default(),
+            followed: Mutex::new(Instant::now()),
         }
     }
 
     /// All entries that `agent` may serve: those below it and below the aliases whose selectors it has, with
     /// theirs in turn. Nothing for a banned agent; no entry that has expired.
-    pub fn authorized(&self, agent: &SpiffeId) -> Vec<Arc<Entry>> {
+    pub fn authorized(&self, agent: &SpiffeId) -> Vec<Arc<Held>> {
         self.index().authorized(agent, (self.clock)())
     }
 
     /// The entry with this ID when `agent` may serve it.
-    pub fn authorized_entry(&self, agent: &SpiffeId, id: &str) -> Option<Arc<Entry>> {
+    pub fn authorized_entry(&self, agent: &SpiffeId, id: &str) -> Option<Arc<Held>> {
         self.index().authorized_entry(agent, id, (self.clock)())
     }
 
     /// By entry ID, whoever may serve it.
-    pub fn entry(&self, id: &str) -> Option<Arc<Entry>> {
+    pub fn entry(&self, id: &str) -> Option<Arc<Held>> {
         self.index().entry(id).cloned()
     }
 
     /// By SPIFFE ID.
     pub fn agent(&self, id: &SpiffeId) -> Option<Arc<Agent>> {
         self.index().agent(id).cloned()
+    }
+
+    /// The agent as the store has it: with all that this server wrote, and with what others wrote until `staleness` ago
+    /// (`None`: there are no others). `None` where that is not known, and where there is no such agent.
+    pub fn agent_within(&self, id: &SpiffeId, staleness: Option<Duration>) -> Option<Arc<Agent>> {
+        let is_old = |most| locked(&self.followed).elapsed() >= most;
+        if staleness.is_some_and(is_old) || self.doubts.contain(id) {
+            return None;
+        }
+        self.agent(id)
     }
 
     /// Changes each time that [`EntryCache::authorized`] of this agent may have. Subscribe first, then read.
@@ -133,12 +154,8 @@ impl EntryCache {
 
     /// This server has created or updated the entry.
     pub fn put(&self, entry: Entry) {
-        let entry = Arc::new(entry);
         self.change(|index, affected| {
-            self.record(|own| {
-                own.entries
-                    .insert(entry.id.clone(), Some(Arc::clone(&entry)))
-            });
+            self.record(|own| own.entries.insert(entry.id.clone(), Some(entry.clone())));
             index.put(entry, affected);
         });
     }

@@ -5,6 +5,7 @@
 //! - [`ca`]: the X.509 and JWT authorities, their rotation, and what they sign.
 //! - [`api`]: the gRPC services, and who may call them.
 //! - [`endpoints`]: the sockets that they are served on.
+//! - [`federation`]: the own bundle for other trust domains, and theirs for the workloads here.
 //! - [`run`]: the daemon that all of it makes.
 //! - [`keys`]: where the private keys of the authorities are.
 
@@ -13,6 +14,7 @@ pub mod ca;
 pub mod cli;
 pub mod endpoints;
 pub mod entries;
+pub mod federation;
 pub mod ids;
 pub mod keys;
 pub mod moment;

@@ -1,6 +1,8 @@
 //! The `plugins { }` of the server's file as what they stand for.
 
 pub(crate) mod external;
+mod reload;
+mod upstream;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -17,13 +19,16 @@ use ah_spire_plugin::config_block;
 use ah_spire_plugin::decode::{Decode, UnknownKeys, from_object};
 use ah_spire_plugin::server::ServerConfig;
 use ah_spire_plugin_host::node::ServerNode;
+use arc_swap::ArcSwapOption;
 use rustls_pki_types::CertificateDer;
 use spiffe::TrustDomain;
 use tonic::{Code, Status};
 
 use self::external::Running;
+pub(crate) use self::reload::Reload;
+use self::upstream::Upstream;
 use crate::api::{Ask, Attested, Attestors};
-use crate::ca::{DiskAuthority, Files, UpstreamAuthority};
+use crate::ca::UpstreamAuthority;
 use crate::store::{Bundles, SqlStore, StoreConfig, StoreError};
 
 config_block! {
@@ -51,15 +56,6 @@ config_block! {
 }
 
 config_block! {
-    /// `UpstreamAuthority "disk"`
-    struct DiskAuthorityData {
-        cert_file_path: String = "cert_file_path",
-        key_file_path: String = "key_file_path",
-        bundle_file_path: String = "bundle_file_path",
-    }
-}
-
-config_block! {
     /// `NodeAttestor "x509pop"`
     struct X509PopData {
         mode: String = "mode",
@@ -78,7 +74,7 @@ config_block! {
 pub(crate) struct Wanted {
     pub(crate) store: StoreConfig,
     pub(crate) keys: KeysWanted,
-    pub(crate) upstream: Option<Files>,
+    pub(crate) upstream: Option<Upstream>,
     pub(crate) unique_id: bool,
     pub(crate) x509pop: Option<X509PopServerConfig>,
     /// What has a `plugin_cmd`, in the order of the file.
@@ -130,13 +126,11 @@ impl Wanted {
                     let path = required(plugin, "keys_path", &data.keys_path)?;
                     keys = Some(KeysWanted::Disk(path));
                 }
-                (PluginType::UpstreamAuthority, "disk") => {
-                    let data = data(plugin, |it: &DiskAuthorityData| &it.unknown)?;
-                    wanted.upstream = Some(Files {
-                        certificate: required(plugin, "cert_file_path", &data.cert_file_path)?,
-                        key: required(plugin, "key_file_path", &data.key_file_path)?,
-                        bundle: path(&data.bundle_file_path),
-                    });
+                (PluginType::UpstreamAuthority, _) => {
+                    let variable = |name: &str| std::env::var(name).ok();
+                    let read = Upstream::read(plugin, &config.trust_domain, variable)?;
+                    let unknown = || unsupported(plugin, "this server has no such plugin");
+                    wanted.upstream = Some(read.ok_or_else(unknown)?);
                 }
                 (PluginType::CredentialComposer, "uniqueid") => wanted.unique_id = true,
                 // Tokens are judged by the API itself, as with upstream also without this plugin.
@@ -150,18 +144,16 @@ impl Wanted {
         Ok(wanted)
     }
 
-    /// The upstream authority, whose files are read once.
+    /// The upstream authority.
     pub(crate) fn upstream(
         &self,
         of: &TrustDomain,
         clock: Arc<dyn Clock>,
     ) -> Result<Option<Arc<dyn UpstreamAuthority>>, String> {
-        let Some(files) = &self.upstream else {
-            return Ok(None);
-        };
-        let opened = DiskAuthority::open(files.clone(), of.clone(), clock);
-        let opened = opened.map_err(|error| format!("UpstreamAuthority \"disk\": {error}"))?;
-        Ok(Some(Arc::new(opened)))
+        let upstream = self.upstream.as_ref();
+        upstream
+            .map(|upstream| upstream.open(of, clock))
+            .transpose()
     }
 }
 
@@ -242,6 +234,7 @@ fn x509pop(plugin: &PluginConfig) -> Result<X509PopServerConfig, String> {
 }
 
 /// The own X.509 authorities, for attestors that take the server's SVIDs.
+#[derive(Clone)]
 pub(crate) struct OwnAuthorities {
     pub(crate) store: SqlStore,
     pub(crate) trust_domain: TrustDomain,
@@ -258,9 +251,9 @@ impl Authorities for OwnAuthorities {
 }
 
 /// The configured node attestors.
-#[derive(Default)]
 pub(crate) struct NodeAttestors {
-    x509pop: HashMap<String, X509PopServer<OwnAuthorities>>,
+    own: OwnAuthorities,
+    x509pop: ArcSwapOption<X509PopServer<OwnAuthorities>>,
     external: HashMap<String, ServerNode>,
 }
 
@@ -270,18 +263,28 @@ impl NodeAttestors {
         own: OwnAuthorities,
         running: &Running,
     ) -> Result<Self, String> {
-        let mut attestors = Self::default();
-        for plugin in running.of(PluginType::NodeAttestor) {
+        let external = running.of(PluginType::NodeAttestor).map(|plugin| {
             let node = ServerNode::new(plugin.clone(), own.trust_domain.clone());
-            attestors.external.insert(plugin.name().to_owned(), node);
-        }
+            (plugin.name().to_owned(), node)
+        });
+        let attestors = Self {
+            external: external.collect(),
+            own,
+            x509pop: ArcSwapOption::empty(),
+        };
         if let Some(config) = wanted {
-            let of = own.trust_domain.clone();
-            let server = X509PopServer::configure(config, of, own).await;
-            let server = server.map_err(|error| error.explained().report())?;
-            attestors.x509pop.insert(server.name().to_owned(), server);
+            attestors.x509pop(config).await?;
         }
         Ok(attestors)
+    }
+
+    /// `x509pop` judges by `config` from now on.
+    async fn x509pop(&self, config: X509PopServerConfig) -> Result<(), String> {
+        let own = self.own.clone();
+        let server = X509PopServer::configure(config, own.trust_domain.clone(), own).await;
+        let server = server.map_err(|error| error.explained().report())?;
+        self.x509pop.store(Some(Arc::new(server)));
+        Ok(())
     }
 }
 
@@ -303,7 +306,9 @@ impl Attestors for NodeAttestors {
             agent,
             refused: None,
         };
-        let judged = match (self.external.get(name), self.x509pop.get(name)) {
+        let x509pop = self.x509pop.load_full();
+        let built_in = x509pop.filter(|it| it.name() == name);
+        let judged = match (self.external.get(name), built_in) {
             (Some(plugin), _) => plugin.attest(claim, &mut asked).await,
             (None, Some(built_in)) => built_in.attest(claim, &mut asked).await,
             (None, None) => return None,

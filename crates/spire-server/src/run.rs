@@ -2,38 +2,33 @@
 
 mod keys;
 mod prune;
+mod tasks;
 mod trust;
 
 use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use ah_daemon::signals::Signals;
-use ah_daemon::systemd;
-use ah_daemon::tasks::{Shutdown, Tasks};
+use ah_daemon::signals::{Requests, Signals};
+use ah_daemon::tasks::Shutdown;
 use ah_identity_provider::{Clock, Explained, SystemClock};
 use ah_spire_plugin::server::ServerConfig;
-use ah_spire_telemetry::{
-    HealthChecks, HealthListener, Log, Metrics, Program, PrometheusListener, RpcMetrics, State,
-};
+use ah_spire_telemetry::{HealthListener, Log, Metrics, Program, PrometheusListener, RpcMetrics};
 use nix::sys::stat::{Mode, umask};
 use spiffe::SpiffeId;
-use tokio::signal::unix::{SignalKind, signal};
 
 use self::keys::Keys;
-use crate::api::{Core, RateLimits};
+use crate::api::{Core, Holdings, RateLimits};
 use crate::ca::{Authorities, Manager, Profile, ServerSvids, Settings, Subject};
 use crate::endpoints::{ClientTrust, Configs, LocalSocket, Network, bind};
-use crate::entries::{CachedStore, EntryCache, Follow};
+use crate::entries::{CachedStore, EntryCache};
+use crate::federation::{self, Endpoint};
 use crate::keys::{DiskKeys, ExternalKeys, MemoryKeys};
 use crate::plugins::external::{self, Offered, Running};
-use crate::plugins::{KeysWanted, NodeAttestors, OwnAuthorities, Wanted};
+use crate::plugins::{KeysWanted, NodeAttestors, OwnAuthorities, Reload, Wanted};
 use crate::store::{Metered, SqlStore, Store};
-
-/// How long calls under way may take to end.
-const DRAIN: Duration = Duration::from_secs(10);
 
 /// Targets of our own in the log.
 const TARGETS: &[&str] = &[
@@ -53,6 +48,7 @@ const TARGETS: &[&str] = &[
 pub async fn validate(config: &ServerConfig) -> Result<(), String> {
     let wanted = Wanted::read(config)?;
     tell_unsupported(config)?;
+    federation::check(config)?;
     wanted.upstream(&config.trust_domain, Arc::new(SystemClock))?;
     metrics(config)?;
     external::check(&wanted.external, config).await
@@ -89,22 +85,10 @@ fn tell_unsupported(config: &ServerConfig) -> Result<(), String> {
 
 fn warn_unsupported(config: &ServerConfig) {
     for (set, what) in [
-        (
-            config.federation.bundle_endpoint.is_some(),
-            "federation.bundle_endpoint",
-        ),
-        (
-            !config.federation.federates_with.is_empty(),
-            "federation.federates_with",
-        ),
         (config.profiling.enabled, "profiling_enabled"),
         (
             !config.experimental.feature_flags.is_empty(),
             "experimental.feature_flags",
-        ),
-        (
-            !config.max_attested_node_info_staleness.is_zero(),
-            "max_attested_node_info_staleness (agents are looked up at each call)",
         ),
     ] {
         if set {
@@ -120,6 +104,7 @@ fn warn_unsupported(config: &ServerConfig) {
 pub async fn run(config: ServerConfig) -> Result<(), String> {
     let wanted = Wanted::read(&config)?;
     tell_unsupported(&config)?;
+    federation::check(&config)?;
     // Before anything is written: what the server makes is for its group at most.
     let before = umask(Mode::from_bits_truncate(0o027));
     umask(before | Mode::from_bits_truncate(0o027));
@@ -140,13 +125,13 @@ pub async fn run(config: ServerConfig) -> Result<(), String> {
 }
 
 async fn serve(config: ServerConfig, wanted: Wanted, log: Arc<Log>) -> Result<(), String> {
-    let failed = |what: &'static str| move |error: io::Error| format!("{what}: {error}");
+    let cannot_listen = |error: io::Error| format!("cannot listen to signals: {error}");
     let shutdown = Shutdown::default();
     // First of all: a server that is told to end while it starts ends well.
-    let (signals, _reloads) = Signals::install().map_err(failed("cannot listen to signals"))?;
+    let (signals, hangups) = Signals::install().map_err(cannot_listen)?;
+    let requests = Requests::install(hangups).map_err(cannot_listen)?;
     tokio::spawn(signals.act_on(shutdown.clone()));
-    let plugins = Arc::new(OnceLock::new());
-    reopen_on_signal(log.clone(), plugins.clone()).map_err(failed("cannot listen to signals"))?;
+    let plugins = OnceLock::new();
     if let Err(error) = ah_daemon::limits::raise_open_files() {
         tracing::warn!(%error, "The limit of open files cannot be raised");
     }
@@ -169,7 +154,7 @@ async fn serve(config: ServerConfig, wanted: Wanted, log: Arc<Log>) -> Result<()
         }
     };
     let ended = match started {
-        Ok(started) => Box::pin(started.run(config, shutdown)).await,
+        Ok(started) => Box::pin(started.run(config, requests, shutdown)).await,
         Err(error) => Err(error),
     };
     // After everything that asks them.
@@ -189,6 +174,8 @@ async fn end(plugins: &OnceLock<Running>) {
 /// A server whose parts are there and whose sockets are bound.
 struct Started<S> {
     database: SqlStore,
+    log: Arc<Log>,
+    reload: Reload,
     core: Arc<Core<S>>,
     manager: Arc<Manager<S, Keys>>,
     svids: ServerSvids,
@@ -196,6 +183,7 @@ struct Started<S> {
     pruner: prune::Pruner,
     local: LocalSocket,
     network: Network,
+    bundle_endpoint: Option<Endpoint>,
     health: Option<HealthListener>,
     prometheus: Option<PrometheusListener>,
 }
@@ -273,25 +261,45 @@ async fn start(
         trust_domain: ours.clone(),
     };
     let attestors = NodeAttestors::open(wanted.x509pop, own, running).await?;
+    let attestors = Arc::new(attestors);
     let admin_ids: BTreeSet<SpiffeId> = config.admin_ids.iter().cloned().collect();
     let clients = ClientTrust {
         trust_domain: ours.clone(),
         admin_ids: admin_ids.clone(),
     };
     let trust = trust::Follower::start(database.clone(), &clients).await?;
+    let bundle_endpoint = match &config.federation.bundle_endpoint {
+        Some(endpoint) => {
+            Some(Endpoint::bind(endpoint, trust.own_bundle(), svids.subscribe()).await?)
+        }
+        None => None,
+    };
+    let federation = Arc::new(federation::Manager::new(
+        ours.clone(),
+        federation::configured(config)?,
+        store.clone(),
+        clock.clone(),
+        metrics.clone(),
+    ));
     let configs = Configs::new(svids.subscribe(), trust.subscribe(), clients, clock.clone());
     let core = Arc::new(Core {
         trust_domain: ours,
         store,
         authority: manager.clone(),
+        local_authorities: manager.clone(),
+        holdings: Holdings::default(),
         entries,
-        attestors: Arc::new(attestors),
+        agent_staleness: database
+            .is_shared()
+            .then_some(config.max_attested_node_info_staleness),
+        federation,
+        attestors: attestors.clone(),
         admin_ids,
         rpc: RpcMetrics::new(&metrics),
         limits: RateLimits::new(config.rate_limit.attestation, config.rate_limit.signing),
         clock,
         agent_id_as_selector: config.experimental.agent_spiffe_id_as_selector,
-        log,
+        log: log.clone(),
         audit_log: config.audit_log_enabled,
         own_chain: svids.chains(),
         started: SystemTime::now(),
@@ -307,9 +315,11 @@ async fn start(
         }
         None => None,
     };
-    let local = LocalSocket::bind(&config.socket).map_err(|error| error.to_string())?;
+    let local = LocalSocket::bind(&config.socket).map_err(told)?;
     Ok(Started {
         database,
+        log,
+        reload: Reload::new(config, attestors, running),
         core,
         manager,
         svids,
@@ -317,6 +327,7 @@ async fn start(
         pruner,
         local,
         network: Network::new(listener, configs),
+        bundle_endpoint,
         health: health.map_err(told)?,
         prometheus,
     })
@@ -328,140 +339,4 @@ async fn address(host: &str, port: u16) -> Result<SocketAddr, String> {
     { found }
         .next()
         .ok_or_else(|| format!("bind_address \"{host}\" has no address"))
-}
-
-impl<S: Store> Started<S> {
-    async fn run(self, config: ServerConfig, shutdown: Shutdown) -> Result<(), String> {
-        let drain = shutdown.drain.clone();
-        let mut tasks = Tasks::new(shutdown);
-        let until = |work: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
-            let drain = drain.clone();
-            async move {
-                tokio::select! {
-                    () = work => {}
-                    () = drain.cancelled() => {}
-                }
-                Ok::<(), String>(())
-            }
-        };
-        let manager = self.manager;
-        tasks.spawn(
-            "ca_manager",
-            until(Box::pin(async move { manager.run().await })),
-        );
-        tasks.spawn("svid_rotator", until(Box::pin(self.svids.run())));
-        tasks.spawn("trust", until(Box::pin(self.trust.run())));
-        let core = self.core.clone();
-        let follow = follow(&config);
-        tasks.spawn(
-            "entry_cache",
-            until(Box::pin(async move {
-                core.entries.follow(core.store.as_ref(), &follow).await
-            })),
-        );
-        let (core, pruner) = (self.core.clone(), self.pruner);
-        let pruned = config.prune_attested_nodes;
-        tasks.spawn(
-            "pruner",
-            until(Box::pin(async move {
-                pruner.run(core.store.as_ref(), pruned).await;
-            })),
-        );
-        if let Some(listener) = self.prometheus {
-            let stop = drain.clone();
-            tasks.spawn("Prometheus", async move {
-                listener.serve(stop).await;
-                Ok::<(), String>(())
-            });
-        }
-        let checks = checks(&self.core);
-        let (listener, stop) = (self.health, drain.clone());
-        tasks.spawn("health", async move {
-            checks.run(listener, stop).await;
-            Ok::<(), String>(())
-        });
-        if let Ok(address) = self.network.address() {
-            tracing::info!(%address, network = "tcp", "Starting Server APIs");
-        }
-        let path = config.socket.display();
-        tracing::info!(address = %path, network = "unix", "Starting Server APIs");
-        let (core, stop) = (self.core.clone(), drain.clone());
-        let network = self.network;
-        tasks.spawn("endpoints", async move {
-            network.run(core, stop).await;
-            Ok::<(), String>(())
-        });
-        let (core, stop, local) = (self.core.clone(), drain.clone(), self.local);
-        tasks.spawn("local endpoint", async move {
-            local.run(core, stop).await;
-            Ok::<(), String>(())
-        });
-        systemd::ready(&format!("serving {}", config.trust_domain));
-        let watchdog = tokio::spawn(systemd::feed_watchdog(|| true, drain.clone()));
-        let ended = tasks.run(DRAIN).await;
-        watchdog.abort();
-        systemd::stopping("stopping");
-        self.database.close().await;
-        let drained = ended.map_err(|error| error.to_string())?;
-        if !drained.cut_off.is_empty() {
-            tracing::warn!(tasks = ?drained.cut_off, "Cut off: they did not end in time");
-        }
-        Ok(())
-    }
-}
-
-/// The parts that a load balancer or a person asks after, under upstream's names. The CA and the server's SVID are there
-/// before anything listens, and serve on when they cannot be renewed.
-fn checks<S: Store>(core: &Arc<Core<S>>) -> HealthChecks {
-    let look = |key: &'static str| {
-        let core = core.clone();
-        move || {
-            let core = core.clone();
-            async move {
-                match core.store.bundle(&core.trust_domain).await {
-                    Ok(Some(_)) => State::healthy(),
-                    Ok(None) => State::failed(key, "bundle is missing"),
-                    Err(error) => State::failed(key, format!("unable to fetch bundle: {error}")),
-                }
-            }
-        }
-    };
-    HealthChecks::default()
-        .with("catalog.datastore", look("list_bundle_err"))
-        .with("server", look("get_bundle_err"))
-        .with("server.ca", || std::future::ready(State::healthy()))
-        .with("server.ca.rotator", || std::future::ready(State::healthy()))
-}
-
-fn follow(config: &ServerConfig) -> Follow {
-    let (given, default) = (&config.experimental, Follow::default());
-    Follow {
-        interval: given.cache_reload_interval.unwrap_or(default.interval),
-        full_interval: given
-            .full_cache_reload_interval
-            .unwrap_or(default.full_interval),
-        gap_timeout: given.event_timeout.unwrap_or(default.gap_timeout),
-        keep_events: given.prune_events_older_than.unwrap_or(default.keep_events),
-    }
-}
-
-/// USR2 opens the log file again; USR1 tells plugins in processes of their own what is new in their files.
-fn reopen_on_signal(log: Arc<Log>, plugins: Arc<OnceLock<Running>>) -> io::Result<()> {
-    let mut reopen = signal(SignalKind::user_defined2())?;
-    let mut reconfigure = signal(SignalKind::user_defined1())?;
-    tokio::spawn(async move {
-        loop {
-            tokio::select! {
-                Some(()) = reopen.recv() => log.reopen(),
-                Some(()) = reconfigure.recv() => {
-                    tracing::info!("Reconfigure signal received");
-                    if let Some(plugins) = plugins.get() {
-                        plugins.reconfigure().await;
-                    }
-                }
-                else => return,
-            }
-        }
-    });
-    Ok(())
 }

@@ -84,9 +84,12 @@ pub trait Entries: Send + Sync {
         filter: &EntryFilter,
         page: &Page,
     ) -> impl Future<Output = Result<Paged<Entry>, StoreError>> + Send;
-    /// All there are, as a cache begins with. May come from a replica and be some seconds old, in step with
-    /// [`Entries::entry_events`].
-    fn all_entries(&self) -> impl Future<Output = Result<Vec<Entry>, StoreError>> + Send;
+    /// Gives all there are to `take`, in the order of their creation, as a cache begins with. May come from a replica
+    /// and be some seconds old, in step with [`Entries::entry_events`].
+    fn each_entry(
+        &self,
+        take: impl FnMut(Entry) + Send,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send;
     /// How many match.
     fn count_entries(
         &self,
@@ -138,7 +141,7 @@ pub trait Agents: Send + Sync {
         filter: &AgentFilter,
         page: &Page,
     ) -> impl Future<Output = Result<Paged<Agent>, StoreError>> + Send;
-    /// As [`Entries::all_entries`].
+    /// All there are, never from a replica: calls are judged by them.
     fn all_agents(&self) -> impl Future<Output = Result<Vec<Agent>, StoreError>> + Send;
     /// How many match.
     fn count_agents(

@@ -18,7 +18,8 @@ use prost::Message;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use spiffe::{SpiffeId, TrustDomain};
 use spire_server::ca::{
-    Authorities, JwtSvidRequest, Manager, Profile, Settings, Signer, X509SvidRequest,
+    Authorities, JwtSvidRequest, LocalAuthorities as _, Manager, Profile, Settings, Signer,
+    X509SvidRequest,
 };
 use spire_server::keys::{DiskKeys, KeyManager, KeyType, LocalKey, MemoryKeys, SigningKey};
 use spire_server::store::{Bundles, Journals, SqlStore, StoreConfig};

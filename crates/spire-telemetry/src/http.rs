@@ -1,4 +1,4 @@
-//! A small HTTP server for answers that are made at once, such as metrics and health.
+//! A small HTTP server for answers that are made at once: metrics, health, a bundle document.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -21,8 +21,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// Connections at a time; more wait to be accepted.
-const MOST_CONNECTIONS: usize = 64;
+/// Connections at a time for those who watch over a process; more wait to be accepted.
+pub(crate) const FEW_CONNECTIONS: usize = 64;
 
 /// A request's headers, and a TLS handshake, have this long.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -33,10 +33,14 @@ const LONGEST: Duration = Duration::from_secs(300);
 /// After a failure to accept, so that a process without free descriptors does not spin.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// A bound listener.
-pub(crate) struct Http {
-    pub(crate) listener: TcpListener,
-    pub(crate) tls: Option<Arc<rustls::ServerConfig>>,
+/// A bound listener of HTTP/1.1.
+pub struct Http {
+    /// Where it listens.
+    pub listener: TcpListener,
+    /// For HTTPS.
+    pub tls: Option<Arc<rustls::ServerConfig>>,
+    /// Connections at a time; more wait to be accepted.
+    pub most_connections: usize,
 }
 
 /// A bound listener for `host` and `port`.
@@ -67,11 +71,11 @@ impl Http {
     }
 
     /// Answers until `stop`, then cuts what is open.
-    pub(crate) async fn serve<F>(self, answer: F, stop: CancellationToken)
+    pub async fn serve<F>(self, answer: F, stop: CancellationToken)
     where
         F: Fn(&Request<Incoming>) -> Response<Full<Bytes>> + Clone + Send + 'static,
     {
-        let places = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+        let places = Arc::new(Semaphore::new(self.most_connections));
         let tasks = TaskTracker::new();
         let tls = self.tls.map(TlsAcceptor::from);
         let accept = async || {
@@ -139,7 +143,7 @@ where
 }
 
 /// An answer of one piece.
-pub(crate) fn answer(
+pub fn answer(
     status: StatusCode,
     content_type: &'static str,
     body: impl Into<Bytes>,

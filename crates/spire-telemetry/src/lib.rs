@@ -5,6 +5,7 @@
 //! - [`RpcMetrics`]: counts the calls to a service.
 //! - [`Log`]: upstream's lines, at a level that can be changed while the process runs.
 //! - [`HealthChecks`]: looks at the parts of a process, and answers `/live` and `/ready`.
+//! - [`Http`]: the small HTTP server under all that.
 
 mod health;
 mod http;
@@ -14,6 +15,7 @@ mod metrics;
 mod rpc;
 
 pub use health::{Check, HealthChecks, HealthListener, State};
+pub use http::{Http, answer};
 pub use listener::PrometheusListener;
 pub use log::{Log, describe_levels, level_asked_for, level_named};
 pub use metrics::{CallCounter, Counter, Gauge, Metrics, Program, Running, Summary};

@@ -14,7 +14,7 @@ use rustls::{RootCertStore, ServerConfig};
 use tokio_util::sync::CancellationToken;
 
 use crate::Metrics;
-use crate::http::{Http, answer, bind};
+use crate::http::{FEW_CONNECTIONS, Http, answer, bind};
 
 /// As `promhttp` names its format.
 const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -52,7 +52,11 @@ impl PrometheusListener {
                 "metrics are served to other machines: control who can reach the port"
             );
         }
-        let http = Http { listener, tls };
+        let http = Http {
+            listener,
+            tls,
+            most_connections: FEW_CONNECTIONS,
+        };
         if let Ok(address) = http.address() {
             tracing::info!(%address, "Serving metrics");
         }

@@ -109,6 +109,7 @@ impl Read {
             trust_domain: of.clone(),
             x509: Vec::new(),
             jwt: Vec::new(),
+            wit: Vec::new(),
             refresh_hint: self.spiffe_refresh_hint,
             sequence: self.spiffe_sequence,
         };
@@ -240,16 +241,21 @@ pub fn to_pem(bundle: &Bundle) -> String {
 
 /// One certificate as PEM.
 pub fn pem(der: &[u8]) -> String {
+    pem_block("CERTIFICATE", der)
+}
+
+/// `der` as a PEM block of its own (RFC 7468).
+pub fn pem_block(label: &str, der: &[u8]) -> String {
     let text = STANDARD.encode(der);
-    let mut out = String::with_capacity(text.len().saturating_add(80));
-    out.push_str("-----BEGIN CERTIFICATE-----\n");
+    let mut out = String::with_capacity(text.len().saturating_add(100));
+    out.push_str(&format!("-----BEGIN {label}-----\n"));
     for (at, character) in text.chars().enumerate() {
         if at > 0 && at % 64 == 0 {
             out.push('\n');
         }
         out.push(character);
     }
-    out.push_str("\n-----END CERTIFICATE-----\n");
+    out.push_str(&format!("\n-----END {label}-----\n"));
     out
 }
 
@@ -272,12 +278,13 @@ pub fn from_pem(of: &TrustDomain, text: &[u8]) -> Result<Bundle, Invalid> {
         trust_domain: of.clone(),
         x509,
         jwt: Vec::new(),
+        wit: Vec::new(),
         refresh_hint: 0,
         sequence: 0,
     })
 }
 
-/// Every certificate and key of the message is looked at.
+/// Every certificate and JWT key of the message is looked at.
 pub fn bundle_from_wire(wire: &types::Bundle) -> Result<Bundle, Invalid> {
     let trust_domain = TrustDomain::new(&wire.trust_domain)
         .map_err(|error| Invalid(format!("invalid trust domain: {error}")))?;
@@ -294,6 +301,7 @@ pub fn bundle_from_wire(wire: &types::Bundle) -> Result<Bundle, Invalid> {
         trust_domain,
         x509,
         jwt,
+        wit: wire.wit_authorities.iter().map(wit_key_from_wire).collect(),
         refresh_hint: wire.refresh_hint,
         sequence: wire.sequence_number,
     })
@@ -326,7 +334,25 @@ pub fn bundle_to_wire(bundle: &Bundle) -> types::Bundle {
         jwt_authorities: bundle.jwt.iter().map(jwt_key_to_wire).collect(),
         refresh_hint: bundle.refresh_hint,
         sequence_number: bundle.sequence,
-        wit_authorities: Vec::new(),
+        wit_authorities: bundle.wit.iter().map(wit_key_to_wire).collect(),
+    }
+}
+
+fn wit_key_from_wire(key: &types::WitKey) -> JwtKey {
+    JwtKey {
+        spki: key.public_key.to_vec(),
+        id: key.key_id.clone(),
+        expires_at: key.expires_at,
+        tainted: key.tainted,
+    }
+}
+
+fn wit_key_to_wire(key: &JwtKey) -> types::WitKey {
+    types::WitKey {
+        public_key: key.spki.clone().into(),
+        key_id: key.id.clone(),
+        expires_at: key.expires_at,
+        tainted: key.tainted,
     }
 }
 
@@ -353,17 +379,17 @@ pub fn bundle_from_stored(bundle: &stored::Bundle) -> Result<Bundle, Invalid> {
     for (at, key) in bundle.jwt_signing_keys.iter().enumerate() {
         is_jwt_key(&key.pkix_bytes, &key.kid)
             .map_err(|why| Invalid(format!("unable to parse JWT signing key {at}: {why}")))?;
-        jwt.push(JwtKey {
-            spki: key.pkix_bytes.clone(),
-            id: key.kid.clone(),
-            expires_at: key.not_after,
-            tainted: key.tainted_key,
-        });
+        jwt.push(key_from_stored(key));
     }
     Ok(Bundle {
         trust_domain,
         x509,
         jwt,
+        wit: bundle
+            .wit_signing_keys
+            .iter()
+            .map(key_from_stored)
+            .collect(),
         refresh_hint: bundle.refresh_hint,
         sequence: bundle.sequence_number,
     })
@@ -381,19 +407,30 @@ pub fn bundle_to_stored(bundle: &Bundle) -> stored::Bundle {
                 tainted_key: ca.tainted,
             })
             .collect(),
-        jwt_signing_keys: bundle
-            .jwt
-            .iter()
-            .map(|key| stored::PublicKey {
-                pkix_bytes: key.spki.clone(),
-                kid: key.id.clone(),
-                not_after: key.expires_at,
-                tainted_key: key.tainted,
-            })
-            .collect(),
+        jwt_signing_keys: bundle.jwt.iter().map(key_to_stored).collect(),
         refresh_hint: bundle.refresh_hint,
         sequence_number: bundle.sequence,
-        wit_signing_keys: Vec::new(),
+        wit_signing_keys: bundle.wit.iter().map(key_to_stored).collect(),
+    }
+}
+
+/// One key of the datastore, as it is.
+pub fn key_from_stored(key: &stored::PublicKey) -> JwtKey {
+    JwtKey {
+        spki: key.pkix_bytes.clone(),
+        id: key.kid.clone(),
+        expires_at: key.not_after,
+        tainted: key.tainted_key,
+    }
+}
+
+/// All fields.
+pub fn key_to_stored(key: &JwtKey) -> stored::PublicKey {
+    stored::PublicKey {
+        pkix_bytes: key.spki.clone(),
+        kid: key.id.clone(),
+        not_after: key.expires_at,
+        tainted_key: key.tainted,
     }
 }
 

@@ -35,7 +35,7 @@ pub fn spiffe_id_from_wire(id: Option<&types::Spiffeid>, field: &str) -> Result<
 /// Trust domain and path apart.
 pub fn spiffe_id_to_wire(id: &SpiffeId) -> types::Spiffeid {
     types::Spiffeid {
-        trust_domain: id.trust_domain().to_string(),
+        trust_domain: id.trust_domain_name().to_owned(),
         path: id.path().to_owned(),
     }
 }

@@ -1,8 +1,8 @@
 //! The wire of SPIFFE and SPIRE.
 //!
 //! The generated messages and services stand under the names of their protobuf packages: [`types`], [`server`],
-//! [`workload`], [`health`]. [`Channel`] carries calls over any byte stream, [`serve`] answers them. What the
-//! messages stand for are the plain, valid values of [`model`], with conversions both ways.
+//! [`workload`], [`health`]. [`Channel`] carries calls over any byte stream, [`serve`] answers them; [`download`] fetches
+//! bundle documents. What the messages stand for are the plain, valid values of [`model`], with conversions both ways.
 
 mod authority;
 pub mod bundle;
@@ -10,6 +10,7 @@ mod certificate;
 mod channel;
 mod convert;
 pub mod der;
+pub mod download;
 pub mod jwt;
 pub mod model;
 mod public_key;
@@ -59,7 +60,16 @@ pub mod agent {
 /// How a server of this project tells its agents of changes, beside upstream's services.
 pub mod changes {
     pub use crate::packages::ah::spire::v1::{
-        Changed, WatchRequest, changes_client, changes_server,
+        Changed, ReportRequest, ReportResponse, WatchRequest, changes_client, changes_server,
+    };
+}
+
+/// What operators ask a server of this project before they change an authority, beside upstream's services.
+pub mod rotation {
+    pub use crate::packages::ah::spire::v1::{
+        AgentHoldings, GetAcknowledgementsRequest, GetAcknowledgementsResponse,
+        RehearseX509AuthorityRequest, RehearseX509AuthorityResponse, rotation_client,
+        rotation_server,
     };
 }
 

@@ -121,6 +121,8 @@ pub struct Bundle {
     pub x509: Vec<X509Authority>,
     /// JWT signing keys.
     pub jwt: Vec<JwtKey>,
+    /// WIT signing keys, which upstream's servers may have made. They are kept and told as they are, and never used.
+    pub wit: Vec<JwtKey>,
     /// Seconds between two looks; 0 when nothing is said.
     pub refresh_hint: i64,
     /// Counts the changes.
@@ -136,7 +138,7 @@ pub struct X509Authority {
     pub tainted: bool,
 }
 
-/// One JWT signing key.
+/// One JWT or WIT signing key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JwtKey {
     /// SubjectPublicKeyInfo, DER.

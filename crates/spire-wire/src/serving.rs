@@ -60,6 +60,8 @@ where
     let mut connection = Box::pin(
         http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
+            // gRPC has no use for it, and each connection would keep it in its table of headers.
+            .auto_date_header(false)
             .max_concurrent_streams(limits.calls)
             .max_header_list_size(MAX_HEADER_BYTES)
             .initial_stream_window_size(limits.window)

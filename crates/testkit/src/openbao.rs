@@ -289,6 +289,11 @@ impl OpenBao {
         &self.token
     }
 
+    /// Where its program is, which is its command line, too. `None` as in [`OpenBao::shared`].
+    pub fn program() -> Option<PathBuf> {
+        program()
+    }
+
     /// The root of its TLS certificate, for `--vault-ca`.
     pub fn ca(&self) -> Option<&Path> {
         self.ca.as_deref()

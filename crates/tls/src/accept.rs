@@ -163,8 +163,10 @@ pub fn bind(addr: SocketAddr) -> Result<TcpListener, Explained> {
     })
 }
 
-/// Connections that the kernel holds for us while we are busy.
-const BACKLOG: u32 = 4096;
+/// Connections that the kernel holds for us while we are busy. Few, so that none of them is old: in a storm of clients
+/// that give up after a second, a queue of seconds is work for those who have left. Whoever finds no room is not answered,
+/// and the peer's kernel asks again after a second.
+const BACKLOG: u32 = 128;
 
 /// Accepts connections on `listener` and runs `on_connection` for each whose peer was verified.
 ///
@@ -364,7 +366,9 @@ impl Handshake {
         self.observer.started();
         let started = Instant::now();
         let tls = self.configs.current();
-        let handshake = with_verdict(hello.into_stream(tls.config().clone()).into_fallible());
+        // Boxed, as are the parts before and after it: a future that is handed on takes its place more than once.
+        let handshake = hello.into_stream(tls.config().clone()).into_fallible();
+        let handshake = with_verdict(Box::pin(handshake));
         let (outcome, verdict) = tokio::select! {
             outcome = handshake => outcome,
             () = slot.cut() => {
@@ -391,13 +395,13 @@ impl Handshake {
             (Ok(_), _) => None,
             (Err((_, stream)), Some(Err(refused))) => {
                 self.reject(refused.explained().clone(), refused.certificate().cloned());
-                self.last_words(stream).await;
+                Box::pin(self.last_words(stream)).await;
                 None
             }
             (Err((error, stream)), verdict) => {
                 let presented = verdict.and_then(Result::ok);
                 if self.failed(&error, presented.map(|peer| peer.leaf().clone())) {
-                    self.last_words(stream).await;
+                    Box::pin(self.last_words(stream)).await;
                 }
                 None
             }
@@ -436,7 +440,7 @@ impl Handshake {
         stream: TcpStream,
         mut slot: Slot,
     ) -> Option<tokio_rustls::StartHandshake<TcpStream>> {
-        let mut acceptor = pin!(LazyConfigAcceptor::new(Acceptor::default(), stream));
+        let mut acceptor = Box::pin(LazyConfigAcceptor::new(Acceptor::default(), stream));
         tokio::select! {
             hello = acceptor.as_mut() => match hello {
                 Ok(hello) => Some(hello),

@@ -1,7 +1,7 @@
 //! rustls configurations, built once per generation of the identity and published.
 //!
-//! This and [`crate::SpiffeClient`] are the only places that call rustls's builders. TLS 1.3 alone; no tickets and no resumption, for a
-//! resumed session would skip the look at the certificate.
+//! This, [`crate::SpiffeClient`] and [`crate::WebClient`] are the only places that call rustls's builders. TLS 1.3 alone, but
+//! towards the web; no tickets and no resumption, for a resumed session would skip the look at the certificate.
 
 use std::fmt;
 use std::future::Future;

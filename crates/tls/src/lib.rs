@@ -9,6 +9,7 @@ mod fault;
 mod handshake;
 mod peer;
 mod policy;
+mod signatures;
 mod slots;
 mod spiffe_client;
 mod svid;
@@ -16,6 +17,7 @@ mod trust;
 mod uri_constraints;
 mod verify;
 mod vet;
+mod web_client;
 
 pub use accept::{AcceptObserver, Accepted, HandshakeLimits, Handshakes, Rejection, bind, serve};
 pub use alert::{code_of_alert, explain_io};
@@ -31,3 +33,4 @@ pub use verify::{
     ExpectedServer, Trust, VerifyError, verify_access_point, verify_executor, verify_spiffe_server,
 };
 pub use vet::{Examined, IdentityVet, Role};
+pub use web_client::{WebClient, WebFault};

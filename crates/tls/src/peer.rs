@@ -44,7 +44,7 @@ pub struct PeerIdentity(Arc<Verified>);
 struct Verified {
     name: PeerName,
     id: Option<SpiffeId>,
-    leaf: CertificateFacts,
+    leaf: Arc<CertificateFacts>,
     chain: Vec<CertificateDer<'static>>,
     not_after: SystemTime,
     issuer_faults: Vec<SvidFault>,
@@ -62,7 +62,7 @@ impl PeerIdentity {
         Self(Arc::new(Verified {
             name,
             id,
-            leaf,
+            leaf: Arc::new(leaf),
             chain,
             not_after,
             issuer_faults,
@@ -77,6 +77,11 @@ impl PeerIdentity {
     /// What the leaf says.
     pub fn leaf(&self) -> &CertificateFacts {
         &self.0.leaf
+    }
+
+    /// As [`Self::leaf`], for who keeps it.
+    pub fn shared_leaf(&self) -> Arc<CertificateFacts> {
+        Arc::clone(&self.0.leaf)
     }
 
     /// The certificates as the peer sent them, leaf first.

@@ -49,7 +49,11 @@ impl From<PrivateKey> for OwnKey {
 
 /// The client's side of TLS 1.3 towards one server.
 #[derive(Clone)]
-pub struct SpiffeClient(Arc<rustls::ClientConfig>);
+pub struct SpiffeClient {
+    config: Arc<rustls::ClientConfig>,
+    /// Sent in the clear only where a host was named; the verifier looks at the SPIFFE ID.
+    name: ServerName<'static>,
+}
 
 /// Why there is no connection.
 #[derive(Debug)]
@@ -110,7 +114,23 @@ impl SpiffeClient {
         config.enable_sni = false;
         config.cert_compressors.clear();
         config.cert_decompressors.clear();
-        Ok(Self(Arc::new(config)))
+        Ok(Self {
+            config: Arc::new(config),
+            name: ServerName::IpAddress(Ipv4Addr::UNSPECIFIED.into()),
+        })
+    }
+
+    /// As an HTTP/1.1 client of `host`, which is named in the ClientHello for those who sort connections by it. Who the
+    /// server is still is its SPIFFE ID's matter alone.
+    ///
+    /// # Errors
+    /// `host` is neither a DNS name nor an address.
+    pub fn of_host(mut self, host: &str) -> Result<Self, String> {
+        self.name = ServerName::try_from(host.to_owned()).map_err(|error| error.to_string())?;
+        let config = Arc::make_mut(&mut self.config);
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        config.enable_sni = true;
+        Ok(self)
     }
 
     /// Shakes hands over `transport`; the server is proved when this succeeds.
@@ -121,10 +141,9 @@ impl SpiffeClient {
     where
         T: AsyncRead + AsyncWrite + Unpin,
     {
-        // Never sent: SNI is off, and the verifier looks at the SPIFFE ID.
-        let name = ServerName::IpAddress(Ipv4Addr::UNSPECIFIED.into());
-        let connector = TlsConnector::from(self.0.clone());
-        let (outcome, verdict) = with_verdict(Box::pin(connector.connect(name, transport))).await;
+        let connector = TlsConnector::from(self.config.clone());
+        let connect = connector.connect(self.name.clone(), transport);
+        let (outcome, verdict) = with_verdict(Box::pin(connect)).await;
         match (outcome, verdict) {
             (Ok(stream), Some(Ok(server))) => Ok((stream, server)),
             (Ok(_), None) => Err(HandshakeFault::Ended(io::Error::other(

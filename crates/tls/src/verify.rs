@@ -12,6 +12,7 @@ use webpki::{EndEntityCert, KeyUsage};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::fault::{Dates, Fault, Judged};
+use crate::signatures;
 use crate::svid::{claims_spiffe, leaf_faults, missing_id, signer_faults};
 use crate::trust::{Anchors, time};
 use crate::uri_constraints::UriConstraints;
@@ -256,7 +257,7 @@ impl<'a> Leaf<'a> {
             answer
         };
         let found = leaf.verify_for_usage(
-            ALGORITHMS.all,
+            signatures::algorithms(),
             anchors.for_webpki(),
             self.chain.get(1..).unwrap_or_default(),
             UnixTime::since_unix_epoch(since_epoch),

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use ah_testkit::document;
 use ah_testkit::process::{Finished, Process, eventually};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -151,37 +152,23 @@ impl Drop for Booted {
     }
 }
 
-/// The lines that a person types, from the page that says so.
-fn documented(lines: &'static str) -> &'static str {
-    let page = std::fs::read_to_string(root().join("docs/install.md")).unwrap();
-    assert!(page.contains(lines), "docs/install.md lacks\n{lines}");
-    lines
+/// What a person types on such a machine, from the page that says so: its blocks marked `sh debian`, in their order.
+fn documented(page: &str) -> Vec<String> {
+    let text = std::fs::read_to_string(root().join(page)).unwrap();
+    let mut blocks = document::blocks(&text);
+    blocks.retain(|block| block.kind.get(1).is_some_and(|word| word == "debian"));
+    assert!(!blocks.is_empty(), "{page} has none");
+    blocks.into_iter().map(|block| block.script).collect()
 }
 
-const SERVER: &str = "systemctl enable --now spire-server
-spire-server bundle show -socketPath /run/spire/server.sock > /etc/spire/bundle.pem
-spire-server token generate -socketPath /run/spire/server.sock -ttl 3600";
-
-const AGENT: &str = "systemctl enable --now spire-agent";
-
-const ACCESS_POINT: &str = r#"cat > /etc/ah/access-point.toml << EOF
-server_identity = "spiffe"
-executor_san_uri_prefix = ["spiffe://example.org/ah/agent/"]
-EOF
-systemctl enable --now ah-access-point"#;
-
-const EXECUTOR: &str = r#"cat > /etc/ah/executor.toml << EOF
-remote_server = ["https://access-point.example.org:4433"]
-identity = "spiffe"
-expected_server_id = "spiffe://example.org/ah/serve"
-EOF
-systemctl enable --now ah-executor"#;
-
-const ENTRIES: &str = r#"
+/// `entry` makes an entry below the machine's agent.
+const ENTRY: &str = r#"
 agent=$(spire-server agent list -socketPath /run/spire/server.sock | grep -oP 'spiffe://[^\s]+' | head -1)
 entry() {
   spire-server entry create -socketPath /run/spire/server.sock -parentID "$agent" "$@"
-}
+}"#;
+
+const ENTRIES: &str = r#"
 entry -spiffeID spiffe://example.org/ah/serve -selector unix:user:agent-harbor
 # The path needs the agent's capability: the process is another user's.
 entry -spiffeID spiffe://example.org/ah/agent/executor-1 -selector unix:user:executor -selector unix:path:/usr/bin/ah
@@ -193,8 +180,23 @@ fn installed_upgraded_removed_and_purged() {
     let tree = Tree::new();
     not_booted(&tree);
     let debian = Booted::boot(&tree);
-    services(&debian);
-    upgrade(&debian);
+    let [
+        install,
+        spire_server,
+        spire_agent,
+        access_point,
+        executor,
+        listen,
+        replace,
+    ] = <[String; 7]>::try_from(documented("docs/install.md")).unwrap();
+    services(
+        &debian,
+        &[install, spire_server, spire_agent, access_point, executor],
+    );
+    debian.shell(&listen);
+    enrolled(&debian);
+    upgrade(&debian, &replace);
+    other_pages(&debian);
     removal(&debian);
 }
 
@@ -225,28 +227,27 @@ rm /usr/sbin/policy-rc.d
 }
 
 /// The SPIFFE page, with the services.
-fn services(debian: &Booted) {
+fn services(debian: &Booted, page: &[String; 5]) {
+    let [install, spire_server, spire_agent, access_point, executor] = page;
     debian.shell(
-        "echo '127.0.0.1 localhost spire-server.example.org access-point.example.org' > /etc/hosts
-         dpkg --install /packages/1/*.deb",
+        "echo '127.0.0.1 localhost spire-server.example.org access-point.example.org' > /etc/hosts",
     );
+    // There is no mirror to take what is only recommended from.
+    debian.shell("echo 'APT::Install-Recommends \"false\";' > /etc/apt/apt.conf.d/alone");
+    debian.shell(&format!("cd /packages/1\n{install}"));
     // Who installs it and does nothing has nothing that runs.
     nothing_runs(debian);
-    let token = debian.shell(documented(SERVER));
+    let token = debian.shell(spire_server);
     let token = token.lines().find_map(|line| line.strip_prefix("Token: "));
     let token = token.unwrap();
     debian.shell(&format!(
         r#"sed -i 's|# join_token = .*|join_token = "{token}"|' /etc/spire/agent.conf"#
     ));
-    debian.shell(documented(AGENT));
-    debian.shell(ENTRIES);
-    debian.shell(documented(ACCESS_POINT));
-    debian.shell(documented(EXECUTOR));
-    // Root sees both through their sockets.
-    eventually("enrolled", || {
-        let asked = debian.command(["ah", "agent", "status"]).output().unwrap();
-        asked.status.success().then_some(())
-    });
+    debian.shell(spire_agent);
+    debian.shell(&format!("{ENTRY}{ENTRIES}"));
+    debian.shell(access_point);
+    debian.shell(executor);
+    enrolled(debian);
     let fleet = debian.shell("ah agent fleet list");
     assert!(
         fleet.contains("spiffe://example.org/ah/agent/executor-1"),
@@ -264,12 +265,22 @@ done
     );
 }
 
+/// Root sees both through their sockets.
+fn enrolled(debian: &Booted) {
+    eventually("enrolled", || {
+        let asked = debian.command(["ah", "agent", "status"]).output().unwrap();
+        asked.status.success().then_some(())
+    });
+}
+
 /// Sessions are live and executors keep coming while every package is replaced.
-fn upgrade(debian: &Booted) {
+fn upgrade(debian: &Booted, replace: &str) {
     let mut comers = Process::start(&mut debian.command(["bash", "-c", COMERS]));
     comers.wait_for_nth(" enrolled executor.id=", 1);
     let before = debian.shell(PROCESSES);
-    debian.shell("echo '# mine' >> /etc/ah/access-point.toml; dpkg --install /packages/2/*.deb");
+    debian.shell(&format!(
+        "echo '# mine' >> /etc/ah/access-point.toml; cd /packages/2; {replace}\ndpkg --install ./spire-*.deb"
+    ));
     // Settings that somebody changed are kept, and all four services are new processes.
     let after = debian.shell(&format!(
         "grep -q '# mine' /etc/ah/access-point.toml; {PROCESSES}"
@@ -277,12 +288,9 @@ fn upgrade(debian: &Booted) {
     for (old, new) in before.lines().zip(after.lines()) {
         assert_ne!(old, new, "{after}");
     }
-    let enrolled = comers.count(" enrolled executor.id=");
-    comers.wait_for_nth(" enrolled executor.id=", enrolled + 2);
-    eventually("enrolled again", || {
-        let asked = debian.command(["ah", "agent", "status"]).output().unwrap();
-        asked.status.success().then_some(())
-    });
+    let count = comers.count(" enrolled executor.id=");
+    comers.wait_for_nth(" enrolled executor.id=", count + 2);
+    enrolled(debian);
     debian.shell("rm /run/comers");
     comers.wait();
     assert_eq!(
@@ -298,6 +306,36 @@ fn upgrade(debian: &Booted) {
            [[ $(systemctl show --property=ActiveState,NRestarts $unit | sort | xargs) == 'ActiveState=active NRestarts=0' ]]
          done",
     );
+}
+
+/// What the other pages have somebody type on such a machine.
+fn other_pages(debian: &Booted) {
+    // The upgrade page runs a copy of the program, which needs an entry that the agent has heard of.
+    debian.shell(&format!(
+        "{ENTRY}
+         entry -spiffeID spiffe://example.org/ah/agent/executor-1 -selector unix:user:executor -selector unix:path:/tmp/new/usr/bin/ah
+         dpkg-deb -x /packages/2/ah_*.deb /tmp/new
+         until runuser -u executor -- /tmp/new/usr/bin/ah agent enroll --config /etc/ah/executor.toml --validate; do sleep 0.2; done"
+    ));
+    for page in ["docs/troubleshooting.md", "docs/upgrade.md"] {
+        for script in documented(page) {
+            // There is something to find.
+            debian.shell("ah agent fleet revoke comer; ah agent fleet reinstate comer");
+            debian.shell(&format!("cd /packages/2\n{script}"));
+            enrolled(debian);
+        }
+    }
+    for script in documented("docs/security.md") {
+        debian.shell(&script);
+    }
+    let [bars, drain, revoke] =
+        <[String; 3]>::try_from(documented("docs/high-availability.md")).unwrap();
+    debian.shell("ah agent fleet revoke 0x17 --reason 'key found'");
+    assert!(debian.shell(&bars).contains("key found"));
+    debian.shell(&drain);
+    debian.shell("systemctl start ah-access-point");
+    enrolled(debian);
+    debian.shell(&revoke);
 }
 
 /// Executors of another user, one after the other: each enrolls and goes.
@@ -321,6 +359,9 @@ fn nothing_runs(debian: &Booted) {
 fn removal(debian: &Booted) {
     debian.shell(
         r#"
+# What a person wrote there, as the page says.
+rm -r /etc/systemd/system/ah-access-point.socket.d
+systemctl daemon-reload
 touch /etc/ah/cert.pem
 dpkg --remove ah
 [[ -e /etc/ah/executor.toml && -e /var/lib/ah/access-point.db ]]

@@ -336,3 +336,61 @@ fn health_and_metrics_of_both_are_told() {
         .stdout;
     assert!(agent.contains("spire_agent_started{"), "{agent}");
 }
+
+/// Repeats what is refused while the agent has not acknowledged, as an operator would.
+const READY: &str = r#"s="-socketPath /run/spire/server.sock"
+id() { spire-server localauthority x509 show $s -output json | grep -oP "\"$1\":\{\"authority_id\":\"\K[^\"]+"; }
+ready() {
+    until said=$(spire-server localauthority x509 "$@" $s 2>&1); do
+        grep -q 'have not acknowledged the trust bundle' <<< "$said" || { echo "$said"; exit 1; }
+        sleep 0.1
+    done
+    echo "$said"
+}
+"#;
+
+// EN-14, SV-53: forced rotation with the agent's acknowledgements, and without `-force`.
+#[test]
+fn a_ca_is_replaced_by_hand_and_costs_no_session() {
+    let Some(machine) = Machine::new() else {
+        return;
+    };
+    let spire = Spire::deploy(&machine);
+    machine.shell(ENTRIES);
+    entitled(&machine, "executor");
+    let access_point = machine.start("agent-harbor", ACCESS_POINT);
+    access_point.wait_for("listening for executors");
+    let executor = machine.start("executor", EXECUTOR);
+    executor.wait_for(" enrolled executor.id=");
+
+    let told = machine.shell(&format!(
+        "{READY}
+        id active > /tmp/old
+        spire-server localauthority x509 prepare $s
+        ready activate -rehearse -authorityID $(id prepared)
+        ready taint -authorityID $(cat /tmp/old)"
+    ));
+    assert!(
+        told.stdout.contains("Rehearsed X.509 authority:"),
+        "{told:?}"
+    );
+    // The hour that the SVIDs last has just begun: they are replaced because of the taint alone.
+    executor.wait_for("enrollment moved to a new connection");
+    spire.agent.wait_for("authorities are tainted or gone");
+    assert_eq!(executor.count("retrying in"), 0);
+    assert_eq!(access_point.count("executor disconnected"), 0);
+
+    let told = machine.shell(&format!(
+        "{READY}
+        ready revoke -authorityID $(cat /tmp/old)"
+    ));
+    assert!(told.stdout.contains("Revoked X.509 authority:"), "{told:?}");
+    let left = "spire-server bundle show -socketPath /run/spire/server.sock | grep -c BEGIN";
+    assert_eq!(machine.shell(left).stdout.trim(), "1");
+    let fetched = machine.shell_as(
+        "executor",
+        "spire-agent api fetch x509 -socketPath /run/spire/agent.sock -write /tmp
+        openssl verify -CAfile /tmp/bundle.0.pem /tmp/svid.0.pem",
+    );
+    assert!(fetched.stdout.contains("svid.0.pem: OK"), "{fetched:?}");
+}

@@ -1,7 +1,11 @@
 //! What is in the Debian packages.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::process::Command;
+
+use ah_testkit::need;
+use ah_testkit::process::Finished;
 
 use ah_e2e::packages::{BUILT, PACKAGES, UNPACKED, packages, run, scratch, sh};
 
@@ -57,18 +61,24 @@ fn every_file_is_where_the_guides_look_for_it() {
             ("/usr/share/zsh/vendor-completions/_ah", file),
             ("/usr/share/fish/vendor_completions.d/ah.fish", file),
             ("/usr/share/doc/ah/copyright", file),
+            ("/usr/share/doc/ah/NOTICES.gz", file),
         ],
         &[
             ("/usr/bin/spire-server", program),
             ("/etc/spire/server.conf", file),
             ("/etc/default/spire-server", secret),
             ("/usr/lib/systemd/system/spire-server.service", file),
+            ("/usr/share/man/man1/spire-server.1.gz", file),
+            ("/usr/share/man/man1/spire-server-entry-create.1.gz", file),
+            ("/usr/share/doc/spire-server/NOTICES.gz", file),
         ],
         &[
             ("/usr/bin/spire-agent", program),
             ("/etc/spire/agent.conf", file),
             ("/etc/default/spire-agent", secret),
             ("/usr/lib/systemd/system/spire-agent.service", file),
+            ("/usr/share/man/man1/spire-agent-api-fetch-jwt.1.gz", file),
+            ("/usr/share/doc/spire-agent/NOTICES.gz", file),
         ],
     ];
     for (package, files) in expected.iter().enumerate() {
@@ -126,8 +136,6 @@ fn the_shipped_configuration_is_read_by_its_program() {
     let tree = &*UNPACKED;
     let lines = r#"
 cd "$1"
-# As somebody completes them.
-sed -i 's/^#remote_server/remote_server/' etc/ah/executor.toml
 touch bundle.pem
 sed -i "s|/etc/spire/bundle.pem|$1/bundle.pem|; s|# join_token|join_token|" etc/spire/agent.conf
 export STATE_DIRECTORY="$1/state" RUNTIME_DIRECTORY="$1/run"
@@ -136,18 +144,108 @@ usr/bin/ah agent enroll --config etc/ah/executor.toml --remote-server https://12
 usr/bin/spire-server validate -config etc/spire/server.conf
 "#;
     sh(lines, &[tree]);
-    // Every key that the examples show is one: with the comment signs gone, each file is still read.
-    let every_key = r#"
-cd "$1"
-for file in access-point executor; do
-  grep -E '^#?[a-z_]+ = ' "etc/ah/$file.toml" | sed 's/^#//' |
-    awk '{ key = $1; if (!(key in seen)) print; seen[key] = 1 }' > "$file-all.toml"
-done
-export STATE_DIRECTORY="$1/state" RUNTIME_DIRECTORY="$1/run"
-for run in 'access-point --config access-point-all.toml' 'enroll --config executor-all.toml'; do
-  usr/bin/ah agent $run --validate 2>&1 || true
-done
-"#;
-    let told = sh(every_key, &[tree]);
-    assert!(!told.contains("unknown"), "{told}");
+}
+
+// AP-17: the settings that are installed are those that the flags are defined by.
+#[test]
+fn the_installed_settings_are_printed_by_the_program() {
+    for (command, name) in [("access-point", "access-point"), ("enroll", "executor")] {
+        let installed =
+            std::fs::read_to_string(UNPACKED.join(format!("etc/ah/{name}.toml"))).unwrap();
+        let mut ah = Command::new(UNPACKED.join("usr/bin/ah"));
+        let printed = run(ah.args(["agent", command, "--print-config", "--config", "/dev/null"]));
+        let (ours, rest) = installed.split_once("\n\n").unwrap();
+        assert_eq!(rest, printed, "{name}");
+        assert!(ours.lines().all(|line| line.starts_with('#')), "{ours}");
+    }
+}
+
+/// The manual page that was installed for `name`.
+fn page(name: &str) -> String {
+    sh(
+        r#"gzip -dc "$1/usr/share/man/man1/$2.1.gz""#,
+        &[&UNPACKED, Path::new(name)],
+    )
+}
+
+#[test]
+fn every_command_has_a_manual_page_with_all_its_flags() {
+    for program in ["spire-server", "spire-agent"] {
+        let listed = sh(
+            r#"cd "$1/usr/share/man/man1" && ls "$2".1.gz "$2"-*.1.gz"#,
+            &[&UNPACKED, Path::new(program)],
+        );
+        let mut commands = 0;
+        for name in listed
+            .lines()
+            .map(|line| line.strip_suffix(".1.gz").unwrap())
+        {
+            let words = name.strip_prefix(program).unwrap().replace('-', " ");
+            let mut help = Command::new(UNPACKED.join("usr/bin").join(program));
+            let help = Finished::from(
+                help.args(words.split_whitespace())
+                    .arg("-help")
+                    .output()
+                    .unwrap(),
+            );
+            assert_eq!(help.code, 0, "{name}: {help:?}");
+            let text = page(name);
+            for flag in help
+                .stderr
+                .lines()
+                .filter_map(|line| line.strip_prefix("  -"))
+            {
+                let flag = flag.split([' ', '\t']).next().unwrap();
+                assert!(
+                    text.contains(&format!("\\fB\\-{flag}\\fR")),
+                    "{name} lacks -{flag}:\n{text}"
+                );
+                commands += 1;
+            }
+        }
+        assert!(commands > 30, "{listed}");
+        if need("groff") {
+            let script = r#"cd "$1/usr/share/man/man1"; for page in "$2"*.1.gz; do gzip -dc "$page" | groff -man -Tutf8 -ww -z; done 2>&1"#;
+            assert_eq!(sh(script, &[&UNPACKED, Path::new(program)]), "");
+        }
+    }
+    // Where somebody begins.
+    assert!(page("spire-server").contains("spire\\-server\\-entry"));
+    assert!(page("spire-server-entry").contains("spire\\-server\\-entry\\-create"));
+}
+
+#[test]
+fn licences_of_what_is_linked_come_along() {
+    for package in PACKAGES {
+        let path = format!("usr/share/doc/{package}/NOTICES.gz");
+        let notices = sh(r#"gzip -dc "$1""#, &[&UNPACKED.join(path)]);
+        let crates = notices
+            .lines()
+            .take_while(|line| !line.starts_with("-----"));
+        let crates: Vec<_> = crates
+            .filter(|line| line.contains(": ") && !line.starts_with(' '))
+            .collect();
+        assert!(crates.len() > 100, "{crates:?}");
+        for linked in ["rustls ", "tokio ", "aws-lc-sys "] {
+            assert!(
+                crates.iter().any(|line| line.starts_with(linked)),
+                "{package}: {linked}"
+            );
+        }
+        // None of ours, and none that only builds.
+        assert!(
+            !crates
+                .iter()
+                .any(|line| line.starts_with("ah-") || line.starts_with("syn ")),
+            "{crates:?}"
+        );
+        // The terms themselves, with whom they name.
+        for words in [
+            "Permission is hereby granted",
+            "Apache License",
+            "The Tokio Authors",
+        ] {
+            assert!(notices.contains(words), "{package}: {words}");
+        }
+    }
 }

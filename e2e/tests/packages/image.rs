@@ -56,6 +56,8 @@ fn an_image_is_what_its_digests_say_and_its_program_runs_in_it() {
             config["rootfs"]["diff_ids"][0],
             format!("sha256:{}", diff_id.trim())
         );
+        let notices = unpacked.join("usr/share/doc").join(package).join("NOTICES");
+        assert!(std::fs::metadata(notices).unwrap().len() > 100_000);
         let program = config["config"]["Entrypoint"][0].as_str().unwrap();
         if nix::unistd::geteuid().is_root() {
             // As its user and in its directory, with nothing of this machine.

@@ -84,7 +84,7 @@ pub struct ListArgs {
     /// Only executors that are enrolled at this access point now
     #[arg(long)]
     pub live: bool,
-    /// Only executors that are revoked
+    /// Only executors that are revoked; without --label and --live also every bar in force, such as one on a serial number
     #[arg(long)]
     pub revoked: bool,
 }

@@ -4,7 +4,7 @@ mod listen;
 
 use std::future::Future;
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -50,7 +50,7 @@ pub fn check(settings: &AccessPointSettings) -> Vec<Explained> {
             faults.extend(load_https(tls).err());
         }
         if let Some(path) = &http.token_file {
-            faults.extend(read_text(path).and_then(|text| Token::new(&text)).err());
+            faults.extend(read_token(path).err());
         }
     }
     faults
@@ -132,12 +132,14 @@ async fn serve(launch: Launch<AccessPointSettings>, logging: Logging) -> Result<
         operator: operator.clone(),
         refresher,
         https: None,
+        token: None,
         status: status.clone(),
     };
     if let Some(http) = http {
         let address = http.address();
         tracing::info!(%address, "HTTP listening");
         reload.https = http.tls.clone();
+        reload.token = http.token.clone();
         tasks.spawn("HTTP", http.serve(operator, drained.clone()));
     }
     let stop = shutdown.drain.clone();
@@ -244,8 +246,15 @@ fn listed(addresses: &[std::net::SocketAddr]) -> String {
 /// The HTTP listener with what it needs to answer.
 struct Http {
     listener: TcpListener,
-    token: Option<Token>,
+    token: Option<TokenReload>,
     tls: Option<HttpsReload>,
+}
+
+/// The token that REST asks for: where it is read, and where a newer one is published.
+#[derive(Clone)]
+struct TokenReload {
+    path: PathBuf,
+    tokens: watch::Sender<Token>,
 }
 
 /// The certificate of HTTPS, and where a newer one is published.
@@ -258,7 +267,10 @@ struct HttpsReload {
 impl Http {
     fn bind(settings: &HttpSettings) -> Result<Self, Explained> {
         let token = match &settings.token_file {
-            Some(path) => Some(Token::new(&read_text(path)?)?),
+            Some(path) => Some(TokenReload {
+                tokens: watch::Sender::new(read_token(path)?),
+                path: path.clone(),
+            }),
             None => None,
         };
         let tls = match &settings.tls {
@@ -287,18 +299,19 @@ impl Http {
         operator: Operator,
         stop: tokio_util::sync::CancellationToken,
     ) -> std::io::Result<()> {
+        let token = self.token.map(|token| token.tokens.subscribe());
         match self.tls {
             Some(tls) => {
                 serve_https(
                     self.listener,
                     tls.configs.subscribe(),
                     operator,
-                    self.token,
+                    token,
                     stop,
                 )
                 .await
             }
-            None => serve_http(self.listener, operator, self.token, stop).await,
+            None => serve_http(self.listener, operator, token, stop).await,
         }
     }
 }
@@ -319,6 +332,10 @@ fn load_https(files: &HttpTls) -> Result<Arc<rustls::ServerConfig>, Explained> {
     https_config(chain, &key)
 }
 
+fn read_token(path: &Path) -> Result<Token, Explained> {
+    Token::new(&zeroize::Zeroizing::new(read_text(path)?))
+}
+
 fn read_text(path: &Path) -> Result<String, Explained> {
     std::fs::read_to_string(path).map_err(|error| crate::settings::read_fault(path, &error))
 }
@@ -330,6 +347,7 @@ struct Reload {
     operator: Operator,
     refresher: Refresher,
     https: Option<HttpsReload>,
+    token: Option<TokenReload>,
     status: String,
 }
 
@@ -345,6 +363,14 @@ impl Reload {
                     https.configs.send_replace(config);
                 }
                 Err(explained) => refused("the HTTPS certificate", &[explained]),
+            }
+        }
+        if let Some(token) = &self.token {
+            match read_token(&token.path) {
+                Ok(new) => {
+                    token.tokens.send_replace(new);
+                }
+                Err(explained) => refused("the HTTP token", &[explained]),
             }
         }
         match self.launch.reload() {

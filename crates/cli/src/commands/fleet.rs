@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
-use ah_fleet::access_point::{EventFilter, ExecutorView, FleetEvent, ListFilter, Listing};
+use ah_fleet::access_point::{BarView, EventFilter, ExecutorView, FleetEvent, ListFilter, Listing};
 use ah_fleet::store::RevocationTarget;
 use ah_identity_provider::{Code, Explained};
 use time::format_description::well_known::Rfc3339;
@@ -145,7 +145,34 @@ fn show_listing(listing: &Listing, json: bool) -> io::Result<()> {
         ]);
     }
     print!("{}", table.fitted(Terminal::stdout()));
+    if !listing.bars.is_empty() {
+        println!(
+            "\n{}",
+            barred(&listing.bars, now)
+                .fitted(Terminal::stdout())
+                .trim_end()
+        );
+    }
     Ok(())
+}
+
+/// What is barred, of whatever kind: a serial number may be on no executor of the list.
+fn barred(bars: &[BarView], now: SystemTime) -> Table<4> {
+    let mut table = Table::new(["BARRED", "WHAT", "SINCE", "REASON"]);
+    for BarView { target, revocation } in bars {
+        let (kind, value) = match target {
+            RevocationTarget::Id(id) => ("executor", &id.0),
+            RevocationTarget::Serial(serial) => ("serial", serial),
+            RevocationTarget::Sha256(sha256) => ("SHA-256", sha256),
+        };
+        table.row([
+            kind.to_owned(),
+            value.clone(),
+            render::relative(now, revocation.at.into()),
+            revocation.reason.clone(),
+        ]);
+    }
+    table
 }
 
 fn show_executor(view: &ExecutorView, json: bool) -> io::Result<()> {

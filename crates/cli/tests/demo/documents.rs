@@ -1,7 +1,8 @@
 //! Every ```` ```sh ```` block of the documents is run as it stands there.
 //!
 //! What a document shows as the output of a block is compared with it. A block marked ```` ```sh server ```` is a process that goes on: it is ended at the next heading. Paths of
-//! a machine (`/etc/ah`, `/var/lib/ah`, `/run/ah`, `/run/spire`) become paths of a temporary directory, and port 4433 a free one.
+//! a machine (`/etc/ah`, `/var/lib/ah`, `/run/ah`, `/run/spire`) become paths of a temporary directory, and ports 4433 and 9443 free ones. What is marked ```` ```sh debian ````
+//! takes a Debian with the packages, and is run by `make test-packages`.
 
 use std::fs;
 use std::net::TcpListener;
@@ -22,6 +23,7 @@ pub(crate) fn root() -> PathBuf {
 struct Reader {
     directory: TempDir,
     port: String,
+    http_port: String,
     servers: Vec<Process>,
     _agent: WorkloadApi,
 }
@@ -34,7 +36,9 @@ impl Reader {
         }
         let ah = directory.path().join("bin/ah");
         std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_ah"), ah).unwrap();
-        let free = TcpListener::bind("127.0.0.1:0").unwrap();
+        // Both at a time, so that they differ.
+        let free = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+        let [port, http_port] = free.map(|free| free.local_addr().unwrap().port().to_string());
         let ca = TestCa::new("example.org");
         let svid = |path| {
             ca.leaf()
@@ -46,7 +50,8 @@ impl Reader {
         let socket = directory.path().join("spire/agent.sock");
         Self {
             _agent: WorkloadApi::unix(socket, Answer::Set(svids)),
-            port: free.local_addr().unwrap().port().to_string(),
+            port,
+            http_port,
             directory,
             servers: Vec::new(),
         }
@@ -62,7 +67,8 @@ impl Reader {
             .replace("/var/lib/ah", &self.path("state"))
             .replace("/run/ah", &self.path("run"))
             .replace("/run/spire", &self.path("spire"))
-            .replace("4433", &self.port);
+            .replace("4433", &self.port)
+            .replace("9443", &self.http_port);
         let path = std::env::var("PATH").unwrap_or_default();
         let mut command = Command::new("sh");
         command
@@ -115,7 +121,8 @@ fn read(document: &str) -> usize {
     let mut reader = Reader::new();
     let mut known = Placeholders::default();
     let mut headings = 0;
-    let blocks = document::blocks(&text);
+    let mut blocks = document::blocks(&text);
+    blocks.retain(|block| block.kind.get(1).is_none_or(|word| word != "debian"));
     for block in &blocks {
         if block.headings > headings {
             headings = block.headings;
@@ -136,8 +143,8 @@ macro_rules! documents {
     ($($name:ident: $path:literal,)*) => {$(
         #[test]
         fn $name() {
-            // The documents' one foreign tool.
-            if ah_testkit::need("openssl") {
+            // The documents' foreign tools.
+            if ["openssl", "curl", "jq"].into_iter().all(ah_testkit::need) {
                 assert!(read($path) > 0, "{} has no command", $path);
             }
         }
@@ -164,40 +171,56 @@ documents! {
     troubleshooting_works_as_typed: "docs/troubleshooting.md",
 }
 
-/// No document leads nowhere.
-#[test]
-fn every_link_leads_to_a_file() {
-    let documents = [
+/// The documents for readers: the README and what is in docs, all of it.
+fn documents() -> Vec<PathBuf> {
+    let mut found = [
         "README.md",
         "ARCHITECTURE.md",
-        "docs/install.md",
-        "docs/access-point.md",
-        "docs/dashboard.md",
-        "docs/executor.md",
-        "docs/configuration.md",
-        "docs/monitoring.md",
-        "docs/production.md",
-        "docs/nixos.md",
-        "docs/operations.md",
-        "docs/high-availability.md",
-        "docs/upgrade.md",
-        "docs/moving.md",
-        "docs/security.md",
-        "docs/protocol.md",
-        "docs/spire.md",
-        "docs/providers/dev.md",
-        "docs/providers/files.md",
-        "docs/providers/vault.md",
-        "docs/providers/spiffe.md",
-        "docs/providers/exec.md",
-    ];
-    for document in documents {
-        let path = root().join(document);
-        let text = fs::read_to_string(&path).unwrap();
+        "CONTRIBUTING.md",
+        "bench/README.md",
+    ]
+    .map(|name| root().join(name))
+    .to_vec();
+    for folder in ["docs", "docs/providers"] {
+        let listed = fs::read_dir(root().join(folder)).unwrap();
+        let pages = listed.map(|entry| entry.unwrap().path());
+        found.extend(pages.filter(|path| path.extension().is_some_and(|kind| kind == "md")));
+    }
+    found.sort();
+    assert!(found.len() > 25, "{found:?}");
+    found
+}
+
+/// Without its code, in which brackets mean something else.
+fn prose(text: &str) -> String {
+    let mut code = false;
+    let mut kept = String::new();
+    for line in text.lines() {
+        code ^= line.trim_start().starts_with("```");
+        if !code {
+            let outside = line.split('`').step_by(2);
+            kept.extend(outside.chain(["\n"]));
+        }
+    }
+    kept
+}
+
+/// No document leads nowhere, be it to a file, to a heading elsewhere or to one of its own.
+#[test]
+fn every_link_leads_somewhere() {
+    for path in documents() {
+        let document = path.display();
+        let text = prose(&fs::read_to_string(&path).unwrap());
         for link in text.split("](").skip(1) {
             let link = link.split(')').next().unwrap();
+            if link.starts_with("https://") {
+                continue;
+            }
             let (file, section) = link.split_once('#').unwrap_or((link, ""));
-            let target = path.parent().unwrap().join(file);
+            let target = match file {
+                "" => path.clone(),
+                _ => path.parent().unwrap().join(file),
+            };
             assert!(target.exists(), "{document}: {link}");
             if !section.is_empty() {
                 let text = fs::read_to_string(&target).unwrap();
@@ -205,6 +228,51 @@ fn every_link_leads_to_a_file() {
                 let named = |heading: &str| anchor(heading) == section;
                 assert!(headings.any(named), "{document}: {link}");
             }
+        }
+    }
+}
+
+/// Each page is to be found from the README, in as many steps as it takes.
+#[test]
+fn every_page_is_linked_to() {
+    let mut reached = vec![root().join("README.md").canonicalize().unwrap()];
+    let mut next = 0;
+    while let Some(path) = reached.get(next).cloned() {
+        next += 1;
+        let text = prose(&fs::read_to_string(&path).unwrap());
+        for link in text.split("](").skip(1) {
+            let file = link.split([')', '#']).next().unwrap();
+            let target = path.parent().unwrap().join(file).canonicalize();
+            let pages = target
+                .into_iter()
+                .filter(|path| path.is_file() && path.extension().is_some_and(|kind| kind == "md"));
+            for page in pages {
+                if !reached.contains(&page) {
+                    reached.push(page);
+                }
+            }
+        }
+    }
+    for page in documents() {
+        let page = page.canonicalize().unwrap();
+        assert!(
+            reached.contains(&page),
+            "nobody links to {}",
+            page.display()
+        );
+    }
+}
+
+/// Whatever a page has somebody type is run, by these tests or by those of `make test-packages` (`sh debian`), or says
+/// why it is not, behind `shell`.
+#[test]
+fn every_block_that_is_not_run_says_why() {
+    for path in documents() {
+        let text = fs::read_to_string(&path).unwrap();
+        let fences = text.lines().map(str::trim_start);
+        for fence in fences.filter_map(|line| line.strip_prefix("```shell")) {
+            let reason = fence.trim();
+            assert!(reason.contains(' '), "{}: ```shell{fence}", path.display());
         }
     }
 }

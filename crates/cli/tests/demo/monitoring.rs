@@ -28,8 +28,12 @@ fn monitoring(name: &str) -> PathBuf {
     root().join("monitoring").join(name)
 }
 
-fn rules() -> String {
-    fs::read_to_string(monitoring("ah.rules.yml")).unwrap()
+/// What the rules and dashboards are about: access points, and SPIRE's servers and agents.
+const RULES: [&str; 2] = ["ah", "spire"];
+const DASHBOARDS: [&str; 2] = ["grafana-access-points.json", "grafana-spire.json"];
+
+fn rules(of: &str) -> String {
+    fs::read_to_string(monitoring(&format!("{of}.rules.yml"))).unwrap()
 }
 
 fn run(promtool: &Path, words: &[&str], file: &Path) {
@@ -42,18 +46,24 @@ fn run(promtool: &Path, words: &[&str], file: &Path) {
 #[test]
 fn the_rules_are_sound_and_each_fires_on_its_story_alone() {
     let Some(promtool) = promtool() else { return };
+    for of in RULES {
+        sound(&promtool, of);
+    }
+}
+
+fn sound(promtool: &Path, of: &str) {
     run(
-        &promtool,
+        promtool,
         &["check", "rules", "--lint=all", "--lint-fatal"],
-        &monitoring("ah.rules.yml"),
+        &monitoring(&format!("{of}.rules.yml")),
     );
-    let stories = monitoring("ah.rules.test.yml");
-    run(&promtool, &["test", "rules"], &stories);
+    let stories = monitoring(&format!("{of}.rules.test.yml"));
+    run(promtool, &["test", "rules"], &stories);
     // Each alert has a story in which it fires and a moment at which it does not, and a section of the document.
     let stories = fs::read_to_string(stories).unwrap();
     let document = fs::read_to_string(root().join("docs/monitoring.md")).unwrap();
     let mut alerts = 0;
-    for alert in rules()
+    for alert in rules(of)
         .lines()
         .filter_map(|line| line.trim().strip_prefix("- alert: "))
     {
@@ -70,7 +80,7 @@ fn the_rules_are_sound_and_each_fires_on_its_story_alone() {
         let heading = document.lines().any(|line| line == format!("### {alert}"));
         assert!(heading, "docs/monitoring.md does not explain {alert}");
         let runbook = format!("runbook: docs/monitoring.md#{}\n", alert.to_lowercase());
-        assert!(rules().contains(&runbook), "{alert} has another runbook");
+        assert!(rules(of).contains(&runbook), "{alert} has another runbook");
         alerts += 1;
     }
     assert!(alerts > 10);
@@ -81,6 +91,8 @@ fn filled(query: &str) -> String {
     query
         .replace("$__rate_interval", "5m")
         .replace("$instance", ".*")
+        .replace("$server", ".*")
+        .replace("$agent", ".*")
 }
 
 fn queries(dashboard: &Value) -> Vec<String> {
@@ -97,15 +109,16 @@ fn queries(dashboard: &Value) -> Vec<String> {
     queries.collect()
 }
 
-fn dashboard() -> Value {
-    let text = fs::read_to_string(monitoring("grafana-access-points.json")).unwrap();
+fn dashboard(name: &str) -> Value {
+    let text = fs::read_to_string(monitoring(name)).unwrap();
     serde_json::from_str(&text).unwrap()
 }
 
 #[test]
 fn every_query_of_the_dashboard_is_one() {
     let Some(promtool) = promtool() else { return };
-    let rules: Vec<Value> = queries(&dashboard())
+    let all = DASHBOARDS.map(|name| queries(&dashboard(name))).concat();
+    let rules: Vec<Value> = all
         .iter()
         .enumerate()
         .map(|(number, query)| serde_json::json!({"record": format!("panel:{number}"), "expr": filled(query)}))
@@ -155,7 +168,8 @@ fn what_rules_and_panels_ask_for_is_exported() {
         .filter(|line| !line.starts_with('#'))
         .map(|line| line.split(['{', ' ']).next().unwrap())
         .collect();
-    let asked = [rules(), queries(&dashboard()).join("\n")].map(|text| metrics_in(&text));
+    let asked =
+        [rules("ah"), queries(&dashboard(DASHBOARDS[0])).join("\n")].map(|text| metrics_in(&text));
     let mut count = 0;
     for name in asked.iter().flatten() {
         assert!(

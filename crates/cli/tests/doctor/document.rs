@@ -4,8 +4,12 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 fn document() -> String {
+    page("docs/troubleshooting.md")
+}
+
+fn page(path: &str) -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    std::fs::read_to_string(root.join("docs/troubleshooting.md")).unwrap()
+    std::fs::read_to_string(root.join(path)).unwrap()
 }
 
 /// The rows of the table whose head begins with `first`, each as its cells.
@@ -72,5 +76,44 @@ fn every_error_names_checks_that_there_are() {
         for name in named {
             assert!(checks.contains(name), "no check {name}: {row:?}");
         }
+    }
+}
+
+/// Whether `line` is `text` with something in the place of each example.
+fn is_of(line: &str, text: &str) -> bool {
+    let without = without_examples(text);
+    let mut parts = without.split("<>");
+    let rest = line.strip_prefix(parts.next().unwrap_or_default());
+    rest.and_then(|rest| parts.try_fold(rest, |rest, part| Some(rest.split_once(part)?.1)))
+        .is_some()
+}
+
+#[test]
+fn every_error_of_the_contract_is_provoked_in_a_document() {
+    // That the blocks are run and end so is held by the documents' own test.
+    let blocks = ah_testkit::document::blocks(&page("docs/errors.md"));
+    let shown: Vec<&str> = blocks
+        .iter()
+        .filter_map(|block| block.shown.as_deref())
+        .flat_map(str::lines)
+        .map(|line| line.trim_start())
+        .map(|line| {
+            ["error: ", "cause: ", "reason  "]
+                .iter()
+                .find_map(|lead| line.strip_prefix(lead))
+                .unwrap_or(line)
+        })
+        .collect();
+    let fixture = include_str!("../fixtures/error-texts.txt");
+    for line in fixture.lines().filter(|line| !line.starts_with('#')) {
+        let (_, text) = line.split_once(' ').unwrap();
+        assert!(
+            shown.iter().any(|shown| is_of(shown, text)),
+            "{line}: {shown:#?}"
+        );
+    }
+    // And each row of the table leads there.
+    for row in rows(&document(), "text") {
+        assert!(row[3].starts_with("[so](errors.md#"), "{row:?}");
     }
 }

@@ -2,9 +2,10 @@
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
+use ah_testkit::disk::fill;
 use ah_testkit::process::{Process, eventually};
 
 use crate::site::{Site, alone, get, id, metric, need, need_root, verify};
@@ -41,16 +42,6 @@ fn caught_up(site: &Site, http: SocketAddr) {
         let view: serde_json::Value = serde_json::from_str(&shown.stdout).unwrap();
         assert!(view["first_enrolled"].is_string(), "durable: {view}");
     }
-}
-
-/// Fills the file system of `folder` to the last byte.
-fn fill(folder: &Path) -> PathBuf {
-    let path = folder.join("filler");
-    let mut file = std::fs::File::create(&path).unwrap();
-    for block in [65_536, 4_096, 512, 1] {
-        while file.write_all(&vec![b'x'; block]).is_ok() {}
-    }
-    path
 }
 
 // RG-1, AP-11, AP-12, AU-2

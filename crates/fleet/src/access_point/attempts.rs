@@ -24,8 +24,12 @@ const ADMITTED: (usize, usize) = (4096, 2);
 /// Most bytes that are kept of a certificate's names, and of its subject and issuer each.
 const NAME_BYTES: usize = 2048;
 const SUBJECT_BYTES: usize = 256;
+/// Most addresses that are kept of a certificate.
+const ADDRESSES: usize = 16;
 /// Most bytes of each line of an error.
 const LINE_BYTES: usize = 512;
+/// Reasons of a pool that attempts may share.
+const REASONS: usize = 8;
 /// Most causes of an error.
 const CAUSES: usize = 3;
 
@@ -47,9 +51,9 @@ pub(super) struct Attempt {
     /// What the executor calls itself, where it came to that.
     pub(super) name: Option<String>,
     /// What the certificate says, within limits.
-    pub(super) certificate: Option<CertificateFacts>,
+    pub(super) certificate: Option<Arc<CertificateFacts>>,
     /// Why it was refused; `None` when it was let in.
-    pub(super) refused: Option<Explained>,
+    pub(super) refused: Option<Arc<Explained>>,
 }
 
 impl Attempt {
@@ -87,21 +91,19 @@ impl Attempt {
     fn bounded(mut self) -> Self {
         self.executor = self.executor.map(|id| clipped(&id, NAME_BYTES));
         self.certificate = self.certificate.map(bounded);
-        self.refused = self.refused.map(|refused| Explained {
-            code: refused.code,
-            text: clipped(&refused.text, LINE_BYTES),
-            causes: refused
-                .causes
-                .iter()
-                // The rules of the moment, which are the last cause, are kept once and not with each attempt.
-                .take(if refused.code == Code::SanMismatch {
-                    1
-                } else {
-                    CAUSES
-                })
-                .map(|cause| clipped(cause, LINE_BYTES))
-                .collect(),
-            hint: refused.hint.map(|hint| clipped(&hint, LINE_BYTES)),
+        self.refused = self.refused.map(|refused| {
+            // The rules of the moment, which are the last cause, are kept once and not with each attempt.
+            let by_rules = refused.code == Code::SanMismatch;
+            let causes = refused.causes.iter();
+            Arc::new(Explained {
+                code: refused.code,
+                text: clipped(&refused.text, LINE_BYTES),
+                causes: causes
+                    .take(if by_rules { 1 } else { CAUSES })
+                    .map(|cause| clipped(cause, LINE_BYTES))
+                    .collect(),
+                hint: refused.hint.as_ref().map(|hint| clipped(hint, LINE_BYTES)),
+            })
         });
         self
     }
@@ -181,12 +183,15 @@ struct Pool {
     /// By when they were last seen.
     order: BTreeMap<u64, Arc<str>>,
     seen: u64,
+    /// The last reasons, newest first: the attempts of a flood share theirs.
+    reasons: VecDeque<Arc<Explained>>,
 }
 
 #[derive(Debug, Default)]
 struct Kept {
     seen: u64,
-    attempts: VecDeque<Attempt>,
+    /// With no room to spare: there are thousands of these.
+    attempts: Vec<Attempt>,
 }
 
 impl Pool {
@@ -197,10 +202,12 @@ impl Pool {
             subjects: HashMap::new(),
             order: BTreeMap::new(),
             seen: 0,
+            reasons: VecDeque::new(),
         }
     }
 
-    fn note(&mut self, attempt: Attempt) {
+    fn note(&mut self, mut attempt: Attempt) {
+        attempt.refused = attempt.refused.map(|reason| self.known(reason));
         let subject = attempt.subject();
         self.seen += 1;
         let kept = self.subjects.entry(Arc::clone(&subject)).or_default();
@@ -216,7 +223,10 @@ impl Pool {
                     ..attempt
                 };
             }
-            None => kept.attempts.push_back(attempt),
+            None => {
+                kept.attempts.reserve_exact(1);
+                kept.attempts.push(attempt);
+            }
         }
         if kept.attempts.len() > self.most_each {
             let oldest = kept.attempts.iter().enumerate().min_by_key(|(_, a)| a.at);
@@ -230,6 +240,16 @@ impl Pool {
             self.subjects.remove(&longest_ago);
         }
     }
+
+    /// `reason`, or the same one that is kept already.
+    fn known(&mut self, reason: Arc<Explained>) -> Arc<Explained> {
+        if let Some(known) = self.reasons.iter().find(|known| **known == reason) {
+            return Arc::clone(known);
+        }
+        self.reasons.truncate(REASONS - 1);
+        self.reasons.push_front(Arc::clone(&reason));
+        reason
+    }
 }
 
 /// One IPv4 host, or the /64 that a host of IPv6 picks its addresses from.
@@ -240,7 +260,16 @@ fn network(ip: IpAddr) -> IpAddr {
     }
 }
 
-fn bounded(facts: CertificateFacts) -> CertificateFacts {
+fn bounded(facts: Arc<CertificateFacts>) -> Arc<CertificateFacts> {
+    let names = facts.uris.iter().chain(&facts.dns).map(String::len);
+    let subjects = [&facts.subject, &facts.issuer, &facts.serial];
+    if names.sum::<usize>() <= NAME_BYTES
+        && subjects.iter().all(|text| text.len() <= SUBJECT_BYTES)
+        && facts.ips.len() <= ADDRESSES
+    {
+        return facts;
+    }
+    let facts = Arc::unwrap_or_clone(facts);
     let mut room = NAME_BYTES;
     let mut fits = |name: &String| {
         let fits = name.len() <= room;
@@ -251,15 +280,15 @@ fn bounded(facts: CertificateFacts) -> CertificateFacts {
     uris.retain(&mut fits);
     let mut dns = facts.dns;
     dns.retain(&mut fits);
-    CertificateFacts {
+    Arc::new(CertificateFacts {
         subject: clipped(&facts.subject, SUBJECT_BYTES),
         issuer: clipped(&facts.issuer, SUBJECT_BYTES),
         serial: clipped(&facts.serial, SUBJECT_BYTES),
         uris,
         dns,
-        ips: facts.ips.into_iter().take(16).collect(),
+        ips: facts.ips.into_iter().take(ADDRESSES).collect(),
         ..facts
-    }
+    })
 }
 
 fn clipped(text: &str, most: usize) -> String {
@@ -284,7 +313,7 @@ mod tests {
     fn stranger(seconds: u64, ip: [u8; 4], code: Code) -> Attempt {
         let port = u16::try_from(seconds % 60_000).unwrap();
         Attempt {
-            refused: Some(Explained::new(code, "no")),
+            refused: Some(Arc::new(Explained::new(code, "no"))),
             ..Attempt::new(at(seconds), SocketAddr::from((ip, port)))
         }
     }
@@ -374,7 +403,7 @@ mod tests {
         for n in 0..1000_u64 {
             let ip = Ipv6Addr::from_bits((0x2001_0db8_u128 << 96) | u128::from(n));
             attempts.note(Attempt {
-                refused: Some(Explained::new(Code::Other, "no")),
+                refused: Some(Arc::new(Explained::new(Code::Other, "no"))),
                 ..Attempt::new(at(n), SocketAddr::from((ip, 1)))
             });
         }
@@ -387,11 +416,11 @@ mod tests {
         let long = "ä".repeat(30_000);
         let mut attempt = stranger(1, [10, 0, 0, 1], Code::Other);
         attempt.executor = Some(long.clone());
-        attempt.refused = Some((0..100).fold(
+        attempt.refused = Some(Arc::new((0..100).fold(
             Explained::new(Code::Other, long.clone()).hint(long.clone()),
             |explained, _| explained.cause(&long),
-        ));
-        attempt.certificate = Some(CertificateFacts {
+        )));
+        attempt.certificate = Some(Arc::new(CertificateFacts {
             subject: long.clone(),
             issuer: long.clone(),
             serial: long.clone(),
@@ -403,7 +432,7 @@ mod tests {
             ips: vec![IpAddr::from([10, 0, 0, 1]); 5000],
             key: ah_identity_provider::KeyKind::Ed25519,
             is_ca: false,
-        });
+        }));
         let attempts = Attempts::default();
         attempts.note(attempt);
         let kept = attempts.matching(|_| true);

@@ -15,6 +15,7 @@ use pin_project_lite::pin_project;
 use tokio::sync::Notify;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::opening::Opening;
 use super::registry::Caller;
 use super::{Shared, session};
 use crate::codec::MAX_MESSAGE_BYTES;
@@ -60,7 +61,7 @@ pub(super) fn serve(
             .initial_connection_window_size(2 * WINDOW_BYTES)
             .max_send_buf_size(MAX_MESSAGE_BYTES)
             .serve_connection(
-                TokioIo::new(accepted.stream),
+                TokioIo::new(Opening::new(accepted.stream)),
                 TowerToHyperService::new(service),
             ),
     );

@@ -62,23 +62,25 @@ where
     }
 }
 
-/// Answers on `listener` without TLS until `stop` (AP-13: loopback only, which the settings see to).
+/// Answers on `listener` without TLS until `stop` (AP-13: loopback only, which the settings see to). The token of the moment
+/// is asked for with each request.
 pub async fn serve_http(
     listener: TcpListener,
     operator: Operator,
-    token: Option<Token>,
+    token: Option<watch::Receiver<Token>>,
     stop: CancellationToken,
 ) -> io::Result<()> {
     let router = tcp_router(operator, token, listener.local_addr()?, false);
     serve(listener, router, stop).await
 }
 
-/// Answers on `listener` with TLS until `stop`. The configuration of the moment is taken for each connection.
+/// Answers on `listener` with TLS until `stop`. The configuration of the moment is taken for each connection, the token
+/// for each request.
 pub async fn serve_https(
     listener: TcpListener,
     configs: watch::Receiver<Arc<rustls::ServerConfig>>,
     operator: Operator,
-    token: Option<Token>,
+    token: Option<watch::Receiver<Token>>,
     stop: CancellationToken,
 ) -> io::Result<()> {
     let router = tcp_router(operator, token, listener.local_addr()?, true);

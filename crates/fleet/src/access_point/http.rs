@@ -23,13 +23,14 @@ use axum::routing::{get, post};
 use futures_util::stream;
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::watch;
 use utoipa::{OpenApi, ToSchema};
 
 use super::Operator;
 use super::dashboard::{self, Dashboard};
 use super::operations::{
-    AccessPointView, AttemptView, EventFilter, ExecutorView, FleetEvent, ListFilter, Listing,
-    LiveView, NearestView, NotDone, Selector, Why, WhyFilter,
+    AccessPointView, AttemptView, BarView, EventFilter, ExecutorView, FleetEvent, ListFilter,
+    Listing, LiveView, NearestView, NotDone, Selector, Why, WhyFilter,
 };
 use crate::store::RevocationTarget;
 pub use gate::Token;
@@ -43,7 +44,7 @@ pub fn admin_router(operator: Operator) -> axum::Router {
 /// The router behind `--http-listen`, bound to `address`; `tls` when it is HTTPS. It has the dashboard, too.
 pub fn tcp_router(
     operator: Operator,
-    token: Option<Token>,
+    token: Option<watch::Receiver<Token>>,
     address: SocketAddr,
     tls: bool,
 ) -> axum::Router {
@@ -336,7 +337,7 @@ pub(super) struct ErrorBody {
 #[openapi(
     info(title = "Agent Harbor access point", description = "Executors of one access point: list, show, why, revoke, reinstate, disconnect, watch."),
     paths(readyz, metrics, access_point, list, show, why, revoke, reinstate, disconnect, events),
-    components(schemas(AccessPointView, AttemptView, NearestView, Why, ExecutorView, LiveView, Listing, FleetEvent, Readiness, RevokeRequest, Disconnected, ErrorBody)),
+    components(schemas(AccessPointView, AttemptView, BarView, NearestView, Why, ExecutorView, LiveView, Listing, FleetEvent, Readiness, RevokeRequest, Disconnected, ErrorBody)),
     modifiers(&Security),
     security(("token" = []))
 )]

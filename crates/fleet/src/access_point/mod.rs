@@ -12,6 +12,7 @@ mod doors;
 pub mod http;
 mod metrics;
 mod observer;
+mod opening;
 mod operations;
 mod refusals;
 mod registry;
@@ -32,8 +33,8 @@ use tokio_util::sync::CancellationToken;
 
 pub use doors::{AdminSocket, serve_http, serve_https};
 pub use operations::{
-    AccessPointView, AttemptView, EventFilter, ExecutorView, FleetEvent, Known, ListFilter,
-    Listing, LiveView, NearestView, NotDone, Selector, Why, WhyFilter, path_segment,
+    AccessPointView, AttemptView, BarView, EventFilter, ExecutorView, FleetEvent, Known,
+    ListFilter, Listing, LiveView, NearestView, NotDone, Selector, Why, WhyFilter, path_segment,
 };
 pub use registry::Duplicates;
 

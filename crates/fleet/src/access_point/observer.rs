@@ -1,6 +1,7 @@
 //! What the accept loop sees, in metrics, attempts and the audit log.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ah_identity_provider::{CertificateFacts, Code, Explained};
@@ -45,7 +46,7 @@ impl AcceptObserver for Shared {
         let why = Explained::new(Code::ConnectionTimedOut, "the handshake was not finished in time")
             .hint("look for packets that are lost on the way, large ones above all (ping -M do -s 1400), and at --handshake-timeout");
         self.attempts.note(Attempt {
-            refused: Some(why),
+            refused: Some(Arc::new(why)),
             ..Attempt::new(self.clock.now(), remote)
         });
     }

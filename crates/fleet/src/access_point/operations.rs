@@ -24,22 +24,27 @@ pub use filters::{EventFilter, ListFilter};
 pub(super) use recent::AuditFilter;
 pub use selector::{NotDone, Selector, path_segment};
 use selector::{fingerprint, unknown};
-pub use views::{AccessPointView, ExecutorView, FleetEvent, Listing, LiveView};
+pub use views::{AccessPointView, BarView, ExecutorView, FleetEvent, Listing, LiveView};
 use views::{live, remembered, unwritten};
 pub use why::{AttemptView, Known, NearestView, Why, WhyFilter};
 
 impl Operator {
-    /// The executors that `filter` admits, live or remembered, in the order of their ids.
+    /// The executors that `filter` admits, live or remembered, in the order of their ids, and where it asks for what is
+    /// revoked the bars in force.
     pub async fn list(&self, filter: &ListFilter) -> Listing {
         let shared = &self.0;
         let mut views = BTreeMap::new();
-        let mut store_error = None;
+        let (mut bars, mut store_error) = (Vec::new(), None);
         match tokio::try_join!(shared.store.executors(), shared.store.revocations()) {
             Ok((records, revocations)) => {
                 let revocations = revocations.into_iter().collect::<BTreeMap<_, _>>();
                 for record in records {
                     let revocation = bar_on(&revocations, &record).cloned();
                     views.insert(record.id.0.clone(), remembered(record, revocation));
+                }
+                if filter.wants_bars() {
+                    let bar = |(target, revocation)| BarView { target, revocation };
+                    bars.extend(revocations.into_iter().map(bar));
                 }
             }
             Err(error) => store_error = Some(error.to_string()),
@@ -55,6 +60,7 @@ impl Operator {
                 .into_values()
                 .filter(|view| filter.admits(view))
                 .collect(),
+            bars,
             store_error,
         }
     }

@@ -157,8 +157,8 @@ impl Shared {
             executor: executor.as_ref().map(|id| id.0.clone()),
             vouched,
             name: greeting.map(|greeting| greeting.name.clone()),
-            certificate: certificate.cloned(),
-            refused: Some(explained.clone()),
+            certificate: certificate.cloned().map(Arc::new),
+            refused: Some(Arc::new(explained.clone())),
             ..Attempt::new(self.clock.now(), remote)
         });
         let tell = self.refusals.note(explained.code, remote.ip());

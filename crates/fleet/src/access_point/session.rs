@@ -89,7 +89,8 @@ impl Call {
             return Some(Ok(AccessPointMessage { kind: Some(kind) }));
         }
         let step = if self.enrolled.is_none() {
-            self.enroll().await.map(Some)
+            // Boxed, so that an idle session carries no room for its beginning.
+            Box::pin(self.enroll()).await.map(Some)
         } else {
             self.converse().await
         };

@@ -2,6 +2,7 @@
 
 use std::time::SystemTime;
 
+use ah_identity_provider::hex;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
@@ -71,10 +72,7 @@ impl Chain {
 
 /// Lower-case hex SHA-256 of a line without its line end.
 pub(super) fn hash(line: &[u8]) -> String {
-    Sha256::digest(line)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    hex(&Sha256::digest(line))
 }
 
 fn timestamp(at: SystemTime) -> String {

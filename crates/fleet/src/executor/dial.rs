@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::body::Body;
+use tower::BoxError;
 
 use super::Remote;
 use super::link::Link;
@@ -62,7 +63,7 @@ async fn welcome(
     let origin = http::Uri::try_from(format!("https://{remote}")).map_err(|error| {
         Explained::new(Code::Usage, format!("{remote} is not an address")).cause(error)
     })?;
-    let mut client = FleetClient::with_origin(Channel(requests), origin)
+    let mut client = FleetClient::with_origin(Channel(requests, remote.clone()), origin)
         .max_decoding_message_size(MAX_MESSAGE_BYTES);
     let (outbox, messages) = mpsc::channel(OUTBOX);
     let greeting = ExecutorMessage {
@@ -136,6 +137,24 @@ fn refused(status: &tonic::Status, fate: &Fate, remote: &Remote) -> Explained {
     explained
 }
 
+/// `Err` when this is no answer of gRPC over HTTP/2, not even one to a question that the service does not know.
+pub(super) fn ours<T>(answer: &http::Response<T>, remote: &Remote) -> Result<(), Explained> {
+    let kind = answer.headers().get(http::header::CONTENT_TYPE);
+    if kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc")) {
+        return Ok(());
+    }
+    let status = answer.status();
+    let cause = format!("it answers as a web server does: {status}");
+    Err(not_ours(remote, &cause))
+}
+
+/// Somebody else listens there.
+pub(super) fn not_ours(remote: &Remote, cause: &str) -> Explained {
+    Explained::new(Code::Other, format!("{remote} is not an access point"))
+        .cause(cause)
+        .hint("check host and port (4433 by default), and that no proxy ends TLS on the way")
+}
+
 pub(super) fn lost(remote: &Remote, why: &str) -> Explained {
     Explained::new(
         Code::Unavailable,
@@ -165,24 +184,29 @@ fn humane(duration: Duration) -> String {
     }
 }
 
-/// One HTTP/2 connection as the service that generated clients call.
+/// One HTTP/2 connection, and to whom, as the service that generated clients call.
 #[derive(Clone)]
-struct Channel(SendRequest<Body>);
+struct Channel(SendRequest<Body>, Remote);
 
 impl tower::Service<http::Request<Body>> for Channel {
     type Response = http::Response<hyper::body::Incoming>;
-    type Error = hyper::Error;
+    type Error = BoxError;
     type Future = Pin<
-        Box<
-            dyn Future<Output = Result<http::Response<hyper::body::Incoming>, hyper::Error>> + Send,
-        >,
+        Box<dyn Future<Output = Result<http::Response<hyper::body::Incoming>, BoxError>> + Send>,
     >;
 
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), hyper::Error>> {
-        self.0.poll_ready(context)
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.0.poll_ready(context).map_err(BoxError::from)
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        Box::pin(self.0.send_request(request))
+        let answered = self.0.send_request(request);
+        let remote = self.1.clone();
+        Box::pin(async move {
+            let answer = answered.await?;
+            // As a status, so that the client hands it on.
+            ours(&answer, &remote).map_err(|stranger| refusal::to_status(&stranger))?;
+            Ok(answer)
+        })
     }
 }

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tonic::body::Body;
 
 use super::Remote;
-use super::dial::{lost, speak_http2};
+use super::dial::{lost, not_ours, ours, speak_http2};
 
 /// What an attempt met.
 #[derive(Debug)]
@@ -72,27 +72,9 @@ async fn ask(connected: ah_tls::Connected, remote: &Remote) -> Result<Option<i64
         .await
         .map_err(|error| lost(remote, &error.to_string()))?;
     let now = SystemTime::now();
-    let header = |name| {
-        answer
-            .headers()
-            .get(name)
-            .and_then(|value| value.to_str().ok())
-    };
-    // A question that the service does not know has this answer (gRPC over HTTP/2).
-    let is_grpc = header("content-type").is_some_and(|kind| kind.starts_with("application/grpc"));
-    if !is_grpc {
-        let status = answer.status();
-        return Err(not_ours(
-            remote,
-            &format!("it answers as a web server does: {status}"),
-        ));
-    }
-    let date = header("date").and_then(|date| OffsetDateTime::parse(date, &Rfc2822).ok());
+    // A question that the service does not know is answered all the same.
+    ours(&answer, remote)?;
+    let date = answer.headers().get(http::header::DATE);
+    let date = date.and_then(|date| OffsetDateTime::parse(date.to_str().ok()?, &Rfc2822).ok());
     Ok(date.map(|date| (date - OffsetDateTime::from(now)).whole_seconds()))
-}
-
-fn not_ours(remote: &Remote, cause: &str) -> Explained {
-    Explained::new(Code::Other, format!("{remote} is not an access point"))
-        .cause(cause)
-        .hint("check host and port (4433 by default), and that no proxy ends TLS on the way")
 }

@@ -69,7 +69,7 @@ const UPSERT_EXECUTORS: &str = r"
 INSERT INTO executors
 SELECT value->>'id', value->>'name', value->>'provider', value->>'version', value->'labels', value->'host',
        value->>'serial', value->>'sha256', value->>'not_after', value->>'first', value->>'last'
-FROM json_each(?1) WHERE true
+FROM jsonb_each(?1) WHERE true
 ON CONFLICT (id) DO UPDATE SET
     name = excluded.name, provider = excluded.provider, version = excluded.version, labels = excluded.labels,
     host = excluded.host, serial = excluded.serial, sha256 = excluded.sha256,
@@ -84,24 +84,24 @@ SELECT x.id, x.k + coalesce((SELECT max(n) FROM history WHERE executor_id = x.id
        x.at, x.provider, x.serial, x.sha256, x.not_after
 FROM (SELECT value->>'id' AS id, value->>'k' AS k, value->>'at' AS at, value->>'provider' AS provider,
              value->>'serial' AS serial, value->>'sha256' AS sha256, value->>'not_after' AS not_after
-      FROM json_each(?1)) x
+      FROM jsonb_each(?1)) x
 WHERE NOT EXISTS (
     SELECT 1 FROM history h WHERE h.executor_id = x.id AND h.sha256 = x.sha256 AND h.provider IS x.provider
     AND (h.at_us = x.at OR x.k = 1 AND h.n = (SELECT max(n) FROM history WHERE executor_id = x.id)))";
 
 const TRIM_HISTORY: &str = r"
 DELETE FROM history WHERE (executor_id, n) IN (
-    SELECT h.executor_id, h.n FROM (SELECT DISTINCT value->>'id' AS id FROM json_each(?1)) x
+    SELECT h.executor_id, h.n FROM (SELECT DISTINCT value->>'id' AS id FROM jsonb_each(?1)) x
     JOIN history h ON h.executor_id = x.id
     WHERE h.n <= (SELECT max(n) FROM history WHERE executor_id = x.id) - 50)";
 
 const UPSERT_BARS: &str = r"
 INSERT INTO revocations SELECT value->>'kind', value->>'value', value->>'at', value->>'reason'
-FROM json_each(?1) WHERE true
+FROM jsonb_each(?1) WHERE true
 ON CONFLICT (kind, value) DO UPDATE SET at_us = excluded.at_us, reason = excluded.reason";
 
 const DELETE_BARS: &str = r"
-DELETE FROM revocations WHERE (kind, value) IN (SELECT value->>'kind', value->>'value' FROM json_each(?1))";
+DELETE FROM revocations WHERE (kind, value) IN (SELECT value->>'kind', value->>'value' FROM jsonb_each(?1))";
 
 const BUMP_BARS: &str = "UPDATE revocation_version SET version = version + 1";
 
@@ -136,6 +136,8 @@ impl SqliteStore {
         };
         let writer = pool()
             .max_connections(1)
+            // A question to the connection's thread and back, before each commit. A file does not hang up.
+            .test_before_acquire(false)
             .connect_with(options.clone())
             .await
             .map_err(|e| explain(path, &e))?;

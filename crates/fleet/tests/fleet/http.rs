@@ -12,6 +12,7 @@ use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::raw::{connect, hello};
@@ -87,7 +88,7 @@ pub(crate) async fn serve(
 ) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let token = token.map(|token| Token::new(token).unwrap());
+    let token = token.map(|token| watch::channel(Token::new(token).unwrap()).1);
     tokio::spawn(serve_http(
         listener,
         access_point.operator.clone(),

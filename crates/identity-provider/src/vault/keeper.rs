@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::Secret;
 use super::cache::Cache;
-use super::client::{Ask, Client};
+use super::client::{Ask, Client, Reply};
 use super::config::VaultConfig;
 use super::fault::{Failure, Refusal, not_issued, path_denied};
 use super::pki::{self, Issued};
@@ -40,6 +40,11 @@ pub(super) enum Order {
     },
     /// The mount's own authorities.
     Authorities(oneshot::Sender<Vec<CertificateDer<'static>>>),
+    /// A request of somebody who is no provider.
+    Post {
+        ask: Ask,
+        reply: oneshot::Sender<Result<Reply, ProviderError>>,
+    },
 }
 
 /// How the token stands, for whoever plans by it.
@@ -134,6 +139,9 @@ impl Keeper {
                     Some(Order::Authorities(reply)) => {
                         let _ = reply.send(self.authorities().await);
                     }
+                    Some(Order::Post { ask, reply }) => {
+                        let _ = reply.send(self.post(ask).await);
+                    }
                 },
                 () = due => self.tend().await,
             }
@@ -143,30 +151,66 @@ impl Keeper {
     // Certificates
 
     async fn issue(&mut self, until: Option<SystemTime>) -> Result<Issued, ProviderError> {
-        if self.token.as_ref().is_none_or(Token::expired) {
-            let had = self.token.is_some();
-            self.log_in(until)
-                .await
-                .map_err(|error| no_token(error, had))?;
-        }
+        self.have_token(until).await?;
         let refusal = match self.request(until).await {
             Ok(issued) => return Ok(issued),
             Err(Ended::With(error)) => return Err(error),
             Err(Ended::Forbidden(refusal)) => refusal,
         };
-        // Vault says the same of a token that is over and of one that may not do this; what the token says of itself
-        // tells them apart.
-        if self.token_lives(until).await? {
-            return Err(self.denied(&refusal));
-        }
-        let had = self.token.as_ref().is_some_and(|token| token.proven);
-        self.log_in(until)
-            .await
-            .map_err(|error| no_token(error, had))?;
+        let path = self.config.pki.to_string();
+        self.another_token(until, &path, &refusal).await?;
         match self.request(until).await {
             Ok(issued) => Ok(issued),
             Err(Ended::With(error)) => Err(error),
-            Err(Ended::Forbidden(refusal)) => Err(self.denied(&refusal)),
+            Err(Ended::Forbidden(refusal)) => Err(self.denied(&path, &refusal)),
+        }
+    }
+
+    async fn have_token(&mut self, until: Option<SystemTime>) -> Result<(), ProviderError> {
+        if self.token.as_ref().is_some_and(|token| !token.expired()) {
+            return Ok(());
+        }
+        let had = self.token.is_some();
+        let logged_in = self.log_in(until).await;
+        logged_in.map_err(|error| no_token(error, had))
+    }
+
+    /// After `refusal` of `path`. Vault says the same of a token that is over and of one that may not do this; what the
+    /// token says of itself tells them apart.
+    async fn another_token(
+        &mut self,
+        until: Option<SystemTime>,
+        path: &str,
+        refusal: &Refusal,
+    ) -> Result<(), ProviderError> {
+        if self.token_lives(until).await? {
+            return Err(self.denied(path, refusal));
+        }
+        let had = self.token.as_ref().is_some_and(|token| token.proven);
+        let logged_in = self.log_in(until).await;
+        logged_in.map_err(|error| no_token(error, had))
+    }
+
+    async fn post(&mut self, ask: Ask) -> Result<Reply, ProviderError> {
+        self.have_token(None).await?;
+        let mut again = true;
+        loop {
+            let with_token = self.with_token(ask.clone());
+            let failure = match self.send(&with_token, None).await {
+                Ok(reply) => return Ok(reply),
+                Err(failure) => failure,
+            };
+            match failure.refusal() {
+                Some(refusal) if refusal.forbidden() && again => {
+                    again = false;
+                    self.another_token(None, &ask.path, &refusal.clone())
+                        .await?;
+                }
+                Some(refusal) if refusal.forbidden() => {
+                    return Err(self.denied(&ask.path, refusal));
+                }
+                _ => return Err(failure.into_error()),
+            }
         }
     }
 
@@ -204,10 +248,9 @@ impl Keeper {
     }
 
     /// ER-16
-    fn denied(&self, refusal: &Refusal) -> ProviderError {
+    fn denied(&self, path: &str, refusal: &Refusal) -> ProviderError {
         tracing::debug!(said = refusal.words(), "vault forbids the path");
-        let path = self.config.pki.to_string();
-        ProviderError::Operator(path_denied(&path, self.config.namespace.as_deref()))
+        ProviderError::Operator(path_denied(path, self.config.namespace.as_deref()))
     }
 
     /// Whether Vault knows the token still. One that never worked and may not look itself up counts as unknown.
@@ -241,11 +284,7 @@ impl Keeper {
         }
     }
 
-    async fn send(
-        &mut self,
-        ask: &Ask,
-        until: Option<SystemTime>,
-    ) -> Result<super::client::Reply, Failure> {
+    async fn send(&mut self, ask: &Ask, until: Option<SystemTime>) -> Result<Reply, Failure> {
         let clock = Arc::clone(&self.clock);
         let left = move || until.map(|until| until.duration_since(clock.now()).unwrap_or_default());
         self.client.send(ask, left).await

@@ -1,8 +1,9 @@
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
-use ah_identity_provider::{Backoff, Code, Explained};
+use ah_identity_provider::{Backoff, CertificateFacts, Code, Explained};
 use ah_spire_attest::node::AgentHalf;
-use ah_spire_plugin::agent::RebootstrapMode;
+use ah_spire_plugin::agent::{Bootstrap, RebootstrapMode};
 
 use super::{Agent, wait_or_jump};
 use crate::attest::{AttestFault, Attested, attest, with_lost_answer};
@@ -51,9 +52,18 @@ impl<A: AgentHalf> Agent<A> {
                 self.health.change(|state| state.denied = false);
                 return Ok(before.clone());
             }
+            if self.bundle_end().is_some() && self.hear_bundle().await {
+                continue;
+            }
             let mut told = fault.explained().clone();
             if let Some(why) = why {
                 told = told.cause(why.as_str());
+            }
+            if let Some(end) = self.bundle_end() {
+                told = told.cause(format!(
+                    "the agent's trust bundle ended on {}, by this machine's clock",
+                    humantime::format_rfc3339_seconds(end)
+                ));
             }
             let wait = backoff.next_wait();
             self.tell(&told, wait);
@@ -72,7 +82,10 @@ impl<A: AgentHalf> Agent<A> {
     async fn attest_once(&mut self) -> Result<OwnIdentity, AttestFault> {
         let on_disk = |error: Explained| AttestFault::Server(ServerFault::Refused(error));
         let known = self.data.data().bundle.clone();
-        let roots = if known.is_empty() {
+        let ended = self.bundle_end().is_some();
+        let first_use = matches!(self.settings.bootstrap, Bootstrap::Insecure);
+        // Not by trusting on first use again: whoever can move this machine's clock could be that server.
+        let roots = if known.is_empty() || (ended && !first_use) {
             self.count_attempt().map_err(on_disk)?;
             let asking = Asking {
                 domain: &self.settings.trust_domain,
@@ -161,6 +174,41 @@ impl<A: AgentHalf> Agent<A> {
             );
         }
         Ok(own)
+    }
+
+    /// When the last authority of the trust bundle ended, if none holds any more: it vouches for nobody then, as if there
+    /// were no bundle.
+    fn bundle_end(&self) -> Option<SystemTime> {
+        let roots = self.data.data().bundle.iter();
+        // What cannot be read does not end.
+        let ends = roots.map(|root| {
+            CertificateFacts::from_der(root)
+                .ok()
+                .map(|facts| facts.not_after)
+        });
+        let ends = ends.collect::<Option<Vec<SystemTime>>>()?;
+        ends.into_iter()
+            .max()
+            .filter(|end| *end <= self.clock.now())
+    }
+
+    /// Asks for the bundle by the connection that is open since before: it was the server's when it was made, whatever
+    /// ended since. Another connection is not trusted for it, and none can be made. Returns whether it holds again.
+    async fn hear_bundle(&mut self) -> bool {
+        let Ok(bundle) = self.client.bundle().await else {
+            return false;
+        };
+        let roots = crate::server_client::roots_of(&bundle);
+        if roots == self.data.data().bundle {
+            return false;
+        }
+        let saved = self.data.take(|data| data.bundle = roots);
+        tell_unsaved(saved, "the trust bundle");
+        tracing::info!(
+            sequence = bundle.sequence,
+            "the trust bundle had ended; the server told its next one"
+        );
+        self.bundle_end().is_none()
     }
 
     fn remembered(&self) -> Option<OwnIdentity> {

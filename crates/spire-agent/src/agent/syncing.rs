@@ -14,6 +14,7 @@ use super::attesting::tell_unsaved;
 use super::signing::SIGN_AT_ONCE;
 use super::{Agent, Lost, SOUND, wait_or_jump};
 use crate::health::one_line;
+use crate::identities::X509Identity;
 use crate::metrics::{SyncStats, counted};
 use crate::own::OwnIdentity;
 use crate::server_client::{Heard, News, ServerFault, SyncedEntries, roots_of, trust_of};
@@ -198,6 +199,11 @@ impl<A: AgentHalf> Agent<A> {
         if let Some(warm) = &self.warm {
             warm.keep(&self.cache);
         }
+        if let Some(news) = &mut stay.news {
+            let mut holds = self.cache.holds();
+            holds.tainted_svids += usize::from(stay.rotate_now);
+            self.client.report(news, holds).await;
+        }
         signed
     }
 
@@ -308,37 +314,48 @@ impl<A: AgentHalf> Agent<A> {
             .map_err(ServerFault::Refused)
     }
 
-    /// What an authority signed that is tainted since the last round, or not in the bundle any more, is replaced; the
-    /// agent's own SVID too.
+    /// What an authority signed that is not in the bundle any more is replaced, and batch by batch what one signed that
+    /// is tainted since the last round; the agent's own SVID too.
     fn taint(&mut self, bundle: &Bundle, stay: &mut Stay) {
         let now_known = roots_of(bundle);
         let tainted = bundle.x509.iter().filter(|authority| authority.tainted);
-        let mut fresh: Vec<CertificateDer<'static>> = tainted
+        let tainted: Vec<CertificateDer<'static>> = tainted
             .filter(|authority| stay.tainted.insert(authority.der.clone()))
             .map(|authority| authority.der.clone().into())
             .collect();
-        let before = self.cache.roots();
-        fresh.extend(before.into_iter().filter(|root| !now_known.contains(root)));
-        if fresh.is_empty() {
+        let mut gone = self.cache.roots();
+        gone.retain(|root| !now_known.contains(root));
+        if tainted.is_empty() && gone.is_empty() {
             return;
         }
         tracing::info!(
-            authorities = fresh.len(),
+            tainted = tainted.len(),
+            gone = gone.len(),
             "authorities are tainted or gone: what they signed is replaced"
         );
-        let trust = trust_of(&self.settings.trust_domain, fresh);
         let now = self.clock.now();
-        if verify_spiffe_server(&stay.own.svid, &trust, &stay.own.id, now).is_ok() {
-            stay.rotate_now = true;
+        for (roots, at_once) in [(gone, true), (tainted, false)] {
+            if roots.is_empty() {
+                continue;
+            }
+            let trust = trust_of(&self.settings.trust_domain, roots);
+            if verify_spiffe_server(&stay.own.svid, &trust, &stay.own.id, now).is_ok() {
+                stay.rotate_now = true;
+            }
+            let issued_by = |identity: &X509Identity| {
+                let chain: Vec<CertificateDer<'_>> = identity
+                    .chain
+                    .iter()
+                    .map(|der| der.as_slice().into())
+                    .collect();
+                verify_spiffe_server(&chain, &trust, &identity.entry.spiffe_id, now).is_ok()
+            };
+            if at_once {
+                self.cache.taint(issued_by);
+            } else {
+                self.cache.taint_in_batches(issued_by);
+            }
         }
-        self.cache.taint(|identity| {
-            let chain: Vec<CertificateDer<'_>> = identity
-                .chain
-                .iter()
-                .map(|der| der.as_slice().into())
-                .collect();
-            verify_spiffe_server(&chain, &trust, &identity.entry.spiffe_id, now).is_ok()
-        });
     }
 }
 

@@ -1,6 +1,6 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use ah_spire_wire::model::{Bundle, Entry, Selector};
 use spiffe::TrustDomain;
@@ -43,11 +43,18 @@ pub(super) struct EntryChanges {
     pub(super) outdated: usize,
 }
 
+/// SVIDs of a tainted authority that are replaced at a time, as upstream's agents do, and how long after each other: the
+/// whole trust domain hears of the taint in one moment.
+const TAINTED_AT_ONCE: usize = 100;
+const TAINTED_EVERY: Duration = Duration::from_secs(5);
+
 struct Record {
     entry: Arc<Entry>,
     svid: Option<Held>,
-    /// The SVID is to be replaced whatever its age: the entry changed since, or its issuer is tainted.
+    /// The SVID is to be replaced whatever its age: the entry changed since, or its issuer is gone.
     stale: bool,
+    /// The SVID's issuer is tainted.
+    tainted: bool,
     /// When somebody was last served with it, by a count.
     used: u64,
 }
@@ -120,6 +127,7 @@ impl State {
                         entry: entry.clone(),
                         svid: None,
                         stale: false,
+                        tainted: false,
                         used: 0,
                     };
                     self.records.insert(id.clone(), record);
@@ -345,6 +353,7 @@ impl State {
             return;
         }
         record.stale = record.entry.revision != entry.revision;
+        record.tainted = false;
         record.svid = Some(held);
         self.changes += 1;
     }
@@ -376,18 +385,41 @@ impl State {
         }
     }
 
-    /// How many.
-    pub(super) fn taint(&mut self, issued_by: impl Fn(&X509Identity) -> bool) -> usize {
-        let mut tainted = 0;
+    /// Has what `issued_by` says replaced: at once, or from `spread` on in batches. How many.
+    pub(super) fn taint(
+        &mut self,
+        issued_by: impl Fn(&X509Identity) -> bool,
+        spread: Option<SystemTime>,
+    ) -> usize {
+        let (mut tainted, mut due) = (0, spread);
         for record in self.records.values_mut() {
-            if let Some(held) = &record.svid
-                && issued_by(&held.identity)
-            {
-                record.stale = true;
-                tainted += 1;
+            let Some(held) = &mut record.svid else {
+                continue;
+            };
+            if !issued_by(&held.identity) {
+                continue;
+            }
+            tainted += 1;
+            match due {
+                Some(at) => {
+                    record.tainted = true;
+                    held.rotate_at = held.rotate_at.min(at);
+                    if tainted % TAINTED_AT_ONCE == 0 {
+                        due = at.checked_add(TAINTED_EVERY);
+                    }
+                }
+                None => record.stale = true,
             }
         }
         tainted
+    }
+
+    /// X509-SVIDs of tainted authorities that are not replaced yet.
+    pub(super) fn tainted(&self) -> usize {
+        let records = self.records.values();
+        records
+            .filter(|record| record.tainted && record.svid.is_some())
+            .count()
     }
 
     pub(super) fn svids(&self) -> usize {

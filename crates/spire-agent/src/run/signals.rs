@@ -1,60 +1,41 @@
 //! Signals besides those that end the process, and what the service manager hears of them.
 
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use ah_daemon::signals::Reloads;
+use ah_daemon::signals::{Request, Requests};
 use ah_daemon::systemd;
 use ah_identity_provider::Explained;
 use ah_spire_telemetry::Log;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::plugins::Reload;
 use crate::health::Health;
 
-/// Installed: from now on none of them ends the process.
-pub(super) struct Requests {
-    reopen: Signal,
-    reconfigure: Signal,
-    hangups: Reloads,
-}
-
-impl Requests {
-    pub(super) fn install(hangups: Reloads) -> io::Result<Self> {
-        Ok(Self {
-            reopen: signal(SignalKind::user_defined2())?,
-            reconfigure: signal(SignalKind::user_defined1())?,
-            hangups,
-        })
-    }
-
-    /// USR2 opens the log file again, as who rotates logs wants it; USR1 and HUP have the plugins read their files
-    /// again.
-    pub(super) async fn act_on(
-        mut self,
-        log: Arc<Log>,
-        mut reload: Reload,
-        manager: Arc<Manager>,
-        stop: CancellationToken,
-    ) -> Result<(), Explained> {
-        loop {
-            tokio::select! {
-                () = stop.cancelled() => return Ok(()),
-                Some(()) = self.reopen.recv() => {
-                    log.reopen();
-                    continue;
-                }
-                Some(()) = self.reconfigure.recv() => {}
-                asked = self.hangups.next() => if asked.is_none() {
-                    stop.cancelled().await;
-                    return Ok(());
-                },
+/// Opens the log file again, or has the plugins read their files again.
+pub(super) async fn act_on(
+    mut requests: Requests,
+    log: Arc<Log>,
+    mut reload: Reload,
+    manager: Arc<Manager>,
+    stop: CancellationToken,
+) -> Result<(), Explained> {
+    loop {
+        let request = tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            request = requests.next() => request,
+        };
+        match request {
+            Some(Request::ReopenLog) => log.reopen(),
+            Some(Request::Reload) => {
+                manager.reloading();
+                let done = Box::pin(reload.run()).await;
+                manager.reloaded(&done);
             }
-            manager.reloading();
-            let done = Box::pin(reload.run()).await;
-            manager.reloaded(&done);
+            None => {
+                stop.cancelled().await;
+                return Ok(());
+            }
         }
     }
 }

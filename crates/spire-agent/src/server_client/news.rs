@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ah_spire_wire::Channel;
 use ah_spire_wire::changes::changes_client::ChangesClient;
-use ah_spire_wire::changes::{Changed, WatchRequest};
+use ah_spire_wire::changes::{Changed, ReportRequest, WatchRequest};
 use futures_util::FutureExt;
 use tokio::time::Instant;
 use tonic::Streaming;
@@ -20,6 +20,17 @@ pub(crate) struct News {
     since: Instant,
     /// The connection's, which tells it from others.
     of: Arc<AtomicBool>,
+    /// What the server was told last.
+    reported: Option<Holds>,
+}
+
+/// What an agent holds: operators wait for it before they change an authority.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Holds {
+    /// Sequence number of the own trust domain's bundle.
+    pub(crate) bundle_sequence: u64,
+    /// X509-SVIDs of tainted authorities.
+    pub(crate) tainted_svids: usize,
 }
 
 /// What was heard.
@@ -52,6 +63,7 @@ impl ServerClient {
                     stream: answer.into_inner(),
                     since: Instant::now(),
                     of: connection.silent,
+                    reported: None,
                 }));
             }
             Ok(Err(status)) => {
@@ -67,6 +79,36 @@ impl ServerClient {
         connection.silent.store(true, Ordering::Relaxed);
         tracing::debug!(error = %why, "the server does not tell of changes: it is asked at each interval");
         Ok(None)
+    }
+
+    /// Tells the server what is held, where it was not told yet by who listens to `news`. Over the present connection:
+    /// where that is a newer one, the round that listens there tells it again.
+    pub(crate) async fn report(&self, news: &mut News, holds: Holds) {
+        if news.reported == Some(holds) {
+            return;
+        }
+        let Ok(connection) = self.connection().await else {
+            return;
+        };
+        let request = ReportRequest {
+            bundle_sequence: holds.bundle_sequence,
+            tainted_svids: u32::try_from(holds.tainted_svids).unwrap_or(u32::MAX),
+        };
+        let mut client = ChangesClient::with_origin(connection.channel, Channel::origin());
+        match tokio::time::timeout(PATIENCE, client.report(request)).await {
+            Ok(Ok(_)) => news.reported = Some(holds),
+            // An older server does not want to know.
+            Ok(Err(status)) if status.code() == tonic::Code::Unimplemented => {
+                news.reported = Some(holds);
+            }
+            Ok(Err(status)) => {
+                tracing::debug!(
+                    error = status.message(),
+                    "the server was not told what is held"
+                );
+            }
+            Err(_) => tracing::debug!("the server was not told what is held: no answer"),
+        }
     }
 }
 

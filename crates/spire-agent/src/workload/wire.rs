@@ -68,10 +68,10 @@ pub(super) fn streaming(
         std::future::ready(frame)
     });
     let mut response = Response::new(Body::new(StreamBody::new(Box::pin(frames))));
-    response.headers_mut().insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("application/grpc"),
-    );
+    let mut kind = HeaderValue::from_static("application/grpc");
+    // Kept out of the connection's table of headers (RFC 7541 §6.2.3): an open stream would hold it for nothing.
+    kind.set_sensitive(true);
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
     response
 }
 

@@ -14,7 +14,8 @@ use crate::fake::Fake;
 use crate::program::{Conf, fetch, serve_us};
 use crate::rig::Node;
 
-/// A web server with a certificate of `ca` for localhost, that answers everything with `body`. Returns its port.
+/// A web server with a certificate of `ca` for localhost, that answers with `body`, and below `/to/` with a redirect to
+/// what stands there. Returns its port.
 async fn web_server(ca: &TestCa, body: String) -> u16 {
     let leaf = ca.leaf().dns("localhost").server_only().issue();
     let key = leaf.key_der().to_vec().try_into().unwrap();
@@ -35,9 +36,18 @@ async fn web_server(ca: &TestCa, body: String) -> u16 {
                 continue;
             };
             let mut request = [0; 4096];
-            let _ = stream.read(&mut request).await;
-            let length = body.len();
-            let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{body}");
+            let read = stream.read(&mut request).await.unwrap_or_default();
+            let request = String::from_utf8_lossy(&request[..read]).into_owned();
+            let asked = request.split(' ').nth(1).unwrap_or_default();
+            let answer = match asked.strip_prefix("/to/") {
+                Some(to) => {
+                    format!("HTTP/1.1 302 Found\r\nLocation: {to}\r\nContent-Length: 0\r\n\r\n")
+                }
+                None => {
+                    let length = body.len();
+                    format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{body}")
+                }
+            };
             let _ = stream.write_all(answer.as_bytes()).await;
             let _ = stream.shutdown().await;
         }
@@ -76,6 +86,32 @@ async fn a_bundle_comes_from_a_web_server_that_the_machine_trusts() {
     assert_eq!(fake.calls("AttestAgent"), 0);
     agent.kill();
     let _agent = with_roots(pem_in(directory, "web.pem", &web));
+    fake.called_in_all("SyncAuthorizedEntries", 1).await;
+}
+
+// Inventory 1.1: trust_bundle_url; a redirect is followed, but not out of HTTPS.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bundle_that_moved_is_fetched_where_it_is() {
+    let fake = Fake::start().await;
+    let node = Node::new(&fake);
+    let web = TestCa::new("web.test");
+    let roots = pem_in(node.directory.path(), "web.pem", &web);
+    let bundle = ah_identity_provider::pem::certificate_pem(&fake.state().ca.der);
+    let port = web_server(&web, bundle).await;
+    let from = |path: &str| {
+        let mut conf = Conf::new(&node);
+        conf.bootstrap = format!("trust_bundle_url = \"https://localhost:{port}/{path}\"");
+        let mut command = conf.command(&node, &fake, "run");
+        command
+            .env("SSL_CERT_FILE", &roots)
+            .env_remove("SSL_CERT_DIR");
+        Process::start(&mut command)
+    };
+    let mut agent = from("to/http://localhost/bundle.pem");
+    agent.wait_for("it redirects to http://localhost/bundle.pem, which is not https");
+    assert_eq!(fake.calls("AttestAgent"), 0);
+    agent.kill();
+    let _agent = from("to//bundle.pem");
     fake.called_in_all("SyncAuthorizedEntries", 1).await;
 }
 

@@ -1,10 +1,12 @@
 //! A server whose every answer a test can change.
 
 mod ca;
+mod nodes;
 mod services;
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -42,6 +44,8 @@ pub(crate) struct State {
     pub(crate) sequence: u64,
     pub(crate) federated: BTreeMap<String, types::Bundle>,
     pub(crate) tokens: HashSet<String>,
+    /// PEM of the roots of nodes that attest with x509pop.
+    pub(crate) node_roots: Option<PathBuf>,
     /// Whoever took a token is answered again, as this project's server does; by token, with the public key.
     pub(crate) takers: Option<BTreeMap<String, Vec<u8>>>,
     pub(crate) reattestable: bool,
@@ -65,6 +69,8 @@ pub(crate) struct State {
     pub(crate) sent: usize,
     /// Whether it tells of changes; upstream's does not.
     pub(crate) tells: bool,
+    /// What agents say that they hold: the bundle's number, and SVIDs of tainted authorities.
+    pub(crate) reports: Vec<(u64, u32)>,
 }
 
 #[derive(Clone)]
@@ -89,6 +95,7 @@ impl Fake {
             sequence: 1,
             federated: BTreeMap::new(),
             tokens: HashSet::from(["token".to_owned()]),
+            node_roots: None,
             takers: Some(BTreeMap::new()),
             reattestable: false,
             agent_id: format!("spiffe://{DOMAIN}/spire/agent/join_token/token"),
@@ -104,6 +111,7 @@ impl Fake {
             held: HashSet::new(),
             sent: 0,
             tells: false,
+            reports: Vec::new(),
         };
         let mut fake = Self {
             state: Arc::new(Mutex::new(state)),

@@ -7,7 +7,7 @@ use ah_spire_wire::types::permission_denied_details::Reason;
 use spire_agent::identities::Identities;
 
 use crate::fake::{Ca, Fake};
-use crate::rig::{Node, ids, soon, update, workload};
+use crate::rig::{Node, ids, soon, update, workload, write_bundle};
 
 #[tokio::test]
 async fn a_server_that_was_away() {
@@ -272,6 +272,103 @@ async fn a_clock_that_jumps_past_the_end_of_everything() {
     })
     .await;
     assert!(next.identities[0].not_after > first.identities[0].not_after);
+    agent
+        .until(|state| state.fault.is_none() && !state.denied)
+        .await;
+    agent.stop().await.unwrap();
+}
+
+// Both clocks moved past the end of the CA: the server has another one, and nothing that the agent holds vouches for it.
+#[tokio::test]
+async fn a_bundle_that_ended_is_got_again_where_the_first_came_from() {
+    let fake = Fake::start().await;
+    {
+        let mut state = fake.state();
+        state.reattestable = true;
+        state.ca = Ca::lasting(Duration::from_secs(600));
+        state.agent_life = Duration::from_secs(600);
+        state.svid_life = Duration::from_secs(600);
+    }
+    fake.set_entry("a", "/a", |_| {});
+    let node = Node::new(&fake);
+    let mut trusting = Node::new(&fake);
+    trusting.settings.bootstrap = Bootstrap::Insecure;
+    let (agent, other) = (node.start(), trusting.start());
+    let mut updates = agent.subscribe().await;
+    let first = updates.borrow_and_update().clone();
+    other.until(|state| state.last_sync.is_some()).await;
+
+    fake.go_away();
+    {
+        let mut state = fake.state();
+        state.ca = Ca::new();
+        state.agent_life = Duration::from_secs(3600);
+        state.svid_life = Duration::from_secs(3600);
+    }
+    node.clock.jump(Duration::from_secs(1000));
+    trusting.clock.jump(Duration::from_secs(1000));
+    fake.come_back().await;
+    // As long as the file is the old one, nobody is trusted.
+    for agent in [&agent.health, &other.health] {
+        let mut changes = agent.watch();
+        let told = changes.wait_for(|state| {
+            let fault = state.fault.as_ref();
+            fault.is_some_and(|fault| fault.report().contains("trust bundle ended on"))
+        });
+        soon(told).await.unwrap();
+    }
+    let attested = fake.calls("AttestAgent");
+    write_bundle(&node.directory.path().join("bundle.pem"), &fake);
+    let next = update(&mut updates, |update| {
+        let newest = update.identities.first();
+        newest.is_some_and(|newest| newest.chain != first.identities[0].chain)
+    })
+    .await;
+    assert_eq!(next.bundle.x509[0].der, fake.state().ca.der.to_vec());
+    agent
+        .until(|state| state.fault.is_none() && !state.denied)
+        .await;
+    agent.stop().await.unwrap();
+    // Whom it trusted on first use it does not choose anew.
+    assert_eq!(fake.calls("AttestAgent"), attested + 1);
+    assert!(other.health.state().fault.is_some());
+    other.stop().await.unwrap();
+}
+
+// As above, with a connection that was made before: it tells whom to trust next, whoever was trusted how at first.
+#[tokio::test]
+async fn a_bundle_that_ended_is_heard_by_an_open_connection() {
+    let fake = Fake::start().await;
+    {
+        let mut state = fake.state();
+        state.reattestable = true;
+        state.ca = Ca::lasting(Duration::from_secs(600));
+        state.agent_life = Duration::from_secs(600);
+        state.svid_life = Duration::from_secs(600);
+    }
+    fake.set_entry("a", "/a", |_| {});
+    let mut node = Node::new(&fake);
+    node.settings.bootstrap = Bootstrap::Insecure;
+    let agent = node.start();
+    let mut updates = agent.subscribe().await;
+    let first = updates.borrow_and_update().clone();
+    {
+        let mut state = fake.state();
+        // Its SVID has ended, and only who attests is let in.
+        state.denied = Some(Reason::AgentExpired);
+        state.ca = Ca::new();
+        state.agent_life = Duration::from_secs(3600);
+        state.svid_life = Duration::from_secs(3600);
+    }
+    node.clock.jump(Duration::from_secs(1000));
+    fake.called("AttestAnswer", 1).await;
+    fake.state().denied = None;
+    let next = update(&mut updates, |update| {
+        let newest = update.identities.first();
+        newest.is_some_and(|newest| newest.chain != first.identities[0].chain)
+    })
+    .await;
+    assert_eq!(next.bundle.x509[0].der, fake.state().ca.der.to_vec());
     agent
         .until(|state| state.fault.is_none() && !state.denied)
         .await;

@@ -19,4 +19,5 @@ mod measured;
 mod news;
 mod normal;
 mod program;
+mod reference;
 mod rig;

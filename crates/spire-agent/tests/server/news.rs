@@ -138,3 +138,37 @@ async fn an_agent_that_is_banned_hears_it_at_once() {
     update(&mut updates, |update| update.identities.is_empty()).await;
     agent.stop().await.unwrap();
 }
+
+// Safe rotation: operators wait for what agents say that they hold.
+#[tokio::test]
+async fn the_server_is_told_what_is_held_on_each_connection() {
+    let fake = Fake::start().await;
+    fake.state().tells = true;
+    fake.set_entry("a", "/a", |_| {});
+    let agent = node(&fake);
+    let agent = agent.start();
+    let mut updates = agent.subscribe().await;
+    let first = updates.borrow_and_update().clone();
+    fake.called_in_all("Report", 1).await;
+    assert_eq!(fake.state().reports, [(1, 0)]);
+
+    // Nothing that is tainted is left when it is told.
+    fake.state().taint = true;
+    fake.state().sequence = 2;
+    fake.tell();
+    fake.called_in_all("Report", 2).await;
+    assert_eq!(fake.state().reports.get(1), Some(&(2, 0)));
+    assert_ne!(
+        updates.borrow_and_update().identities[0].chain,
+        first.identities[0].chain
+    );
+
+    // A server that was started again knows nothing.
+    fake.go_away();
+    fake.state().reports.clear();
+    let before = fake.calls("Report");
+    fake.come_back().await;
+    fake.called_in_all("Report", before + 1).await;
+    assert_eq!(fake.state().reports.first(), Some(&(2, 0)));
+    agent.stop().await.unwrap();
+}

@@ -15,6 +15,8 @@ pub(crate) struct Conf {
     /// How the server is trusted the first time.
     pub(crate) bootstrap: String,
     pub(crate) server: String,
+    /// The block of its NodeAttestor.
+    pub(crate) node: String,
     /// The block of its KeyManager.
     pub(crate) keys: String,
     /// In the block of WorkloadAttestor "unix".
@@ -23,6 +25,8 @@ pub(crate) struct Conf {
     pub(crate) more: String,
 }
 
+const JOIN_TOKEN: &str = r#""join_token" { plugin_data {} }"#;
+
 impl Conf {
     pub(crate) fn new(node: &Node) -> Self {
         let bundle = node.directory.path().join("bundle.pem");
@@ -30,6 +34,7 @@ impl Conf {
             agent: String::new(),
             bootstrap: format!("trust_bundle_path = {bundle:?}"),
             server: "127.0.0.1".into(),
+            node: JOIN_TOKEN.into(),
             keys: format!(r#""disk" {{ plugin_data {{ directory = {:?} }} }}"#, node.data()),
             unix: "plugin_data {}".into(),
             more: r#"health_checks { listener_enabled = true bind_address = "127.0.0.1" bind_port = "0" }"#.into(),
@@ -47,10 +52,16 @@ impl Conf {
     pub(crate) fn write(&self, node: &Node, fake: &Fake) -> std::path::PathBuf {
         let directory = node.directory.path().display();
         let port = fake.address.port();
+        // A token would take the place of another attestor.
+        let token = match self.node.as_str() {
+            JOIN_TOKEN => r#"join_token = "token""#,
+            _ => "",
+        };
         let Self {
             agent,
             bootstrap,
             server,
+            node: attestor,
             keys,
             unix,
             more,
@@ -59,13 +70,13 @@ impl Conf {
             r#"agent {{
                 data_dir = "{directory}/data" trust_domain = "example.org"
                 socket_path = "{directory}/public/api.sock"
-                server_address = "{server}" server_port = "{port}" join_token = "token"
+                server_address = "{server}" server_port = "{port}" {token}
                 {bootstrap}
                 {agent}
                 experimental {{ sync_interval = "50ms" ratelimit {{ fetch_jwt_svid = 1 }} }}
             }}
             plugins {{
-                NodeAttestor "join_token" {{ plugin_data {{}} }}
+                NodeAttestor {attestor}
                 KeyManager {keys}
                 WorkloadAttestor "unix" {{ {unix} }}
             }}

@@ -80,8 +80,7 @@ impl Node {
     pub(crate) fn new(fake: &Fake) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let bundle = directory.path().join("bundle.pem");
-        let pem = ah_identity_provider::pem::certificate_pem(&fake.state().ca.der);
-        std::fs::write(&bundle, pem).unwrap();
+        write_bundle(&bundle, fake);
         let settings = AgentSettings {
             trust_domain: TrustDomain::new(DOMAIN).unwrap(),
             server: ServerAddress::new("127.0.0.1", fake.address.port()),
@@ -134,6 +133,12 @@ impl Node {
             task,
         }
     }
+}
+
+/// `spire-server bundle show`
+pub(crate) fn write_bundle(path: &Path, fake: &Fake) {
+    let pem = ah_identity_provider::pem::certificate_pem(&fake.state().ca.der);
+    std::fs::write(path, pem).unwrap();
 }
 
 /// An agent that runs.

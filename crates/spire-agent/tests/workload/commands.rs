@@ -344,6 +344,66 @@ fn api_explain_names_the_nearest_entry_and_what_it_lacks() {
     assert!(gone.stderr.contains("is gone"), "{}", gone.stderr);
 }
 
+// Both defaults of old and the environment lead elsewhere.
+#[test]
+fn each_command_is_told_its_socket() {
+    let rig = Rig::new();
+    let socket = rig.socket().to_str().unwrap();
+    let nowhere = rig.path("nowhere.sock");
+    let told = |args: &[&str]| {
+        let mut command = command(&rig, args);
+        command.env("SPIRE_AGENT_PUBLIC_SOCKET", &nowhere);
+        command
+    };
+    let run = |args: &[&str]| Finished::from(told(args).output().unwrap());
+    let jwt = [
+        "api",
+        "fetch",
+        "jwt",
+        "-audience",
+        "a",
+        "-socketPath",
+        socket,
+    ];
+    let fetched = run(&jwt);
+    let token = fetched.stdout.lines().nth(1).unwrap().trim().to_owned();
+    for (args, text) in [
+        (&["api", "fetch", "-socketPath", socket][..], WORKLOAD),
+        (&["api", "fetch", "x509", "-socketPath", socket], WORKLOAD),
+        (
+            &[
+                "api",
+                "validate",
+                "jwt",
+                "-audience",
+                "a",
+                "-svid",
+                &token,
+                "-socketPath",
+                socket,
+            ],
+            "SVID is valid.",
+        ),
+        (&[&jwt[..], &["-spiffeID", WORKLOAD]].concat(), WORKLOAD),
+    ] {
+        let done = run(args);
+        assert!(done.stdout.contains(text), "{args:?}: {}", done.stderr);
+        let elsewhere: Vec<&str> = args
+            .iter()
+            .map(|argument| match *argument == socket {
+                true => nowhere.to_str().unwrap(),
+                false => argument,
+            })
+            .collect();
+        assert_eq!(run(&elsewhere).code, 1, "{args:?}");
+    }
+    let other = [&jwt[..], &["-spiffeID", "spiffe://example.org/other"]].concat();
+    let refused = run(&other);
+    assert_eq!((refused.code, refused.stdout.as_str()), (1, ""));
+    let watching = Process::start(&mut told(&["api", "watch", "-socketPath", socket]));
+    watching.wait_for("Received 1 svid after ");
+}
+
 #[test]
 fn the_environment_names_sockets_of_instances() {
     let rig = Rig::new();

@@ -62,7 +62,7 @@ fn a_stale_socket_is_replaced_and_one_in_use_is_not() {
         error.contains("another process is listening on it"),
         "{error}"
     );
-    assert!(error.contains("hint: stop the other agent"), "{error}");
+    assert!(error.contains("hint: stop the other one"), "{error}");
     rig.run(stream(&rig.channel()))
         .expect("the first agent serves on");
 

@@ -351,6 +351,7 @@ pub(crate) fn bundle_of(name: &str, roots: &[&TestCa], signers: &[&Signer]) -> B
             })
             .collect(),
         jwt: signers.iter().map(|signer| signer.key()).collect(),
+        wit: Vec::new(),
         refresh_hint: 60,
         sequence: 7,
     }

@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::io;
+use std::path::{Path, PathBuf};
 
-use super::{FlagError, FlagSet, Flags};
+use super::{FlagError, FlagSet, Flags, man};
 
 /// A program with its commands. `C` is what the program calls them.
 #[derive(Clone, Debug)]
@@ -109,6 +111,52 @@ impl<C: Clone> Cli<C> {
         }
     }
 
+    /// Adds the command `man`, which the caller runs with [`Self::write_manual`].
+    #[must_use]
+    pub fn with_manual(self, id: C) -> Self {
+        let usage = "`DIRECTORY` for the pages; made when missing";
+        let flags = FlagSet::new("man").string("dir", ".", usage);
+        self.command(id, "man", "Writes the manual pages", flags)
+    }
+
+    /// Runs the command `man`. Tells on stderr what became of it, and returns whether it went well.
+    pub fn write_manual(&self, flags: &Flags) -> bool {
+        let directory = flags.string("dir");
+        match self.write_man_pages(Path::new(directory)) {
+            Ok(written) => eprintln!("{} pages written to {directory}", written.len()),
+            Err(error) => {
+                eprintln!(
+                    "error: cannot write manual pages to {directory}\n  cause: {error}\n  hint: name a directory that this user may write to with -dir"
+                );
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Writes a manual page for each command and group into `directory`, which is made when missing, and names the files.
+    pub fn write_man_pages(&self, directory: &Path) -> io::Result<Vec<PathBuf>> {
+        let mut paths: BTreeSet<&str> = BTreeSet::from([""]);
+        for path in self.commands.keys() {
+            let ends = path.match_indices(' ').map(|(at, _)| at);
+            paths.extend(ends.filter_map(|end| path.get(..end)));
+            paths.insert(path);
+        }
+        let pages: Vec<_> = paths.into_iter().map(|path| self.page(path)).collect();
+        man::write(&pages, directory)
+    }
+
+    fn page(&self, path: &str) -> Page<'_> {
+        let command = self.commands.get(path);
+        Page {
+            words: format!("{} {path}", self.name).trim_end().to_owned(),
+            version: &self.version,
+            synopsis: command.map_or("", |command| &command.synopsis),
+            flags: command.map(|command| &command.flags),
+            below: self.below(path),
+        }
+    }
+
     /// Finds command, arguments and the flags that are the tree's own. `-h` counts anywhere before `--`.
     fn split<'a>(&self, line: &'a [String]) -> Split<'a> {
         let mut split = Split::default();
@@ -199,6 +247,19 @@ impl<C: Clone> Cli<C> {
         }
         text
     }
+}
+
+/// What a manual page tells of a command or group.
+pub(super) struct Page<'a> {
+    /// As on a command line.
+    pub(super) words: String,
+    pub(super) version: &'a str,
+    /// Empty for a group.
+    pub(super) synopsis: &'a str,
+    /// `None` for a group.
+    pub(super) flags: Option<&'a FlagSet>,
+    /// The commands one level below, each with its synopsis.
+    pub(super) below: Vec<(String, &'a str)>,
 }
 
 #[derive(Default)]

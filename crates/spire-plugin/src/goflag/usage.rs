@@ -13,22 +13,42 @@ pub(super) fn of(name: &str, flags: &BTreeMap<String, Flag>) -> String {
     } else {
         format!("Usage of {name}:\n")
     };
-    for (name, flag) in flags {
-        let (type_name, usage) = type_and_usage(flag);
-        let mut line = format!("  -{name}");
-        if !type_name.is_empty() {
-            let _ = write!(line, " {type_name}");
+    for shown in shown(flags) {
+        let mut line = format!("  -{}", shown.name);
+        if !shown.value.is_empty() {
+            let _ = write!(line, " {}", shown.value);
         }
         // Go puts the usage of a one-letter bool on its own line.
         line.push_str(if line.len() <= 4 { "\t" } else { "\n    \t" });
-        line.push_str(&usage.replace('\n', "\n    \t"));
-        if let Some(default) = shown_default(flag) {
+        line.push_str(&shown.usage.replace('\n', "\n    \t"));
+        if let Some(default) = shown.default {
             let _ = write!(line, " (default {default})");
         }
         text.push_str(&line);
         text.push('\n');
     }
     text
+}
+
+/// What is told of one flag.
+pub(super) struct Shown<'a> {
+    pub(super) name: &'a str,
+    /// What its value is called; empty for a flag without one.
+    pub(super) value: String,
+    pub(super) usage: String,
+    pub(super) default: Option<String>,
+}
+
+pub(super) fn shown(flags: &BTreeMap<String, Flag>) -> impl Iterator<Item = Shown<'_>> {
+    flags.iter().map(|(name, flag)| {
+        let (value, usage) = type_and_usage(flag);
+        Shown {
+            name,
+            value,
+            usage,
+            default: shown_default(flag),
+        }
+    })
 }
 
 /// A name in back quotes in the usage is the name of the value.

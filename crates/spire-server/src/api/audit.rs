@@ -14,7 +14,8 @@ use tonic::body::Body;
 use tonic::{Code, Status};
 
 pub(super) use self::fields::{
-    bundle, entry, federates_match, id, jwt_keys, selector_match, sha256, x509_authorities,
+    bundle, entry, federates_match, id, jwt_keys, relationship, selector_match, sha256,
+    x509_authorities,
 };
 use super::caller::{Caller, Right};
 
@@ -26,6 +27,16 @@ impl Fields {
     pub(super) fn with(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
         self.0.insert(name.into(), value.into());
         self
+    }
+
+    /// As they are, under names that begin with `prefix`.
+    pub(super) fn under(self, prefix: &str) -> Self {
+        let fields = self.0.into_iter();
+        Self(
+            fields
+                .map(|(name, value)| (format!("{prefix}{name}"), value))
+                .collect(),
+        )
     }
 
     /// `value` where there is one.

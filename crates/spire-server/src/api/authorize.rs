@@ -91,6 +91,11 @@ pub(super) async fn standing<S: Store>(
     if core.clock.now() > svid.not_after {
         return Ok(Some(Reason::AgentExpired));
     }
+    // Only a yes is taken from memory, as with upstream: for everything else the store is asked.
+    let known = core.entries.agent_within(&svid.id, core.agent_staleness);
+    if known.is_some_and(|agent| agent.serial_number == svid.serial_number) {
+        return Ok(None);
+    }
     let lookup = |error| Status::internal(format!("unable to look up agent information: {error}"));
     let Some(agent) = core.store.agent(&svid.id).await.map_err(lookup)? else {
         return Ok(Some(Reason::AgentNotAttested));

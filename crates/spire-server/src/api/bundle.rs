@@ -286,13 +286,8 @@ impl<S: Store> Bundles<S> {
     }
 
     fn given(&self, wire: &types::Bundle, own: &str) -> Result<model::Bundle, Status> {
-        let domain = self.federated(&wire.trust_domain, own)?;
-        // The wire may name it by an ID.
-        let wire = types::Bundle {
-            trust_domain: domain.to_string(),
-            ..wire.clone()
-        };
-        bundle_from_wire(&wire).map_err(|why| invalid("failed to convert bundle", why))
+        self.federated(&wire.trust_domain, own)?;
+        given(wire).map_err(|why| invalid("failed to convert bundle", why))
     }
 
     async fn create(&self, wire: &types::Bundle) -> Result<model::Bundle, Status> {
@@ -309,7 +304,10 @@ impl<S: Store> Bundles<S> {
         let created = self.0.store.update_bundle(&domain, create).await;
         let created = created.map_err(|error| internal("unable to create bundle", error))?;
         match created {
-            Some(bundle) if !existed => Ok(bundle),
+            Some(bundle) if !existed => {
+                self.0.federation.changed();
+                Ok(bundle)
+            }
             _ => Err(Status::already_exists("bundle already exists")),
         }
     }
@@ -321,6 +319,7 @@ impl<S: Store> Bundles<S> {
         )?;
         let put = self.0.store.put_bundle(&given).await;
         put.map_err(|error| internal("failed to set bundle", error))?;
+        self.0.federation.changed();
         self.stored(&given.trust_domain).await
     }
 
@@ -343,6 +342,10 @@ impl<S: Store> Bundles<S> {
             }
             if takes(|mask| mask.jwt_authorities) {
                 bundle.jwt = given.jwt;
+            }
+            // No bundle document tells them: who sends none does not mean that they are gone.
+            if takes(|mask| mask.wit_authorities) && !given.wit.is_empty() {
+                bundle.wit = given.wit;
             }
             if takes(|mask| mask.refresh_hint) {
                 bundle.refresh_hint = given.refresh_hint;
@@ -375,6 +378,15 @@ impl<S: Store> Bundles<S> {
     }
 }
 
+/// A bundle of the wire, which may name its trust domain by an ID.
+pub(super) fn given(wire: &types::Bundle) -> Result<model::Bundle, String> {
+    let wire = types::Bundle {
+        trust_domain: ids::trust_domain(&wire.trust_domain)?.to_string(),
+        ..wire.clone()
+    };
+    bundle_from_wire(&wire).map_err(|why| why.to_string())
+}
+
 fn apart(result: Result<model::Bundle, Status>) -> (types::Status, Option<model::Bundle>) {
     match result {
         Ok(bundle) => (item(Ok(())), Some(bundle)),
@@ -391,6 +403,7 @@ fn empty(trust_domain: TrustDomain) -> model::Bundle {
         trust_domain,
         x509: Vec::<X509Authority>::new(),
         jwt: Vec::new(),
+        wit: Vec::new(),
         refresh_hint: 0,
         sequence: 0,
     }

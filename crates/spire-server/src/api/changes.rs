@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ah_spire_wire::changes::changes_server::Changes;
-use ah_spire_wire::changes::{Changed, WatchRequest};
+use ah_spire_wire::changes::{Changed, ReportRequest, ReportResponse, WatchRequest};
 use ah_spire_wire::types::permission_denied_details::Reason;
 use futures_util::stream::{Stream, unfold};
 use tokio::sync::watch;
@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use super::authorize::{denied, standing};
+use super::holdings::Holding;
 use super::{Core, Going, PeerSvid, caller};
 use crate::store::Store;
 
@@ -61,6 +62,23 @@ impl<S: Store> Changes for Watches<S> {
             }
         });
         Ok(Response::new(Box::pin(stream)))
+    }
+
+    async fn report(
+        &self,
+        request: Request<ReportRequest>,
+    ) -> Result<Response<ReportResponse>, Status> {
+        let caller = caller(&request)?;
+        let missing = || Status::internal("caller missing from request");
+        let agent = caller.svid().ok_or_else(missing)?;
+        let report = request.into_inner();
+        let holding = Holding {
+            bundle_sequence: report.bundle_sequence,
+            tainted_svids: report.tainted_svids,
+        };
+        let core = &self.0;
+        core.holdings.report(agent, holding, core.clock.now());
+        Ok(Response::new(ReportResponse {}))
     }
 }
 

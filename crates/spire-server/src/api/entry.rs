@@ -159,7 +159,7 @@ impl<S: Store> Service for Entries<S> {
         Ok(Response::new(GetAuthorizedEntriesResponse {
             entries: entries
                 .iter()
-                .map(|entry| mask::entry(entry_to_wire(entry), mask.as_ref()))
+                .map(|entry| mask::entry(entry.to_wire(), mask.as_ref()))
                 .collect(),
         }))
     }

@@ -1,6 +1,9 @@
 //! What a caller does not want to see.
 
-use ah_spire_wire::types::{Agent, AgentMask, Bundle, BundleMask, Entry, EntryMask};
+use ah_spire_wire::types::{
+    Agent, AgentMask, Bundle, BundleMask, Entry, EntryMask, FederationRelationship,
+    FederationRelationshipMask,
+};
 
 use crate::store;
 
@@ -62,6 +65,20 @@ pub(super) fn bundle(mut bundle: Bundle, mask: Option<&BundleMask>) -> Bundle {
         wit_authorities,
     );
     bundle
+}
+
+pub(super) fn relationship(
+    mut relationship: FederationRelationship,
+    mask: Option<&FederationRelationshipMask>,
+) -> FederationRelationship {
+    keep!(
+        relationship,
+        mask,
+        bundle_endpoint_url,
+        bundle_endpoint_profile,
+        trust_domain_bundle,
+    );
+    relationship
 }
 
 /// The fields that an update takes over.

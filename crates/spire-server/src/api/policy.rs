@@ -1,5 +1,5 @@
-//! Who may call what: the same for each method as upstream's built-in policy (inventory section 8), and our own method
-//! for agents.
+//! Who may call what: the same for each method as upstream's built-in policy (inventory section 8), and our own
+//! methods.
 
 /// Who may call a method.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -50,7 +50,7 @@ pub(super) fn allowed(path: &str) -> Allowed {
     match (service, method) {
         ("spire.api.server.agent.v1.Agent", "AttestAgent")
         | ("spire.api.server.bundle.v1.Bundle", "GetBundle") => ANYBODY,
-        ("ah.spire.v1.Changes", "Watch")
+        ("ah.spire.v1.Changes", "Watch" | "Report")
         | ("spire.api.server.agent.v1.Agent", "RenewAgent" | "PostStatus")
         | ("spire.api.server.entry.v1.Entry", "GetAuthorizedEntries" | "SyncAuthorizedEntries")
         | (
@@ -112,7 +112,8 @@ pub(super) fn allowed(path: &str) -> Allowed {
             | "ActivateWITAuthority"
             | "TaintWITAuthority"
             | "RevokeWITAuthority",
-        ) => OPERATORS,
+        )
+        | ("ah.spire.v1.Rotation", "GetAcknowledgements" | "RehearseX509Authority") => OPERATORS,
         ("spire.api.server.debug.v1.Debug", "GetInfo")
         | ("spire.api.server.logger.v1.Logger", "GetLogger" | "SetLogLevel" | "ResetLogLevel")
         | ("grpc.health.v1.Health", "Check" | "Watch" | "List") => LOCAL,

@@ -230,7 +230,7 @@ impl<S: Store> Svids<S> {
         let signed = self.0.authority.sign_x509_svid(X509SvidRequest {
             spiffe_id: entry.spiffe_id.clone(),
             spki: csr.spki,
-            dns_names: entry.dns_names.clone(),
+            dns_names: entry.dns_names().to_vec(),
             ttl: ttl(entry.x509_svid_ttl),
         });
         let signed = signed.map_err(|error| internal("failed to sign X509-SVID", error))?;

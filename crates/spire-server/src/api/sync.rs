@@ -9,13 +9,13 @@ use ah_spire_wire::server::entry::{
     EntryRevision, SyncAuthorizedEntriesRequest, SyncAuthorizedEntriesResponse,
 };
 use ah_spire_wire::types::EntryMask;
-use ah_spire_wire::{entry_to_wire, model};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
 use super::audit::Audit;
 use super::mask;
+use crate::entries::Held;
 
 /// Entries in one answer.
 pub(super) const PAGE: usize = 500;
@@ -23,7 +23,7 @@ pub(super) const PAGE: usize = 500;
 /// Answers `requests` from `entries`. The task ends with the stream, on either side.
 pub(super) fn start(
     requests: Streaming<SyncAuthorizedEntriesRequest>,
-    entries: Vec<Arc<model::Entry>>,
+    entries: Vec<Arc<Held>>,
     page: usize,
     audit: Audit,
 ) -> ReceiverStream<Result<SyncAuthorizedEntriesResponse, Status>> {
@@ -49,7 +49,7 @@ pub(super) fn start(
 }
 
 struct Talk {
-    entries: Vec<Arc<model::Entry>>,
+    entries: Vec<Arc<Held>>,
     page: usize,
     answers: mpsc::Sender<Result<SyncAuthorizedEntriesResponse, Status>>,
 }
@@ -95,7 +95,7 @@ impl Talk {
             let found = ids.iter().filter_map(|id| {
                 let at = self
                     .entries
-                    .binary_search_by(|entry| entry.id.as_str().cmp(id))
+                    .binary_search_by(|entry| (*entry.id).cmp(id))
                     .ok()?;
                 self.entries.get(at)
             });
@@ -115,7 +115,7 @@ impl Talk {
         let mut pages = self.entries.chunks(self.page).peekable();
         while let Some(page) = pages.next() {
             let revisions = page.iter().map(|entry| EntryRevision {
-                id: entry.id.clone(),
+                id: entry.id.to_string(),
                 revision_number: entry.revision,
                 created_at: entry.created_at,
             });
@@ -131,13 +131,13 @@ impl Talk {
 
     async fn send(
         &self,
-        entries: Vec<&Arc<model::Entry>>,
+        entries: Vec<&Arc<Held>>,
         mask: Option<&EntryMask>,
         more: bool,
     ) -> Result<(), Ended> {
         let entries = entries
             .into_iter()
-            .map(|entry| mask::entry(entry_to_wire(entry), mask));
+            .map(|entry| mask::entry(entry.to_wire(), mask));
         self.answer(SyncAuthorizedEntriesResponse {
             entry_revisions: Vec::new(),
             entries: entries.collect(),

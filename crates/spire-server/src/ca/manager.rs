@@ -6,8 +6,10 @@
 //! entry that nobody uses does no harm.
 
 mod bundle;
+mod follow;
 mod load;
 mod operate;
+mod rotate;
 mod serve;
 
 use std::fmt::Display;
@@ -16,7 +18,7 @@ use std::time::{Duration, SystemTime};
 
 use ah_spire_wire::model::JwtKey;
 use tokio::sync::{Mutex, watch};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::Instant;
 
 use super::SignError;
 use super::authority::{JwtAuthority, X509Authority, from_unix, to_unix};
@@ -24,12 +26,12 @@ use super::journal::Journal;
 use super::metrics::{Rotation, done};
 use super::prepare;
 use super::sign::Authorities;
-use super::slots::{Authority, Slot, SlotName, Slots, Status, Step};
+use super::slots::{Authority, Slot, SlotName, Slots, Status};
 use super::upstream::{UpstreamAuthority, UpstreamError};
 use crate::keys::{KeyError, KeyManager, KeyType};
 use crate::store::{Bundles, Journals, StoreError};
 
-pub use operate::AuthorityStates;
+pub use operate::{AuthorityStates, LocalAuthorities};
 
 /// How often it is looked whether an authority is due.
 pub const ROTATE_INTERVAL: Duration = Duration::from_secs(10);
@@ -37,9 +39,6 @@ pub const ROTATE_INTERVAL: Duration = Duration::from_secs(10);
 pub const PRUNE_BUNDLE_INTERVAL: Duration = Duration::from_secs(6 * 3600);
 /// How often journals that are of no use are deleted.
 pub const PRUNE_JOURNALS_INTERVAL: Duration = Duration::from_secs(8 * 3600);
-
-/// Activate, prepare, rotate, prepare. An authority that has ended when it is made is not made over and over.
-const MOST_STEPS: usize = 4;
 
 /// Why an authority was not changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -59,7 +58,7 @@ pub enum CaError {
     /// The journal is damaged: whoever wrote it, or removing it, mends that.
     #[error("{0}")]
     Journal(String),
-    /// The bundle would have no key left, or is missing.
+    /// The bundle would have no key left, is missing, or lacks what is to be changed in it.
     #[error("{0}")]
     Bundle(&'static str),
     /// No authority is active yet.
@@ -68,6 +67,12 @@ pub enum CaError {
     /// The request is about an authority that cannot be treated so.
     #[error("{0}")]
     Refused(&'static str),
+    /// The request is about an authority that is not where it would have to be in its life.
+    #[error("{0}")]
+    Status(&'static str, Option<Status>),
+    /// No handshake with a prepared authority.
+    #[error("{0}")]
+    Rehearsal(String),
     /// The configuration stands in the way.
     #[error("{0}")]
     Precondition(&'static str),
@@ -101,6 +106,8 @@ struct State {
     x509: Slots<X509Authority>,
     jwt: Slots<JwtAuthority>,
     journal: Journal,
+    /// When it was last tried to leave a tainted upstream authority.
+    left: Option<Instant>,
 }
 
 impl Authority for X509Authority {
@@ -152,6 +159,7 @@ impl<S: Bundles + Journals + 'static, K: KeyManager> Manager<S, K> {
                 x509: Slots::choose(std::iter::empty()),
                 jwt: Slots::choose(std::iter::empty()),
                 journal,
+                left: None,
             }),
             tainted: watch::Sender::new(0),
         };
@@ -177,90 +185,6 @@ impl<S: Bundles + Journals + 'static, K: KeyManager> Manager<S, K> {
     /// Counts how often an X.509 authority was tainted: whoever has an SVID of it has to have a new one.
     pub fn tainted(&self) -> watch::Receiver<u64> {
         self.tainted.subscribe()
-    }
-
-    /// Rotates and prunes until it is dropped. What fails is logged and tried again at its next turn.
-    pub async fn run(&self) {
-        let [mut rotate, mut bundle, mut journals] = [
-            ROTATE_INTERVAL,
-            PRUNE_BUNDLE_INTERVAL,
-            PRUNE_JOURNALS_INTERVAL,
-        ]
-        .map(|period| {
-            let mut ticks = interval(period);
-            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            ticks
-        });
-        // The first tick of an interval is at once, and start has just rotated.
-        rotate.reset();
-        bundle.reset();
-        journals.reset();
-        loop {
-            tokio::select! {
-                // A failure was logged where it came up.
-                _ = rotate.tick() => { let _ = self.rotate().await; }
-                _ = bundle.tick() => log_failure(self.prune_bundle().await, "bundle not pruned"),
-                _ = journals.tick() => log_failure(self.prune_journals().await, "CA journals not pruned"),
-            }
-        }
-    }
-
-    /// Does what is due.
-    pub async fn rotate(&self) -> Result<(), CaError> {
-        let state = &mut *self.state.lock().await;
-        let saved = state.journal.save(self.store.as_ref()).await;
-        log_failure(saved, "CA journal not saved, which is tried again");
-        let x509 = self.rotate_x509(state).await;
-        if let Err(error) = &x509 {
-            tracing::error!(%error, "unable to rotate X.509 CA");
-            // Without a journal, which an active X.509 authority begins, a JWT key would not be found again.
-            if state.x509.current.is_empty() {
-                return x509;
-            }
-        }
-        let jwt = if self.settings.disable_jwt {
-            Ok(())
-        } else {
-            self.rotate_jwt(state).await
-        };
-        if let Err(error) = &jwt {
-            tracing::error!(%error, "unable to rotate JWT key");
-        }
-        x509.and(jwt)
-    }
-
-    async fn rotate_x509(&self, state: &mut State) -> Result<(), CaError> {
-        for _ in 0..MOST_STEPS {
-            let Some(step) = state.x509.step(self.now()) else {
-                break;
-            };
-            match step {
-                Step::PrepareCurrent | Step::PrepareNext => self.prepare_x509_ca(state).await?,
-                Step::ActivateCurrent => self.activate_x509_ca(state).await,
-                Step::Rotate => {
-                    state.x509.swap();
-                    self.activate_x509_ca(state).await;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    async fn rotate_jwt(&self, state: &mut State) -> Result<(), CaError> {
-        for _ in 0..MOST_STEPS {
-            let Some(step) = state.jwt.step(self.now()) else {
-                break;
-            };
-            match step {
-                Step::PrepareCurrent | Step::PrepareNext => self.prepare_jwt_key(state).await?,
-                Step::ActivateCurrent => self.activate_jwt_key(state).await,
-                Step::Rotate => {
-                    state.jwt.swap();
-                    self.activate_jwt_key(state).await;
-                }
-            }
-        }
-        Ok(())
     }
 
     fn now(&self) -> SystemTime {

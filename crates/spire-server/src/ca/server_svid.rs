@@ -15,7 +15,7 @@ use crate::endpoints::ServerSvid;
 use crate::keys::{KeyError, KeyType, LocalKey, SigningKey};
 
 /// From when to when an SVID is good.
-struct Life {
+pub(super) struct Life {
     not_before: SystemTime,
     not_after: SystemTime,
 }
@@ -109,7 +109,7 @@ fn counted(
     made
 }
 
-fn make(authorities: &Authorities) -> Result<(ServerSvid, Life), SignError> {
+pub(super) fn make(authorities: &Authorities) -> Result<(ServerSvid, Life), SignError> {
     let failed = |error: KeyError| SignError::Failed(error.to_string());
     let key = LocalKey::generate("server SVID", KeyType::EcP256).map_err(failed)?;
     let not_before = backdated(authorities.clock().now());

@@ -1,17 +1,24 @@
 //! An authority above the server's own: it signs the CA, and its roots are the bundle.
 
 mod disk;
+mod spire;
+mod vault;
 
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use ah_spire_wire::model::JwtKey;
+use ah_identity_provider::Explained;
+use ah_spire_wire::model::{JwtKey, X509Authority};
 use rustls_pki_types::{CertificateDer, UnixTime};
+use tokio::sync::watch;
 use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 
 pub use disk::{DiskAuthority, Files};
+pub use spire::{SpireAuthority, SpireSettings};
+pub use vault::{VaultAuthority, VaultSettings};
 
 use super::authority::Certificate;
 use super::certificate::{Issuer, Template};
@@ -43,12 +50,35 @@ pub trait UpstreamAuthority: Send + Sync + 'static {
     /// Publishes a JWT key upstream and answers all that are published there; `None` when this authority does not
     /// deal in JWT keys.
     fn publish_jwt_key<'a>(&'a self, key: &'a JwtKey) -> Answer<'a, Option<Vec<JwtKey>>>;
+    /// What its bundle is, from the first time that it is known; `None` where it does not tell.
+    fn bundles(&self) -> Option<watch::Receiver<Option<Arc<UpstreamBundle>>>> {
+        None
+    }
+}
+
+/// The authorities of an upstream authority that has a bundle of its own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UpstreamBundle {
+    /// Its roots.
+    pub x509: Vec<X509Authority>,
+    /// Its JWT keys.
+    pub jwt: Vec<JwtKey>,
 }
 
 impl fmt::Debug for dyn UpstreamAuthority {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("UpstreamAuthority")
     }
+}
+
+/// Text and causes. Hints are left out: they name the flags of another program.
+fn one_line(explained: &Explained) -> String {
+    let causes = explained.causes.iter().map(String::as_str);
+    let parts: Vec<&str> = [explained.text.as_str()]
+        .into_iter()
+        .chain(causes)
+        .collect();
+    parts.join(": ")
 }
 
 /// Whether what `ca` signs leads to one of `roots` over `issuers`, found out with a certificate that nobody gets to see.

@@ -4,20 +4,22 @@ use ah_spire_plugin::goflag::FlagSet;
 use ah_spire_wire::bundle::{
     Contents, bundle_from_wire, bundle_to_wire, from_document, from_pem, pem, to_document,
 };
+use ah_spire_wire::model;
 use ah_spire_wire::server::bundle::{
     BatchDeleteFederatedBundleRequest, BatchSetFederatedBundleRequest, CountBundlesRequest,
     GetBundleRequest, GetFederatedBundleRequest, ListFederatedBundlesRequest,
     batch_delete_federated_bundle_request::Mode,
 };
-use ah_spire_wire::types::Bundle;
+use ah_spire_wire::types::{Bundle, Status};
 use serde_json::{Value, json};
+use spiffe::TrustDomain;
 
 use super::{Call, Failure, entry_file, json as told};
 use crate::ids;
 
 /// How a bundle is written.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Format {
+pub(super) enum Format {
     Pem,
     Spiffe,
 }
@@ -132,12 +134,7 @@ pub(super) async fn set(call: &mut Call<'_>) -> Result<(), Failure> {
     let text = entry_file::text(path);
     let text = text.map_err(|failure| failure.during("unable to load bundle data"))?;
     let domain = ids::trust_domain(id)?;
-    let bundle = match format {
-        Format::Pem => from_pem(&domain, text.as_bytes())
-            .map_err(|error| Failure::because("unable to parse bundle data", error))?,
-        Format::Spiffe => from_document(&domain, text.as_bytes())
-            .map_err(|error| Failure::because("unable to parse to spiffe bundle", error))?,
-    };
+    let bundle = read_bundle(&domain, format, text.as_bytes())?;
     let request = BatchSetFederatedBundleRequest {
         bundle: vec![bundle_to_wire(&bundle)],
         output_mask: None,
@@ -166,6 +163,20 @@ pub(super) async fn set(call: &mut Call<'_>) -> Result<(), Failure> {
         status => return Err(Failure::because(what, status.message)),
     }
     Ok(())
+}
+
+/// A bundle of `domain` as somebody wrote it.
+pub(super) fn read_bundle(
+    domain: &TrustDomain,
+    format: Format,
+    text: &[u8],
+) -> Result<model::Bundle, Failure> {
+    match format {
+        Format::Pem => from_pem(domain, text)
+            .map_err(|error| Failure::because("unable to parse bundle data", error)),
+        Format::Spiffe => from_document(domain, text)
+            .map_err(|error| Failure::because("unable to parse to spiffe bundle", error)),
+    }
 }
 
 pub(super) async fn count(call: &mut Call<'_>) -> Result<(), Failure> {
@@ -201,23 +212,33 @@ pub(super) async fn delete(call: &mut Call<'_>) -> Result<(), Failure> {
         .map_err(|failure| failure.during(what))?;
     let answer = client.batch_delete_federated_bundle(request).await;
     let answer = answer.map_err(|error| Failure::from(error).during(what))?;
-    let results = answer.into_inner().results;
+    let results = answer.into_inner().results.into_iter();
+    let results = results.map(|result| (result.status, result.trust_domain));
+    told_deletion(call, "federated bundle", results.collect())
+}
+
+/// What became of the one trust domain whose bundle or relationship, `what`, was to be deleted.
+pub(super) fn told_deletion(
+    call: &mut Call<'_>,
+    what: &str,
+    results: Vec<(Option<Status>, String)>,
+) -> Result<(), Failure> {
     if call.out.is_json() {
-        let results = results.iter().map(|it| {
-            told::result(
-                it.status.as_ref(),
-                "trust_domain",
-                Some(json!(it.trust_domain)),
-            )
-        });
+        let results = results
+            .iter()
+            .map(|(status, id)| told::result(status.as_ref(), "trust_domain", Some(json!(id))));
         call.out
             .json(&json!({ "results": results.collect::<Vec<_>>() }));
         return Ok(());
     }
-    let status = results.first().and_then(|it| it.status.clone());
-    match status.unwrap_or_default() {
-        status if status.code == 0 => call.out.line("bundle deleted."),
-        status => return Err(Failure(format!("{what} \"{id}\": {}", status.message))),
+    let (status, id) = results.into_iter().next().unwrap_or_default();
+    let status = status.unwrap_or_default();
+    if status.code != 0 {
+        let why = status.message;
+        return Err(Failure(format!("failed to delete {what} \"{id}\": {why}")));
     }
+    // "bundle deleted.", "federation relationship deleted."
+    let what = what.strip_prefix("federated ").unwrap_or(what);
+    call.out.line(&format!("{what} deleted."));
     Ok(())
 }

@@ -147,17 +147,17 @@ fn entry(value: &Value) -> Result<Entry, Failure> {
 }
 
 /// An object whose keys are found by their letters alone.
-struct Fields<'a>(&'a Map<String, Value>);
+pub(super) struct Fields<'a>(&'a Map<String, Value>);
 
 impl<'a> Fields<'a> {
-    fn of(value: &'a Value, what: &str) -> Result<Self, Failure> {
+    pub(super) fn of(value: &'a Value, what: &str) -> Result<Self, Failure> {
         value
             .as_object()
             .map(Self)
             .ok_or_else(|| Failure(format!("{what} is no JSON object")))
     }
 
-    fn get(&self, name: &str) -> Option<&'a Value> {
+    pub(super) fn get(&self, name: &str) -> Option<&'a Value> {
         let wanted = letters(name);
         let found = self.0.iter().find(|(key, _)| letters(key) == wanted);
         found
@@ -165,7 +165,7 @@ impl<'a> Fields<'a> {
             .filter(|value| !value.is_null())
     }
 
-    fn list(&self, name: &str) -> Result<Option<&'a Vec<Value>>, Failure> {
+    pub(super) fn list(&self, name: &str) -> Result<Option<&'a Vec<Value>>, Failure> {
         self.get(name)
             .map(|value| value.as_array().ok_or_else(|| wrong(name, "a list")))
             .transpose()
@@ -178,7 +178,7 @@ impl<'a> Fields<'a> {
             .ok_or_else(|| wrong(name, "a list of strings"))
     }
 
-    fn text(&self, name: &str) -> Result<String, Failure> {
+    pub(super) fn text(&self, name: &str) -> Result<String, Failure> {
         self.get(name).map_or(Ok(String::new()), |value| {
             let text = value.as_str().map(str::to_owned);
             text.ok_or_else(|| wrong(name, "a string"))

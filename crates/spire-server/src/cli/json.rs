@@ -3,6 +3,7 @@
 //! 64-bit numbers are strings and bytes are base64, as that mapping says; a message that is not set is left out.
 
 use ah_spire_wire::server::debug::{GetInfoResponse, get_info_response::Cert};
+use ah_spire_wire::server::localauthority::AuthorityState;
 use ah_spire_wire::types;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -120,6 +121,25 @@ pub(super) fn bundle(bundle: &types::Bundle) -> Value {
     })
 }
 
+pub(super) fn relationship(relationship: &types::FederationRelationship) -> Value {
+    use types::federation_relationship::BundleEndpointProfile::{HttpsSpiffe, HttpsWeb};
+    let (web, spiffe) = match &relationship.bundle_endpoint_profile {
+        None => (None, None),
+        Some(HttpsWeb(_)) => (Some(json!({})), None),
+        Some(HttpsSpiffe(spiffe)) => {
+            let id = &spiffe.endpoint_spiffe_id;
+            (None, Some(json!({ "endpoint_spiffe_id": id })))
+        }
+    };
+    set(json!({
+        "trust_domain": relationship.trust_domain,
+        "bundle_endpoint_url": relationship.bundle_endpoint_url,
+        "https_web": web,
+        "https_spiffe": spiffe,
+        "trust_domain_bundle": relationship.trust_domain_bundle.as_ref().map(bundle),
+    }))
+}
+
 pub(super) fn join_token(token: &types::JoinToken) -> Value {
     json!({ "value": token.value, "expires_at": token.expires_at.to_string() })
 }
@@ -138,6 +158,14 @@ pub(super) fn logger(logger: &types::Logger) -> Value {
     json!({
         "current_level": logger.current_level().as_str_name(),
         "launch_level": logger.launch_level().as_str_name(),
+    })
+}
+
+pub(super) fn authority(state: &AuthorityState) -> Value {
+    json!({
+        "authority_id": state.authority_id,
+        "expires_at": state.expires_at.to_string(),
+        "upstream_authority_subject_key_id": state.upstream_authority_subject_key_id,
     })
 }
 

@@ -4,12 +4,15 @@ use std::env;
 use std::path::PathBuf;
 
 use ah_spire_plugin::goflag::{FlagSet, Flags};
+use ah_spire_wire::rotation::rotation_client::RotationClient;
 use ah_spire_wire::server::agent::agent_client::AgentClient;
 use ah_spire_wire::server::bundle::bundle_client::BundleClient;
 use ah_spire_wire::server::debug::debug_client::DebugClient;
 use ah_spire_wire::server::entry::entry_client::EntryClient;
+use ah_spire_wire::server::localauthority::local_authority_client::LocalAuthorityClient;
 use ah_spire_wire::server::logger::logger_client::LoggerClient;
 use ah_spire_wire::server::svid::svid_client::SvidClient;
+use ah_spire_wire::server::trustdomain::trust_domain_client::TrustDomainClient;
 use ah_spire_wire::{Channel, MAX_MESSAGE_BYTES, health::health_client::HealthClient};
 use tonic::Status;
 
@@ -68,8 +71,11 @@ impl Server {
     client!(debug, DebugClient);
     client!(entries, EntryClient);
     client!(health, HealthClient);
+    client!(local_authorities, LocalAuthorityClient);
     client!(logger, LoggerClient);
+    client!(rotation, RotationClient);
     client!(svids, SvidClient);
+    client!(trust_domains, TrustDomainClient);
 
     async fn channel(&mut self) -> Result<Channel, Failure> {
         if let Some(channel) = &self.channel {

@@ -1,13 +1,13 @@
 //! The unix socket: whoever may open it may do everything.
 
-use std::fs::{DirBuilder, Permissions};
-use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
+use std::task::Context;
 
+use ah_identity_provider::Explained;
+use ah_spire_attest::socket::{Purpose, Socket};
 use ah_spire_wire::{Limits, serve};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
 
 use super::accept_loop;
@@ -16,55 +16,31 @@ use tower::Layer;
 use crate::api::{Calls, Core, local_routes};
 use crate::store::Store;
 
-/// A listening socket of mode 0770, in a directory that is made with 0750. The file goes with it.
+/// The server's user and group may call.
+const PURPOSE: Purpose = Purpose {
+    api: "server API",
+    key: "socket_path",
+    mode: 0o770,
+    folder_mode: 0o750,
+};
+
+/// A listening socket, whose file is there for as long as it is.
 #[derive(Debug)]
-pub struct LocalSocket {
-    listener: UnixListener,
-    path: PathBuf,
-}
+pub struct LocalSocket(Socket);
 
 impl LocalSocket {
-    /// Takes `path`, also from a server that was killed and left it behind.
-    pub fn bind(path: &Path) -> io::Result<Self> {
-        let because = |what: &str, error: io::Error| {
-            io::Error::new(error.kind(), format!("{what} {}: {error}", path.display()))
-        };
-        if let Some(directory) = path.parent().filter(|it| !it.as_os_str().is_empty()) {
-            DirBuilder::new()
-                .recursive(true)
-                .mode(0o750)
-                .create(directory)
-                .map_err(|error| because("unable to create socket directory of", error))?;
-        }
-        match std::fs::symlink_metadata(path) {
-            Ok(found) if !found.file_type().is_socket() => {
-                let error = io::Error::from(io::ErrorKind::AlreadyExists);
-                return Err(because("there is a file that is no socket at", error));
-            }
-            Ok(_) if std::os::unix::net::UnixStream::connect(path).is_ok() => {
-                let error = io::Error::from(io::ErrorKind::AddrInUse);
-                return Err(because("another server answers on", error));
-            }
-            Ok(_) => {
-                std::fs::remove_file(path)
-                    .map_err(|error| because("unable to remove the old socket", error))?;
-            }
-            Err(_) => {}
-        }
-        let listener =
-            UnixListener::bind(path).map_err(|error| because("cannot listen on", error))?;
-        std::fs::set_permissions(path, Permissions::from_mode(0o770))
-            .map_err(|error| because("cannot set the mode of", error))?;
-        Ok(Self {
-            listener,
-            path: path.to_owned(),
-        })
+    /// Takes `path`, also from a server that was killed and left it behind. Must be called in a tokio runtime.
+    ///
+    /// # Errors
+    /// What is in the way, and the remedy.
+    pub fn bind(path: &Path) -> Result<Self, Explained> {
+        Socket::bind(path, &PURPOSE).map(Self)
     }
 
     /// Answers calls until `stop`, and those under way then.
-    pub async fn run<S: Store>(self, core: Arc<Core<S>>, stop: CancellationToken) {
+    pub async fn run<S: Store>(mut self, core: Arc<Core<S>>, stop: CancellationToken) {
         let routes = local_routes(&core);
-        let connection = |(stream, _): (UnixStream, _)| {
+        let connection = |stream: UnixStream| {
             let calls = Calls::local(core.clone(), routes.clone(), &stream);
             let calls = core.rpc.layer(calls);
             let stop = stop.clone().cancelled_owned();
@@ -74,12 +50,7 @@ impl LocalSocket {
                 }
             }
         };
-        accept_loop(|| self.listener.accept(), connection, stop.cancelled()).await;
-    }
-}
-
-impl Drop for LocalSocket {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
+        let accept = |context: &mut Context<'_>| self.0.poll_accept(context);
+        accept_loop(accept, connection, stop.cancelled()).await;
     }
 }

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::task::Context;
 use std::time::Duration;
 
 use ah_spire_wire::{Limits, serve};
@@ -111,7 +112,8 @@ impl Network {
                 }
             }
         };
-        accept_loop(|| self.listener.accept(), connection, stop.cancelled()).await;
+        let accept = |context: &mut Context<'_>| self.listener.poll_accept(context);
+        accept_loop(accept, connection, stop.cancelled()).await;
     }
 }
 

@@ -73,7 +73,7 @@ impl Configs {
     }
 
     /// For the next handshake. An SVID that cannot be used is told once, and the last good one serves on.
-    pub(super) fn current(&self) -> Option<Arc<ServerConfig>> {
+    pub(crate) fn current(&self) -> Option<Arc<ServerConfig>> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         // A publisher that has gone leaves its last value.
         let changed = state.svid.has_changed().unwrap_or(false)

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use spiffe::SpiffeId;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::index::Index;
+use super::build::Building;
 use super::{EntryCache, Own, locked};
 use crate::store::{Changed, Store, StoreError, counted};
 
@@ -142,7 +142,9 @@ impl EntryCache {
         gap_timeout: Duration,
     ) -> Result<(), StoreError> {
         let mut state = self.state.lock().await;
+        let began = Instant::now();
         let recording = Recording::begin(self);
+        let doubts = self.doubts.begin_settling();
         let entry_events = {
             let mut events = store.entry_events_among(&state.entries.gaps()).await?;
             events.extend(store.entry_events(Some(state.entries.last)).await?);
@@ -156,11 +158,12 @@ impl EntryCache {
         let ids = changed(&entry_events, &state.entries);
         let mut entries: HashMap<_, _> = ids.iter().map(|id| (id.clone(), None)).collect();
         for entry in store.entries_by_id(&ids).await? {
-            entries.insert(entry.id.clone(), Some(Arc::new(entry)));
+            entries.insert(entry.id.clone(), Some(entry));
         }
         let mut agents = HashMap::new();
-        for id in changed(&agent_events, &state.agents) {
-            let Ok(id) = SpiffeId::new(&id) else { continue };
+        let ids = changed(&agent_events, &state.agents);
+        let ids = ids.iter().filter_map(|id| SpiffeId::new(id).ok());
+        for id in ids.chain(doubts.iter().cloned()) {
             let agent = store.agent(&id).await?.map(Arc::new);
             agents.insert(id, agent);
         }
@@ -195,6 +198,7 @@ impl EntryCache {
             }
             index.expire(before, clock, affected);
         });
+        self.followed_since(began, &doubts);
         self.tell_sizes(&state);
         Ok(())
     }
@@ -209,7 +213,9 @@ impl EntryCache {
 
     async fn read_anew(&self, store: &impl Store) -> Result<(), StoreError> {
         let mut state = self.state.lock().await;
+        let began = Instant::now();
         let recording = Recording::begin(self);
+        let doubts = self.doubts.begin_settling();
         // The logs come first: what is written after this is read again later.
         let entry_events = {
             let last = store.entry_events(None).await?;
@@ -219,10 +225,10 @@ impl EntryCache {
             let last = store.agent_events(None).await?;
             store.agent_events(Some(window(&last))).await?
         };
-        let (entries, agents) = (store.all_entries().await?, store.all_agents().await?);
-        let trust_domain = self.index().trust_domain().clone();
-        let built =
-            tokio::task::spawn_blocking(|| Index::build(trust_domain, entries, agents)).await;
+        let mut building = Building::new(self.index().trust_domain().clone());
+        store.each_entry(|entry| building.add(entry)).await?;
+        let agents = store.all_agents().await?;
+        let built = tokio::task::spawn_blocking(|| building.finish(agents)).await;
         let built = built.map_err(|e| StoreError::Unavailable(format!("reading entries: {e}")))?;
 
         let now = Instant::now();
@@ -249,11 +255,17 @@ impl EntryCache {
             }
             affected.everybody();
         });
+        self.followed_since(began, &doubts);
         self.tell_sizes(&state);
         // Freeing a hundred thousand entries takes a while, and nobody has to wait for it.
         drop(state);
         drop(old);
         Ok(())
+    }
+
+    fn followed_since(&self, began: Instant, doubts: &[SpiffeId]) {
+        self.doubts.settle(doubts);
+        *locked(&self.followed) = began;
     }
 
     fn tell_sizes(&self, state: &State) {

@@ -10,6 +10,7 @@ use ah_spire_wire::model::{Entry, Selector};
 use spiffe::{SpiffeId, TrustDomain};
 use tokio::sync::watch;
 
+use super::held::Held;
 use super::metrics::Sizes;
 use super::order::{ById, ByIssued, Issued};
 use crate::store::Agent;
@@ -20,16 +21,16 @@ const SERVER_PATH: &str = "/spire/server";
 pub(super) struct Index {
     /// Entries of other trust domains are nobody's business here.
     trust_domain: TrustDomain,
-    by_id: HashSet<ById>,
+    pub(super) by_id: HashSet<ById>,
     /// Entries that are no aliases, by parent; each list is sorted by entry ID.
-    children: HashMap<SpiffeId, Vec<Arc<Entry>>>,
+    pub(super) children: HashMap<Arc<SpiffeId>, Vec<Arc<Held>>>,
     /// All, by what they issue: the way up from an entry to its agents.
-    issued: BTreeSet<ByIssued>,
+    pub(super) issued: BTreeSet<ByIssued>,
     /// Aliases, by one of their selectors: the one that fewest others are under.
-    aliases: HashMap<Selector, Vec<Arc<Entry>>>,
-    agents: HashMap<SpiffeId, Arc<Agent>>,
+    pub(super) aliases: HashMap<Selector, Vec<Arc<Held>>>,
+    pub(super) agents: HashMap<SpiffeId, Arc<Agent>>,
     /// Entries that end, by when.
-    ends: BTreeSet<(i64, String)>,
+    pub(super) ends: BTreeSet<(i64, String)>,
 }
 
 /// Whom a change concerns.
@@ -77,45 +78,6 @@ impl Index {
         }
     }
 
-    /// All at once, which is quicker than one by one.
-    pub(super) fn build(
-        trust_domain: TrustDomain,
-        entries: Vec<Entry>,
-        agents: Vec<Agent>,
-    ) -> Self {
-        let mut index = Self::new(trust_domain);
-        index.by_id.reserve(entries.len());
-        let mut issued = Vec::with_capacity(entries.len());
-        for entry in entries {
-            if !index.is_ours(&entry) {
-                continue;
-            }
-            let entry = Arc::new(entry);
-            index.by_id.insert(ById(Arc::clone(&entry)));
-            issued.push(ByIssued(Arc::clone(&entry)));
-            if entry.expires_at != 0 {
-                index.ends.insert((entry.expires_at, entry.id.clone()));
-            }
-            if is_alias(&entry) {
-                index.add_alias(entry);
-            } else if let Some(siblings) = index.children.get_mut(&entry.parent_id) {
-                siblings.push(entry);
-            } else {
-                let parent = entry.parent_id.clone();
-                index.children.insert(parent, vec![entry]);
-            }
-        }
-        for siblings in index.children.values_mut() {
-            siblings.sort_unstable_by(|a, b| a.id.cmp(&b.id));
-            siblings.shrink_to_fit();
-        }
-        index.issued = issued.into_iter().collect();
-        for agent in agents {
-            index.agents.insert(agent.id.clone(), Arc::new(agent));
-        }
-        index
-    }
-
     pub(super) fn trust_domain(&self) -> &TrustDomain {
         &self.trust_domain
     }
@@ -137,7 +99,7 @@ impl Index {
         sizes
     }
 
-    pub(super) fn entry(&self, id: &str) -> Option<&Arc<Entry>> {
+    pub(super) fn entry(&self, id: &str) -> Option<&Arc<Held>> {
         self.by_id.get(id).map(|found| &found.0)
     }
 
@@ -145,7 +107,7 @@ impl Index {
         self.agents.get(id)
     }
 
-    pub(super) fn authorized(&self, agent: &SpiffeId, now: i64) -> Vec<Arc<Entry>> {
+    pub(super) fn authorized(&self, agent: &SpiffeId, now: i64) -> Vec<Arc<Held>> {
         let selectors = match self.agents.get(agent) {
             Some(known) if known.is_banned() => return Vec::new(),
             Some(known) => known.selectors.as_slice(),
@@ -154,7 +116,7 @@ impl Index {
         };
         let mut found = Vec::new();
         let mut seen = HashSet::new();
-        let mut parents = vec![agent];
+        let mut parents: Vec<&SpiffeId> = vec![agent];
         parents.extend(
             self.aliases_of(selectors, now)
                 .map(|alias| &alias.spiffe_id),
@@ -179,7 +141,7 @@ impl Index {
         agent: &SpiffeId,
         id: &str,
         now: i64,
-    ) -> Option<Arc<Entry>> {
+    ) -> Option<Arc<Held>> {
         let known = self.agents.get(agent);
         if known.is_some_and(|known| known.is_banned()) {
             return None;
@@ -206,32 +168,42 @@ impl Index {
     }
 
     /// An older state of an entry than the one that is held is ignored.
-    pub(super) fn put(&mut self, entry: Arc<Entry>, affected: &mut Affected<'_>) {
+    pub(super) fn put(&mut self, entry: Entry, affected: &mut Affected<'_>) {
+        let entry = self.hold(entry);
         let held = self.entry(&entry.id);
         if held.is_some_and(|held| {
-            **held == *entry
-                || held.created_at == entry.created_at && held.revision > entry.revision
+            **held == entry || held.created_at == entry.created_at && held.revision > entry.revision
         }) {
             return;
         }
-        let id = entry.id.clone();
-        self.remove(&id, affected);
+        self.remove(&entry.id, affected);
         if !self.is_ours(&entry) {
             return;
         }
+        let entry = Arc::new(entry);
         self.by_id.insert(ById(Arc::clone(&entry)));
         self.issued.insert(ByIssued(Arc::clone(&entry)));
         if entry.expires_at != 0 {
-            self.ends.insert((entry.expires_at, id));
+            self.ends.insert((entry.expires_at, entry.id.to_string()));
         }
         if is_alias(&entry) {
             self.add_alias(Arc::clone(&entry));
         } else {
-            let siblings = self.children.entry(entry.parent_id.clone()).or_default();
+            let parent = Arc::clone(&entry.parent_id);
+            let siblings = self.children.entry(parent).or_default();
             let place = siblings.partition_point(|sibling| sibling.id < entry.id);
             siblings.insert(place, Arc::clone(&entry));
         }
         self.affect(&entry, affected);
+    }
+
+    /// Entries below one parent share its ID.
+    pub(super) fn hold(&self, entry: Entry) -> Held {
+        let parent = match self.children.get_key_value(&entry.parent_id) {
+            Some((parent, _)) => Arc::clone(parent),
+            None => Arc::new(entry.parent_id.clone()),
+        };
+        Held::new(entry, parent)
     }
 
     pub(super) fn remove(&mut self, id: &str, affected: &mut Affected<'_>) {
@@ -242,7 +214,7 @@ impl Index {
         self.affect(&entry, affected);
         self.issued.remove(&ByIssued(Arc::clone(&entry)));
         if entry.expires_at != 0 {
-            self.ends.remove(&(entry.expires_at, entry.id.clone()));
+            self.ends.remove(&(entry.expires_at, entry.id.to_string()));
         }
         if is_alias(&entry) {
             for selector in &entry.selectors {
@@ -294,7 +266,7 @@ impl Index {
         }
     }
 
-    fn add_alias(&mut self, alias: Arc<Entry>) {
+    pub(super) fn add_alias(&mut self, alias: Arc<Held>) {
         let under = |selector: &&Selector| self.aliases.get(*selector).map_or(0, Vec::len);
         if let Some(selector) = alias.selectors.iter().min_by_key(under) {
             self.aliases
@@ -308,7 +280,7 @@ impl Index {
         &'a self,
         selectors: &'a [Selector],
         now: i64,
-    ) -> impl Iterator<Item = &'a Entry> {
+    ) -> impl Iterator<Item = &'a Held> {
         let under = selectors
             .iter()
             .filter_map(|selector| self.aliases.get(selector));
@@ -319,7 +291,7 @@ impl Index {
     }
 
     /// The agents, of those that are watched, that may serve this entry or what is below it.
-    fn affect(&self, entry: &Entry, affected: &mut Affected<'_>) {
+    fn affect(&self, entry: &Held, affected: &mut Affected<'_>) {
         if affected.watched.is_empty() {
             return;
         }
@@ -350,7 +322,7 @@ impl Index {
         &'a self,
         parent: &'a SpiffeId,
         mut visit: impl FnMut(Step<'a>) -> bool,
-        passes: impl Fn(&Entry) -> bool,
+        passes: impl Fn(&Held) -> bool,
     ) {
         let mut seen = HashSet::new();
         let mut next = vec![parent];
@@ -374,7 +346,7 @@ impl Index {
     }
 
     /// Entries that issue `id`.
-    fn issuers<'a>(&'a self, id: &'a SpiffeId) -> impl Iterator<Item = &'a Entry> {
+    fn issuers<'a>(&'a self, id: &'a SpiffeId) -> impl Iterator<Item = &'a Held> {
         let first: &dyn Issued = &(id, "");
         self.issued
             .range::<dyn Issued + '_, _>((Bound::Included(first), Bound::Unbounded))
@@ -382,7 +354,7 @@ impl Index {
             .take_while(move |entry| entry.spiffe_id == *id)
     }
 
-    fn is_ours(&self, entry: &Entry) -> bool {
+    pub(super) fn is_ours(&self, entry: &Held) -> bool {
         *entry.spiffe_id.trust_domain() == self.trust_domain
             && *entry.parent_id.trust_domain() == self.trust_domain
     }
@@ -391,14 +363,14 @@ impl Index {
 /// What is met on the way up.
 enum Step<'a> {
     Id(&'a SpiffeId),
-    Alias(&'a Entry),
+    Alias(&'a Held),
 }
 
-fn is_alias(entry: &Entry) -> bool {
+pub(super) fn is_alias(entry: &Held) -> bool {
     entry.parent_id.path() == SERVER_PATH
 }
 
-fn is_valid(entry: &Entry, now: i64) -> bool {
+fn is_valid(entry: &Held, now: i64) -> bool {
     entry.expires_at == 0 || entry.expires_at > now
 }
 
@@ -414,6 +386,7 @@ fn has_all(found: &[Selector], wanted: &[Selector]) -> bool {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::build::Building;
     use super::*;
 
     const AGENTS: [&str; 3] = ["spire/agent/a", "spire/agent/b", "spire/agent/c"];
@@ -538,7 +511,7 @@ mod tests {
 
     fn ids(index: &Index, agent: &SpiffeId, now: i64) -> BTreeSet<String> {
         let found = index.authorized(agent, now);
-        let ids: BTreeSet<_> = found.iter().map(|entry| entry.id.clone()).collect();
+        let ids: BTreeSet<_> = found.iter().map(|entry| entry.id.to_string()).collect();
         assert_eq!(ids.len(), found.len(), "each entry once");
         ids
     }
@@ -560,7 +533,7 @@ mod tests {
                 match step {
                     Step::Put(entry) => {
                         model.entries.insert(entry.id.clone(), entry.clone());
-                        index.put(Arc::new(entry), &mut affected);
+                        index.put(entry, &mut affected);
                     }
                     Step::Remove(name) => {
                         model.entries.remove(&name.to_string());
@@ -592,8 +565,9 @@ mod tests {
                 }
             }
             // Built at once it is the same.
-            let entries = model.entries.values().cloned().collect();
-            let built = Index::build(trust_domain, entries, model.agents.values().cloned().collect());
+            let mut building = Building::new(trust_domain);
+            model.entries.values().cloned().for_each(|entry| building.add(entry));
+            let built = building.finish(model.agents.values().cloned().collect());
             for agent in watched.keys() {
                 prop_assert_eq!(ids(&built, agent, now), model.authorized(agent, now));
             }
@@ -618,10 +592,8 @@ mod tests {
         let mut newer = entry(1, "w", AGENTS[0], 1, 0);
         newer.revision = 2;
         let put = |entry: &Entry| {
-            let entry = Arc::new(entry.clone());
-            move |index: &mut Index, affected: &mut Affected<'_>| {
-                index.put(Arc::clone(&entry), affected)
-            }
+            let entry = entry.clone();
+            move |index: &mut Index, affected: &mut Affected<'_>| index.put(entry.clone(), affected)
         };
         assert_eq!(told(&mut index, &put(&newer)), [id(AGENTS[0])]);
         assert!(told(&mut index, &put(&newer)).is_empty(), "nothing changed");
@@ -629,7 +601,7 @@ mod tests {
         older.revision = 1;
         older.hint = "old".into();
         assert!(told(&mut index, &put(&older)).is_empty());
-        assert_eq!(index.entry("1").unwrap().hint, "");
+        assert_eq!(index.entry("1").unwrap().to_wire().hint, "");
         // Deleted and made anew under the same ID.
         older.created_at = 5;
         assert_eq!(told(&mut index, &put(&older)), [id(AGENTS[0])]);

@@ -5,11 +5,12 @@ use std::cmp::Ordering;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use ah_spire_wire::model::Entry;
 use spiffe::SpiffeId;
 
+use super::held::Held;
+
 /// By its own ID.
-pub(super) struct ById(pub(super) Arc<Entry>);
+pub(super) struct ById(pub(super) Arc<Held>);
 
 impl Borrow<str> for ById {
     fn borrow(&self) -> &str {
@@ -19,7 +20,7 @@ impl Borrow<str> for ById {
 
 impl Hash for ById {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.0.id.as_str().hash(state);
+        self.0.id.hash(state);
     }
 }
 
@@ -32,7 +33,7 @@ impl PartialEq for ById {
 impl Eq for ById {}
 
 /// By what it issues, then by its own ID.
-pub(super) struct ByIssued(pub(super) Arc<Entry>);
+pub(super) struct ByIssued(pub(super) Arc<Held>);
 
 /// What entries are sorted by on the way up, so that a search needs no entry.
 pub(super) trait Issued {

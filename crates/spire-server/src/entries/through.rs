@@ -49,8 +49,8 @@ impl<S: Entries + 'static> Entries for CachedStore<S> {
         self.store.entries(filter, page).await
     }
 
-    async fn all_entries(&self) -> Result<Vec<Entry>, StoreError> {
-        self.store.all_entries().await
+    async fn each_entry(&self, take: impl FnMut(Entry) + Send) -> Result<(), StoreError> {
+        self.store.each_entry(take).await
     }
 
     async fn count_entries(&self, filter: &EntryFilter) -> Result<u64, StoreError> {
@@ -92,8 +92,10 @@ impl<S: Entries + 'static> Entries for CachedStore<S> {
 
 impl<S: Agents + 'static> Agents for CachedStore<S> {
     async fn put_agent(&self, agent: &Agent) -> Result<(), StoreError> {
+        let writing = self.cache.doubts.writing(&agent.id);
         self.store.put_agent(agent).await?;
         self.cache.put_agent(agent.clone());
+        writing.done();
         Ok(())
     }
 
@@ -118,14 +120,18 @@ impl<S: Agents + 'static> Agents for CachedStore<S> {
         id: &SpiffeId,
         change: impl FnOnce(&mut Agent) + Send,
     ) -> Result<Agent, StoreError> {
+        let writing = self.cache.doubts.writing(id);
         let agent = self.store.update_agent(id, change).await?;
         self.cache.put_agent(agent.clone());
+        writing.done();
         Ok(agent)
     }
 
     async fn delete_agent(&self, id: &SpiffeId) -> Result<Agent, StoreError> {
+        let writing = self.cache.doubts.writing(id);
         let agent = self.store.delete_agent(id).await?;
         self.cache.remove_agent(id);
+        writing.done();
         Ok(agent)
     }
 

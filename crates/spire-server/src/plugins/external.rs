@@ -59,28 +59,11 @@ impl Running {
         Ok(keys::Keys::new(plugin.clone(), keys::Side::Server))
     }
 
-    /// SIGUSR1: each `plugin_data_file` is read again, and what changed is told to its plugin.
-    pub(crate) async fn reconfigure(&self) {
-        for (kind, plugin) in &self.0 {
-            let (plugin_name, plugin_type) = (plugin.name(), kind.as_str());
-            if !plugin.is_dynamic() {
-                continue;
-            }
-            match plugin.reconfigure().await {
-                Ok(true) => tracing::info!(plugin_name, plugin_type, "Plugin reconfigured"),
-                Ok(false) => tracing::info!(
-                    plugin_name,
-                    plugin_type,
-                    "Plugin not reconfigured since the config is unchanged"
-                ),
-                Err(error) => tracing::error!(
-                    plugin_name,
-                    plugin_type,
-                    error = told(&error),
-                    "Failed to reconfigure plugin"
-                ),
-            }
-        }
+    /// The process of `plugin`, if it has one.
+    pub(crate) fn plugin(&self, plugin: &PluginConfig) -> Option<&Plugin> {
+        let external = plugin.command.is_some();
+        let mut all = self.of(plugin.plugin_type);
+        all.find(|running| external && running.name() == plugin.name)
     }
 
     /// Ends them all, the last one first.
@@ -120,7 +103,7 @@ fn settings(plugin: &PluginConfig, config: &ServerConfig, services: HostServices
 }
 
 /// On one line, as this server tells what keeps it from starting.
-fn told(error: &Explained) -> String {
+pub(super) fn told(error: &Explained) -> String {
     let mut parts = vec![error.text.clone()];
     parts.extend(error.causes.iter().cloned());
     let text = parts.join(": ");

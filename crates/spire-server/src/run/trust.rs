@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ah_identity_provider::TrustBundles;
+use ah_spire_wire::model::Bundle;
 use rustls_pki_types::CertificateDer;
 use spiffe::TrustDomain;
 use tokio::sync::watch;
@@ -19,8 +20,10 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// Follows the bundles of the own trust domain and of those that administrators come from.
 pub(super) struct Follower {
     store: SqlStore,
+    ours: TrustDomain,
     domains: BTreeSet<TrustDomain>,
     newest: watch::Sender<Arc<TrustBundles>>,
+    own: watch::Sender<Option<Arc<Bundle>>>,
 }
 
 impl Follower {
@@ -29,8 +32,10 @@ impl Follower {
         let domains = foreign.chain([clients.trust_domain.clone()]).collect();
         let follower = Self {
             store,
+            ours: clients.trust_domain.clone(),
             domains,
             newest: watch::Sender::new(Arc::new(TrustBundles::default())),
+            own: watch::Sender::new(None),
         };
         let first = follower.read().await;
         let first = first.map_err(|error| format!("cannot read the trust bundles: {error}"))?;
@@ -40,6 +45,11 @@ impl Follower {
 
     pub(super) fn subscribe(&self) -> watch::Receiver<Arc<TrustBundles>> {
         self.newest.subscribe()
+    }
+
+    /// All of the own bundle, as it is served to other trust domains.
+    pub(super) fn own_bundle(&self) -> watch::Receiver<Option<Arc<Bundle>>> {
+        self.own.subscribe()
     }
 
     /// Follows until it is dropped. While the store does not answer the last bundles serve on.
@@ -75,6 +85,15 @@ impl Follower {
         for domain in &self.domains {
             // Without a bundle there is nobody to trust in that domain.
             let bundle = self.store.bundle(domain).await?;
+            if *domain == self.ours {
+                self.own.send_if_modified(|own| {
+                    let changed = own.as_deref() != bundle.as_ref();
+                    if changed {
+                        *own = bundle.clone().map(Arc::new);
+                    }
+                    changed
+                });
+            }
             let authorities = bundle.into_iter().flat_map(|bundle| bundle.x509);
             let roots = authorities.map(|ca| CertificateDer::from(ca.der)).collect();
             bundles.domains.insert(domain.clone(), roots);

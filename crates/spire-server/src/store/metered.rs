@@ -122,8 +122,8 @@ impl<S: Entries> Entries for Metered<S> {
         counted(&self.entry.list, self.store.entries(filter, page)).await
     }
 
-    async fn all_entries(&self) -> Result<Vec<Entry>, StoreError> {
-        counted(&self.entry.list, self.store.all_entries()).await
+    async fn each_entry(&self, take: impl FnMut(Entry) + Send) -> Result<(), StoreError> {
+        counted(&self.entry.list, self.store.each_entry(take)).await
     }
 
     async fn count_entries(&self, filter: &EntryFilter) -> Result<u64, StoreError> {

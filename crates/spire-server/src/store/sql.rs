@@ -131,6 +131,11 @@ impl SqlStore {
         Ok(store)
     }
 
+    /// Whether other servers may write to it: an SQLite file has one server.
+    pub fn is_shared(&self) -> bool {
+        matches!(self.pools, Pools::Postgres { .. })
+    }
+
     /// Closes all connections; SQLite then folds its write-ahead log into the file.
     pub async fn close(&self) {
         match &self.pools {

@@ -9,7 +9,7 @@ use tokio::io::AsyncWriteExt;
 use crate::rig::{Rig, wire};
 
 /// Runs `spire-server` with `arguments` on the rig's socket.
-async fn run(rig: &Rig, arguments: &[&str], input: &str) -> Output {
+pub(crate) async fn run(rig: &Rig, arguments: &[&str], input: &str) -> Output {
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_spire-server"));
     command.args(arguments).arg("-socketPath").arg(&rig.socket);
     command
@@ -25,7 +25,7 @@ async fn run(rig: &Rig, arguments: &[&str], input: &str) -> Output {
 }
 
 /// What a command that succeeds prints.
-async fn ok(rig: &Rig, arguments: &[&str]) -> String {
+pub(crate) async fn ok(rig: &Rig, arguments: &[&str]) -> String {
     let output = run(rig, arguments, "").await;
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.success(), "{arguments:?}: {stderr}");
@@ -34,13 +34,13 @@ async fn ok(rig: &Rig, arguments: &[&str]) -> String {
 }
 
 /// What a command that fails prints on standard error.
-async fn fails(rig: &Rig, arguments: &[&str]) -> String {
+pub(crate) async fn fails(rig: &Rig, arguments: &[&str]) -> String {
     let output = run(rig, arguments, "").await;
     assert_eq!(output.status.code(), Some(1), "{arguments:?}");
     String::from_utf8(output.stderr).unwrap()
 }
 
-async fn json(rig: &Rig, arguments: &[&str]) -> Value {
+pub(crate) async fn json(rig: &Rig, arguments: &[&str]) -> Value {
     let arguments = [arguments, &["-output", "json"]].concat();
     serde_json::from_str(&ok(rig, &arguments).await).unwrap()
 }

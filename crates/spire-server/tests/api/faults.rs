@@ -1,5 +1,6 @@
 //! Agents whose time is over, and sockets that cannot be had.
 
+use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -8,6 +9,7 @@ use ah_spire_wire::Channel;
 use ah_spire_wire::server::agent::agent_client::AgentClient;
 use ah_spire_wire::server::agent::{ListAgentsRequest, PostStatusRequest};
 use ah_spire_wire::types::permission_denied_details::Reason;
+use ah_testkit::process::eventually;
 use spire_server::endpoints::LocalSocket;
 use tonic::Code;
 
@@ -54,8 +56,11 @@ async fn the_socket_is_for_the_servers_group_at_most() {
 #[tokio::test]
 async fn a_socket_in_use_is_not_taken_and_a_stale_one_is() {
     let rig = Rig::start().await;
-    let error = LocalSocket::bind(&rig.socket).unwrap_err().to_string();
-    assert!(error.contains("another server answers on"), "{error}");
+    let error = LocalSocket::bind(&rig.socket).unwrap_err().report();
+    assert!(
+        error.contains("another process is listening on it"),
+        "{error}"
+    );
     assert!(error.contains(&rig.socket.display().to_string()), "{error}");
     rig.local().await;
 
@@ -67,16 +72,39 @@ async fn a_socket_in_use_is_not_taken_and_a_stale_one_is() {
     assert!(!stale.exists());
 }
 
+// Connections that are open never notice.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_socket_that_is_removed_comes_back() {
+    let rig = Rig::start().await;
+    let mut open = rig.agents().await;
+    std::fs::remove_file(&rig.socket).unwrap();
+    eventually("the socket is back", || rig.socket.exists().then_some(()));
+    let list = ListAgentsRequest::default;
+    rig.agents().await.list_agents(list()).await.unwrap();
+    open.list_agents(list()).await.unwrap();
+    eventually("its mode is back, too", || {
+        (mode(&rig.socket) == 0o770).then_some(())
+    });
+
+    std::fs::set_permissions(&rig.socket, Permissions::from_mode(0o777)).unwrap();
+    eventually("others may not call again", || {
+        (mode(&rig.socket) == 0o770).then_some(())
+    });
+}
+
 #[tokio::test]
 async fn what_is_no_socket_is_left_alone_and_named() {
     let rig = Rig::start().await;
     let file = rig.folder.path().join("file");
     std::fs::write(&file, "mine").unwrap();
-    let error = LocalSocket::bind(&file).unwrap_err().to_string();
-    assert!(error.contains("a file that is no socket"), "{error}");
+    let error = LocalSocket::bind(&file).unwrap_err().report();
+    assert!(
+        error.contains("something that is not a socket is there"),
+        "{error}"
+    );
     assert_eq!(std::fs::read(&file).unwrap(), b"mine");
     let error = LocalSocket::bind(&file.join("api.sock")).unwrap_err();
-    let error = error.to_string();
-    assert!(error.contains("directory"), "{error}");
+    let error = error.report();
+    assert!(error.contains("hint: set socket_path"), "{error}");
     assert!(error.contains(&file.display().to_string()), "{error}");
 }

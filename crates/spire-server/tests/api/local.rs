@@ -468,6 +468,12 @@ async fn federated_bundles_are_kept_apart_from_the_own_one() {
             tainted: false,
         }],
         refresh_hint: 60,
+        wit_authorities: vec![types::WitKey {
+            public_key: vec![1].into(),
+            key_id: "wit".into(),
+            expires_at: 5,
+            tainted: true,
+        }],
         ..Default::default()
     };
     let create = |domain: &str| BatchCreateFederatedBundleRequest {
@@ -483,7 +489,9 @@ async fn federated_bundles_are_kept_apart_from_the_own_one() {
         .await;
     let created = created.unwrap().into_inner().results.remove(0);
     assert_eq!(status(created.status), (Code::Ok, "OK".into()));
-    assert_eq!(created.bundle.unwrap().trust_domain, "other.org");
+    let created = created.bundle.unwrap();
+    assert_eq!(created.trust_domain, "other.org");
+    assert_eq!(created.wit_authorities, bundle("other.org").wit_authorities);
     for (domain, code, text) in [
         ("other.org", Code::AlreadyExists, "bundle already exists"),
         (
@@ -522,6 +530,7 @@ async fn federated_bundles_are_kept_apart_from_the_own_one() {
         (updated.refresh_hint, updated.x509_authorities.len()),
         (7, 1)
     );
+    assert_eq!(updated.wit_authorities.len(), 1);
     let request = BatchSetFederatedBundleRequest {
         bundle: vec![bundle("third.org")],
         output_mask: None,

@@ -4,6 +4,9 @@
 mod changes;
 mod commands;
 mod faults;
+mod federation;
+mod federation_commands;
 mod local;
+mod local_authority;
 mod network;
 mod rig;

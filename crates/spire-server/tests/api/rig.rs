@@ -1,6 +1,6 @@
 //! A server in this process, on a unix socket and on TLS, with a CA of its own.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use ah_identity_provider::{Clock, PrivateKey, TrustBundles};
-use ah_spire_telemetry::RpcMetrics;
+use ah_spire_telemetry::{Metrics, RpcMetrics};
 use ah_spire_wire::model::{Bundle, Entry, JwtKey, Selector, X509Authority};
 use ah_spire_wire::server::agent::agent_client::AgentClient;
 use ah_spire_wire::server::agent::{
@@ -28,11 +28,18 @@ use rcgen::{
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use spiffe::{SpiffeId, TrustDomain};
-use spire_server::api::{Ask, Attested, Attestors, Authority, Core, LogLevel, RateLimits};
-use spire_server::ca::{JwtSvid, JwtSvidRequest, SignError, Signer, X509Svid, X509SvidRequest};
+use spire_server::api::{
+    Ask, Attested, Attestors, Authority, Core, Holdings, LogLevel, RateLimits,
+};
+use spire_server::ca::{
+    Authorities, JwtSvid, JwtSvidRequest, LocalAuthorities, Manager, Profile, Settings, SignError,
+    Signer, UpstreamAuthority, X509Svid, X509SvidRequest,
+};
 use spire_server::endpoints::{ClientTrust, Configs, LocalSocket, Network, ServerSvid, bind};
 use spire_server::entries::{CachedStore, EntryCache};
-use spire_server::store::{Bundles, SqlStore, StoreConfig};
+use spire_server::federation;
+use spire_server::keys::{KeyType, MemoryKeys};
+use spire_server::store::{Bundles, Journals, SqlStore, StoreConfig};
 use tempfile::TempDir;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -258,12 +265,42 @@ fn config(folder: &Path) -> StoreConfig {
     }
 }
 
+async fn manager<S: Bundles + Journals + 'static>(
+    store: Arc<S>,
+    upstream: Option<Arc<dyn UpstreamAuthority>>,
+    clock: Arc<dyn Clock>,
+) -> Arc<dyn LocalAuthorities> {
+    let profile = Profile::new(TrustDomain::new(DOMAIN).unwrap());
+    let settings = Settings {
+        ca_key_type: KeyType::EcP256,
+        jwt_key_type: KeyType::EcP256,
+        disable_jwt: false,
+        upstream,
+    };
+    let authorities = Arc::new(Authorities::new(profile, clock));
+    let started = Manager::start(authorities, store, MemoryKeys::default(), settings).await;
+    Arc::new(started.unwrap())
+}
+
 impl Rig {
     pub(crate) async fn start() -> Self {
         Self::with(&[]).await
     }
 
     pub(crate) async fn with(admin_ids: &[SpiffeId]) -> Self {
+        Self::build(admin_ids, None).await
+    }
+
+    /// With authorities of its own in the bundle, below `upstream` where there is one. What is served is signed by the
+    /// test's authority all the same.
+    pub(crate) async fn with_authorities(upstream: Option<Arc<dyn UpstreamAuthority>>) -> Self {
+        Self::build(&[], Some(upstream)).await
+    }
+
+    async fn build(
+        admin_ids: &[SpiffeId],
+        authorities: Option<Option<Arc<dyn UpstreamAuthority>>>,
+    ) -> Self {
         let folder = TempDir::new().unwrap();
         let store = SqlStore::open(&config(folder.path())).await.unwrap();
         let authority = Arc::new(TestAuthority::new(DOMAIN));
@@ -275,6 +312,7 @@ impl Rig {
                 tainted: false,
             }],
             jwt: Vec::new(),
+            wit: Vec::new(),
             refresh_hint: 0,
             sequence: 1,
         };
@@ -296,11 +334,31 @@ impl Rig {
         let cache = Arc::new(cache);
         let store = Arc::new(CachedStore::new(store, cache.clone()));
         let clock = Arc::new(TestClock::default());
+        let federation = Arc::new(federation::Manager::new(
+            ours.clone(),
+            BTreeMap::new(),
+            store.clone(),
+            clock.clone(),
+            Metrics::off(),
+        ));
+        let local_authorities: Arc<dyn LocalAuthorities> = match authorities {
+            Some(upstream) => manager(store.clone(), upstream, clock.clone()).await,
+            None => {
+                let elsewhere = folder.path().join("elsewhere");
+                std::fs::create_dir(&elsewhere).unwrap();
+                let apart = SqlStore::open(&config(&elsewhere)).await.unwrap();
+                manager(Arc::new(apart), None, clock.clone()).await
+            }
+        };
         let core = Arc::new(Core {
             trust_domain: ours.clone(),
             store: store.clone(),
             authority: authority.clone(),
+            local_authorities,
+            holdings: Holdings::default(),
             entries: cache.clone(),
+            agent_staleness: None,
+            federation: federation.clone(),
             attestors: Arc::new(Echo),
             admin_ids: admin_ids.clone(),
             rpc: RpcMetrics::default(),
@@ -322,6 +380,9 @@ impl Rig {
         let network = Network::new(bind("127.0.0.1:0".parse().unwrap()).unwrap(), configs);
         let address = network.address().unwrap();
         let stop = CancellationToken::new();
+        tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
+            federation.run().await;
+        }));
         tokio::spawn(local.run(core.clone(), stop.clone()));
         tokio::spawn(network.run(core, stop.clone()));
         Self {

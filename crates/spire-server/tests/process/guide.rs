@@ -7,7 +7,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-use crate::server::{Server, attest, here};
+use crate::server::{Server, attest, here, token};
 
 /// Part 1, as the guide has it.
 const SERVER_CONF: &str = r#"server { bind_address = "0.0.0.0" bind_port = "8081" socket_path = "/run/spire/server.sock" trust_domain = "example.org" data_dir = "/var/lib/spire/server" log_level = "INFO" } plugins { DataStore "sql" { plugin_data { database_type = "sqlite3" connection_string = "/var/lib/spire/server/datastore.sqlite3" } } NodeAttestor "join_token" { plugin_data {} } KeyManager "disk" { plugin_data { keys_path = "/var/lib/spire/server/keys.json" } } }"#;
@@ -33,12 +33,7 @@ async fn the_lines_of_the_guide_run() {
     // Part 2.
     let told = server
         .ok("spire-server token generate \\\n  -socketPath /run/spire/server.sock \\\n  -ttl 3600");
-    let token = told
-        .lines()
-        .next()
-        .unwrap()
-        .strip_prefix("Token: ")
-        .unwrap();
+    let token = token(&told);
     attest(&server.folder.path().join("run/server.sock"), token).await;
     // Part 4.
     let told = server.ok(ENTRIES);

@@ -1,6 +1,16 @@
 //! The program `spire-server`, as people run it.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
 
+mod authorities;
+mod federation;
+mod full_disk;
 mod guide;
+mod nested;
 mod observed;
 mod server;
+mod signals;
+mod vault;

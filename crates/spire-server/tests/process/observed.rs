@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use crate::server::{Server, attest};
+use crate::server::{Server, attest, token};
 
 const CONF: &str = r#"
 server {
@@ -48,7 +48,7 @@ fn prometheus(server: &Server) -> u16 {
     port.split_whitespace().next().unwrap().parse().unwrap()
 }
 
-fn scrape(port: u16) -> String {
+pub(crate) fn scrape(port: u16) -> String {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
     stream
         .write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
@@ -82,12 +82,7 @@ async fn used() -> (Server, UnixDatagram, TempDir) {
     let server = Server::start(CONF, &[("NOTIFY_SOCKET", Path::new(&path))]);
     let told =
         server.ok("spire-server token generate -socketPath /run/spire/server.sock -ttl 3600");
-    let token = told
-        .lines()
-        .next()
-        .unwrap()
-        .strip_prefix("Token: ")
-        .unwrap();
+    let token = token(&told);
     attest(&server.folder.path().join("run/server.sock"), token).await;
     server.ok("spire-server jwt mint -socketPath /run/spire/server.sock -spiffeID spiffe://example.org/w -audience a,b");
     server.ok("spire-server entry create -socketPath /run/spire/server.sock -entryID e1 -parentID spiffe://example.org/node -spiffeID spiffe://example.org/w -selector unix:uid:1 -selector unix:gid:2 -dns w.example.org");

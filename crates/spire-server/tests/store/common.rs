@@ -7,6 +7,8 @@ use ah_spire_wire::model::{Bundle, Entry, JwtKey, Selector, X509Authority};
 use ah_testkit::postgres::Postgres;
 use spiffe::{SpiffeId, TrustDomain};
 use spire_server::store::{Agent, Created, Entries, Spender, SqlStore, StoreConfig};
+use sqlx::Connection;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use tempfile::TempDir;
 
 /// A database that lasts as long as the test.
@@ -39,6 +41,19 @@ impl Database {
     pub(crate) async fn open(&self) -> SqlStore {
         SqlStore::open(&self.config).await.unwrap()
     }
+}
+
+/// The database itself.
+pub(crate) async fn beside(path: &Path) -> SqliteConnection {
+    let options = SqliteConnectOptions::new().filename(path);
+    SqliteConnection::connect_with(&options).await.unwrap()
+}
+
+/// All there are, as a cache reads them.
+pub(crate) async fn all_entries(store: &impl Entries) -> Vec<Entry> {
+    let mut all = Vec::new();
+    store.each_entry(|entry| all.push(entry)).await.unwrap();
+    all
 }
 
 pub(crate) fn sqlite_config(path: &Path) -> StoreConfig {
@@ -100,6 +115,12 @@ pub(crate) fn bundle(name: &str, key: u8) -> Bundle {
             spki: vec![key],
             id: format!("key-{key}"),
             expires_at: 2_000_000_000,
+            tainted: true,
+        }],
+        wit: vec![JwtKey {
+            spki: vec![key, key],
+            id: format!("wit-{key}"),
+            expires_at: 2_000_000_001,
             tainted: true,
         }],
         refresh_hint: 60,

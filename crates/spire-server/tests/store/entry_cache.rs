@@ -1,14 +1,18 @@
 //! The cache of authorized entries over a real store (inventory §8 Entry, §5.2 events_based_cache).
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ah_spire_wire::entry_to_wire;
 use spiffe::SpiffeId;
 use spire_server::entries::{CachedStore, EntryCache, Follow};
 use spire_server::store::{Agents, BundleDeletion, Bundles, Entries, EntryMask, SqlStore};
 use tokio::sync::watch;
 
-use crate::common::{Database, add, agent, bundle, domain, entry, id, selectors};
+use crate::common::{
+    Database, add, agent, all_entries, beside, bundle, domain, entry, id, selectors,
+};
 
 /// Generous: what is waited for comes at once.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -56,8 +60,8 @@ async fn two_servers(database: &Database) {
     let cache = cache(&there).await;
     assert_eq!(served(&cache, &a.id), ["/below", "/deeper", "/direct"]);
     assert_eq!(
-        cache.authorized_entry(&a.id, &below.id).as_deref(),
-        Some(&below)
+        cache.authorized_entry(&a.id, &below.id).unwrap().to_wire(),
+        entry_to_wire(&below)
     );
     assert_eq!(
         cache.authorized_entry(&a.id, &alias.id),
@@ -304,4 +308,28 @@ async fn what_goes_through_the_cached_store_is_seen_at_once() {
     store.put_agent(&a).await.unwrap();
     store.delete_agent(&a.id).await.unwrap();
     assert_eq!(cache.agent(&a.id), None);
+}
+
+#[tokio::test]
+async fn a_cache_begins_with_all_however_many_there_are() {
+    let database = Database::sqlite();
+    let store = database.open().await;
+    let first = add(&store, entry("w0", &["u:1"])).await;
+    // As one statement: over the API it would take seconds.
+    let path = &database.config.connection_string;
+    let mut beside = beside(Path::new(path)).await;
+    for more in [
+        "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 4100)
+         INSERT INTO registered_entries (entry_id, spiffe_id, parent_id, created_at)
+         SELECT 'e' || n, 'spiffe://example.org/w' || n, parent_id, created_at FROM n, registered_entries",
+        "INSERT INTO selectors (registered_entry_id, type, value)
+         SELECT id, 'u', '1' FROM registered_entries WHERE entry_id LIKE 'e%'",
+    ] {
+        sqlx::query(more).execute(&mut beside).await.unwrap();
+    }
+    let all = all_entries(&store).await;
+    assert_eq!(all.len(), 4_101);
+    assert!(all.iter().all(|entry| entry.selectors == first.selectors));
+    let cache = cache(&store).await;
+    assert_eq!(cache.authorized(&first.parent_id).len(), 4_101);
 }

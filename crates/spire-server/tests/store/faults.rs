@@ -7,21 +7,17 @@ use std::path::Path;
 use ah_testkit::child;
 use ah_testkit::postgres::Postgres;
 use spire_server::store::{Bundles, Entries, JoinToken, JoinTokens, SqlStore, StoreError};
-use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
+use sqlx::sqlite::SqliteConnection;
 use sqlx::{AssertSqlSafe, Connection};
 use tempfile::TempDir;
 
 use crate::common::{
-    Database, add, bundle, domain, entry, postgres_config, spender, sqlite_config,
+    Database, add, all_entries, beside, bundle, domain, entry, postgres_config, spender,
+    sqlite_config,
 };
 
 async fn open(path: &Path) -> SqlStore {
     SqlStore::open(&sqlite_config(path)).await.unwrap()
-}
-
-async fn beside(path: &Path) -> SqliteConnection {
-    let options = SqliteConnectOptions::new().filename(path);
-    SqliteConnection::connect_with(&options).await.unwrap()
 }
 
 async fn count(connection: &mut SqliteConnection, sql: &'static str) -> i64 {
@@ -56,7 +52,7 @@ async fn is_whole(path: &Path) {
 }
 
 async fn ids(store: &SqlStore) -> BTreeSet<String> {
-    let all = store.all_entries().await.unwrap();
+    let all = all_entries(store).await;
     all.into_iter().map(|entry| entry.id).collect()
 }
 
@@ -206,7 +202,7 @@ async fn dropped_calls(store: &SqlStore) {
             }
         }
     }
-    let all = store.all_entries().await.unwrap();
+    let all = all_entries(store).await;
     assert!(all.len() >= finished);
     assert!(all.iter().all(|entry| entry.selectors.len() == 2));
     assert_eq!(store.entry_events(Some(0)).await.unwrap().len(), all.len());

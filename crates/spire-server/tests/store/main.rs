@@ -10,5 +10,6 @@ mod common;
 mod conformance;
 mod entry_cache;
 mod faults;
+mod known_agents;
 mod metered;
 mod schema;

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{State, States};
-use crate::http::{Http, answer, bind};
+use crate::http::{FEW_CONNECTIONS, Http, answer, bind};
 
 /// A bound listener of `health_checks { }`.
 pub struct HealthListener {
@@ -47,6 +47,7 @@ impl HealthListener {
             http: Http {
                 listener,
                 tls: None,
+                most_connections: FEW_CONNECTIONS,
             },
             live_path: config.live_path.clone(),
             ready_path: config.ready_path.clone(),

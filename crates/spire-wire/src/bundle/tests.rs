@@ -41,6 +41,7 @@ fn bundle() -> Bundle {
             key(spki(&rcgen::PKCS_ECDSA_P521_SHA512), "c"),
             key(spki(&rcgen::PKCS_RSA_SHA256), "d"),
         ],
+        wit: Vec::new(),
         refresh_hint: 300,
         sequence: u64::MAX,
     }
@@ -275,6 +276,13 @@ fn the_wire_and_the_datastore_keep_everything() {
     bundle.x509[0].tainted = true;
     bundle.jwt[1].tainted = true;
     bundle.jwt[1].expires_at = 5;
+    // Of whatever kind upstream's server makes.
+    bundle.wit.push(JwtKey {
+        spki: vec![1],
+        id: "w".into(),
+        expires_at: 6,
+        tainted: true,
+    });
     let wire = bundle_to_wire(&bundle);
     assert_eq!(wire.trust_domain, "example.org");
     assert_eq!(bundle_from_wire(&wire), Ok(bundle.clone()));

@@ -30,6 +30,7 @@ impl Issuer {
                 expires_at: 0,
                 tainted: false,
             }],
+            wit: Vec::new(),
             refresh_hint: 0,
             sequence: 0,
         };

@@ -5,7 +5,8 @@ use std::os::unix::net::UnixDatagram;
 
 use ah_testkit::need;
 use ah_testkit::postgres::Postgres;
-use ah_testkit::process::{AccessPoint, DEADLINE, access_point_args};
+use ah_testkit::process::{AccessPoint, DEADLINE, access_point_args, eventually};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use super::ONCE;
@@ -158,6 +159,23 @@ fn ap_13_health_metrics_and_rest() {
     assert!(get(&revoke).ends_with(" 404"));
     assert!(get(&format!("{base}/openapi.json")).contains("\"/api/v1/executors\""));
     assert_eq!(get(&format!("{base}/healthz")), "ok\n 200");
+
+    // AP-19: another token takes the place of the first at a HUP; one that cannot be used takes nobody's.
+    sh(&host, "cp token first; tr 0-9 g-p < first > token");
+    access_point.process.signal(Signal::SIGHUP);
+    eventually("the new token is taken", || {
+        get(&format!("{authorized} {list}"))
+            .ends_with(" 200")
+            .then_some(())
+    });
+    let first = "-H \"Authorization: Bearer $(cat first)\"";
+    assert!(get(&format!("{first} {list}")).ends_with(" 401"));
+    sh(&host, "cp token second; echo short > token");
+    access_point.process.signal(Signal::SIGHUP);
+    let refused = "reload: the HTTP token cannot be used; what was in use stays";
+    access_point.process.wait_for(refused);
+    let second = "-H \"Authorization: Bearer $(cat second)\"";
+    assert!(get(&format!("{second} {list}")).ends_with(" 200"));
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::path::Path;
 use ah_testkit::ca::TestCa;
 use ah_testkit::process::{Host, Process, eventually};
 use nix::sys::signal::Signal;
+use serde_json::Value;
 
 use crate::kit::{
     EXECUTOR_ID, Files, Told, audit, audited, executor_leaf, failed, host, json, pair, server_leaf,
@@ -135,6 +136,46 @@ fn fl_1_who_is_shown_revoked_reinstated_and_disconnected() {
             "{what}: {told:?}"
         );
     }
+
+    // A bar on a serial number that no executor has is shown, too, and in the same words lifted.
+    sh(
+        &host,
+        "ah agent fleet revoke 00:c3:5d:11:22:33:44:55 --reason 'key found'",
+    );
+    let listed = json(&host, &["agent", "fleet", "list", "--revoked", "--json"]);
+    assert_eq!(listed["executors"].as_array().unwrap().len(), 0, "{listed}");
+    let bar = &listed["bars"][0];
+    assert_eq!(
+        (&bar["kind"], &bar["value"], &bar["reason"]),
+        (
+            &"serial".into(),
+            &"00c35d1122334455".into(),
+            &"key found".into()
+        ),
+        "{listed}"
+    );
+    let shown = sh(&host, "ah agent fleet list --revoked");
+    let row = shown.lines().last().unwrap();
+    assert!(
+        row.starts_with("serial") && row.contains("00c35d1122334455") && row.contains("key found"),
+        "{shown}"
+    );
+    let labelled = json(
+        &host,
+        &[
+            "agent",
+            "fleet",
+            "list",
+            "--revoked",
+            "--label",
+            "a=b",
+            "--json",
+        ],
+    );
+    assert_eq!(labelled["bars"], Value::Null, "{labelled}");
+    sh(&host, "ah agent fleet reinstate 00c35d1122334455");
+    let listed = json(&host, &["agent", "fleet", "list", "--revoked", "--json"]);
+    assert_eq!(listed["bars"], Value::Null, "{listed}");
 
     // A revocation outlives the access point, even when that is killed.
     sh(&host, "ah agent fleet revoke worker-1");

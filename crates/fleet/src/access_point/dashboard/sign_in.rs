@@ -72,13 +72,12 @@ pub(super) async fn sign_in(
         return (StatusCode::BAD_REQUEST, page).into_response();
     };
     let next = own_page(&form.next);
-    if !dashboard.door.is_token(&form.token) {
+    let Some(cookie) = dashboard.door.sign_in(&form.token) else {
         tracing::debug!("a wrong token was shown to the dashboard");
         let page = views::sign_in::form(next, false, Some("That is not the token."));
         return (StatusCode::UNAUTHORIZED, page).into_response();
-    }
+    };
     tracing::info!("somebody signed in to the dashboard");
-    let cookie = dashboard.door.sessions.open();
     ([(header::SET_COOKIE, cookie)], Redirect::to(next)).into_response()
 }
 
@@ -91,7 +90,7 @@ pub(super) async fn sign_out(
         let (status, explained) = Refused::Elsewhere.explained();
         return (status, views::sign_in::refused(&explained)).into_response();
     }
-    let cookie = dashboard.door.sessions.close(&headers);
+    let cookie = dashboard.door.sign_out(&headers);
     ([(header::SET_COOKIE, cookie)], Redirect::to("/")).into_response()
 }
 

@@ -10,6 +10,7 @@ use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use sha2::{Digest, Sha256};
+use tokio::sync::watch;
 
 use super::sessions::Sessions;
 
@@ -43,10 +44,10 @@ impl Token {
 
 /// The TCP door: the token decides; without one nothing but health and, on loopback, metrics is to be had.
 pub(in crate::access_point) struct TcpDoor {
-    token: Option<Token>,
+    /// The one of the moment; whoever came in by another one has to show it.
+    token: Option<watch::Receiver<Token>>,
     loopback: bool,
-    /// Pages that were signed in with the token.
-    pub(in crate::access_point) sessions: Sessions,
+    sessions: Sessions,
 }
 
 /// Who asks, as far as it is known.
@@ -75,7 +76,7 @@ pub(in crate::access_point) enum Refused {
 impl TcpDoor {
     /// The door at `address`.
     pub(in crate::access_point) fn new(
-        token: Option<Token>,
+        token: Option<watch::Receiver<Token>>,
         address: SocketAddr,
         secure: bool,
     ) -> Self {
@@ -92,9 +93,7 @@ impl TcpDoor {
         method: &Method,
         headers: &HeaderMap,
     ) -> Result<Caller, Refused> {
-        if self.token.is_none() {
-            return Err(Refused::Closed);
-        }
+        let token = self.token().ok_or(Refused::Closed)?;
         if let Some(shown) = headers.get(header::AUTHORIZATION) {
             let shown = shown
                 .to_str()
@@ -102,11 +101,12 @@ impl TcpDoor {
                 .and_then(|value| value.split_once(' '))
                 .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
             return match shown {
-                Some((_, shown)) if self.is_token(shown) => Ok(Caller::Bearer),
+                Some((_, shown)) if token.matches(shown) => Ok(Caller::Bearer),
                 _ => Err(Refused::Unknown),
             };
         }
-        let token = self.sessions.find(headers).ok_or(Refused::Unknown)?;
+        let page = self.sessions.find(headers, &token);
+        let token = page.ok_or(Refused::Unknown)?;
         let changes = !matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS);
         let ours = headers
             .get(PAGE_TOKEN)
@@ -117,11 +117,19 @@ impl TcpDoor {
         Ok(Caller::Page { token })
     }
 
-    /// Whether `shown` is the token of this door.
-    pub(in crate::access_point) fn is_token(&self, shown: &str) -> bool {
-        self.token
-            .as_ref()
-            .is_some_and(|token| token.matches(shown))
+    /// Signs in a browser that shows the token: the `Set-Cookie` to answer with, or `None` when it is another one.
+    pub(in crate::access_point) fn sign_in(&self, shown: &str) -> Option<String> {
+        let token = self.token().filter(|token| token.matches(shown))?;
+        Some(self.sessions.open(token))
+    }
+
+    /// Signs out the browser that asks, and returns the `Set-Cookie` that says so.
+    pub(in crate::access_point) fn sign_out(&self, headers: &HeaderMap) -> String {
+        self.sessions.close(headers)
+    }
+
+    fn token(&self) -> Option<Token> {
+        self.token.as_ref().map(|token| token.borrow().clone())
     }
 }
 

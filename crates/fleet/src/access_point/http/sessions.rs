@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::gate::Token;
 use crate::access_point::registry::lock;
 
 /// Whoever signed in has to do it again after so long.
@@ -26,6 +27,8 @@ pub(in crate::access_point) struct Sessions {
 }
 
 struct Session {
+    /// What it was opened with.
+    token: Token,
     page_token: String,
     ends: Instant,
 }
@@ -46,11 +49,12 @@ impl Sessions {
         }
     }
 
-    /// Begins a session and returns the `Set-Cookie` that hands it over.
-    pub(in crate::access_point) fn open(&self) -> String {
+    /// Begins a session of somebody who showed `token`, and returns the `Set-Cookie` that hands it over.
+    pub(super) fn open(&self, token: Token) -> String {
         let id = random();
         let now = Instant::now();
         let session = Session {
+            token,
             page_token: random(),
             ends: now + LIFE,
         };
@@ -67,16 +71,18 @@ impl Sessions {
         format!("{cookie}={id}; Max-Age={life}; {attributes}")
     }
 
-    /// The page token of the session that the request belongs to.
-    pub(in crate::access_point) fn find(&self, headers: &HeaderMap) -> Option<String> {
+    /// The page token of the session that the request belongs to. A session that was opened with another token than
+    /// that of now is none.
+    pub(super) fn find(&self, headers: &HeaderMap, token: &Token) -> Option<String> {
         let key = key(self.shown(headers)?);
         let kept = lock(&self.kept);
         let session = kept.get(&key)?;
-        (session.ends > Instant::now()).then(|| session.page_token.clone())
+        (session.ends > Instant::now() && session.token == *token)
+            .then(|| session.page_token.clone())
     }
 
     /// Ends the session that the request belongs to, and returns the `Set-Cookie` that forgets it.
-    pub(in crate::access_point) fn close(&self, headers: &HeaderMap) -> String {
+    pub(super) fn close(&self, headers: &HeaderMap) -> String {
         if let Some(id) = self.shown(headers) {
             lock(&self.kept).remove(&key(id));
         }
@@ -108,6 +114,10 @@ fn key(id: &str) -> [u8; 32] {
 mod tests {
     use super::*;
 
+    fn token() -> Token {
+        Token::new("the-token-of-the-tests").unwrap()
+    }
+
     fn with(cookie: &str) -> HeaderMap {
         let shown = cookie.split(';').next().unwrap();
         HeaderMap::from_iter([(
@@ -119,7 +129,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_session_ends_after_its_time_and_when_it_is_closed() {
         let sessions = Sessions::new(9443, true);
-        let cookie = sessions.open();
+        let cookie = sessions.open(token());
         for part in [
             "__Host-ah-session-9443=",
             "HttpOnly",
@@ -129,36 +139,47 @@ mod tests {
         ] {
             assert!(cookie.contains(part), "{cookie}");
         }
-        let other = sessions.open();
+        let other = sessions.open(token());
         assert_ne!(cookie, other);
-        assert_ne!(sessions.find(&with(&cookie)), sessions.find(&with(&other)));
+        assert_ne!(
+            sessions.find(&with(&cookie), &token()),
+            sessions.find(&with(&other), &token())
+        );
         assert!(
             sessions
-                .find(&with(&cookie))
+                .find(&with(&cookie), &token())
                 .is_some_and(|token| token.len() == 64)
         );
-        assert!(sessions.find(&HeaderMap::new()).is_none());
-        assert!(sessions.find(&with("__Host-ah-session-9443=0")).is_none());
+        assert!(sessions.find(&HeaderMap::new(), &token()).is_none());
+        assert!(
+            sessions
+                .find(&with("__Host-ah-session-9443=0"), &token())
+                .is_none()
+        );
+
+        // Whoever stole the token before it was replaced has no session any more.
+        let newer = Token::new("another-token-of-the-tests").unwrap();
+        assert!(sessions.find(&with(&cookie), &newer).is_none());
 
         sessions.close(&with(&cookie));
-        assert!(sessions.find(&with(&cookie)).is_none());
+        assert!(sessions.find(&with(&cookie), &token()).is_none());
         tokio::time::advance(LIFE - Duration::from_secs(1)).await;
-        assert!(sessions.find(&with(&other)).is_some());
+        assert!(sessions.find(&with(&other), &token()).is_some());
         tokio::time::advance(Duration::from_secs(1)).await;
-        assert!(sessions.find(&with(&other)).is_none());
+        assert!(sessions.find(&with(&other), &token()).is_none());
     }
 
     #[tokio::test(start_paused = true)]
     async fn whoever_signs_in_again_and_again_pushes_out_the_oldest() {
         let sessions = Sessions::new(9443, false);
-        let first = sessions.open();
+        let first = sessions.open(token());
         tokio::time::advance(Duration::from_secs(1)).await;
-        let second = sessions.open();
+        let second = sessions.open(token());
         for _ in 1..MOST {
-            sessions.open();
+            sessions.open(token());
         }
-        assert!(sessions.find(&with(&first)).is_none());
-        assert!(sessions.find(&with(&second)).is_some());
+        assert!(sessions.find(&with(&first), &token()).is_none());
+        assert!(sessions.find(&with(&second), &token()).is_some());
         assert_eq!(lock(&sessions.kept).len(), MOST);
     }
 }

@@ -17,12 +17,17 @@ pub struct ListFilter {
     /// Live ones only, or only those that are not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub live: Option<bool>,
-    /// Revoked ones only, or only those that are not.
+    /// Revoked ones only, or only those that are not. With `true`, and no other condition, the bars in force are told besides.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub revoked: Option<bool>,
 }
 
 impl ListFilter {
+    /// Whether all that is barred is asked for. A bar on a serial number has no labels and no session.
+    pub(super) fn wants_bars(&self) -> bool {
+        self.revoked == Some(true) && self.live.is_none() && self.labels.is_none()
+    }
+
     /// Whether `view` is to be listed.
     pub(super) fn admits(&self, view: &ExecutorView) -> bool {
         self.live.is_none_or(|live| live == view.live.is_some())

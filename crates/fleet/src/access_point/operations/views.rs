@@ -12,7 +12,9 @@ use utoipa::ToSchema;
 use crate::access_point::http::ErrorBody;
 use crate::access_point::registry::Session;
 use crate::audit::Event;
-use crate::store::{CertificateRecord, ExecutorRecord, HistoryEntry, HostRecord, Revocation};
+use crate::store::{
+    CertificateRecord, ExecutorRecord, HistoryEntry, HostRecord, Revocation, RevocationTarget,
+};
 
 /// An executor as operators see it: what is remembered, and what is live.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
@@ -85,11 +87,26 @@ pub struct LiveView {
     pub round_trip_us: Option<u64>,
 }
 
+/// A bar in force.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct BarView {
+    /// What it names.
+    #[serde(flatten)]
+    pub target: RevocationTarget,
+    /// When and why.
+    #[serde(flatten)]
+    pub revocation: Revocation,
+}
+
 /// All executors, and whether that is really all.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Listing {
     /// By id.
     pub executors: Vec<ExecutorView>,
+    /// The bars in force, also those on serial numbers, on certificates and on executors that never enrolled. Only when
+    /// revoked executors are asked for, and nothing else.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub bars: Vec<BarView>,
     /// Set when the store did not answer: then only live executors are listed.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub store_error: Option<String>,

@@ -321,7 +321,7 @@ impl AttemptView {
         let admit_now = rules.is_empty() || nearest.as_ref().is_some_and(|rule| rule.distance == 0);
         let refused = attempt.refused;
         let admitted = refused.is_none();
-        let (code, reason, causes, hint) = match refused {
+        let (code, reason, causes, hint) = match refused.map(Arc::unwrap_or_clone) {
             Some(Explained {
                 code,
                 text,
@@ -340,13 +340,12 @@ impl AttemptView {
             vouched: Some(attempt.vouched),
             name: attempt.name,
             peer: Some(attempt.peer),
-            sans: facts
-                .as_ref()
-                .map(CertificateFacts::sans)
-                .unwrap_or_default(),
+            sans: facts.as_ref().map(|facts| facts.sans()).unwrap_or_default(),
             subject: facts.as_ref().map(|facts| facts.subject.clone()),
             issuer: facts.as_ref().map(|facts| facts.issuer.clone()),
-            certificate: facts.as_ref().map(CertificateRecord::from),
+            certificate: facts
+                .as_ref()
+                .map(|facts| CertificateRecord::from(&**facts)),
             code,
             reason,
             causes,

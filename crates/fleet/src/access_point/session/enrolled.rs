@@ -122,7 +122,7 @@ impl Enrolled {
             executor: Some(session.executor.0.clone()),
             vouched: true,
             name: Some(session.greeting.name.clone()),
-            certificate: Some(session.peer.leaf().clone()),
+            certificate: Some(session.peer.shared_leaf()),
             ..Attempt::new(session.enrolled_at, session.remote)
         });
         self.announce(event, None);

@@ -47,6 +47,7 @@ fn state(entries: &[Arc<Entry>]) -> State {
         trust_domain: TrustDomain::new("example.org").unwrap(),
         x509: vec![],
         jwt: vec![],
+        wit: vec![],
         refresh_hint: 0,
         sequence: 0,
     };
@@ -203,4 +204,27 @@ fn what_ended_is_not_served_and_no_lie_is_told_instead() {
 fn before_the_first_word_of_the_server_nothing_is_said() {
     let mut state = State::default();
     assert!(state.subscribe(&set(&["uid:1"]), NOW, true).is_none());
+}
+
+// As upstream's agents do: a hundred each five seconds, for every agent hears of a taint at the same time.
+#[test]
+fn what_a_tainted_authority_signed_is_replaced_batch_by_batch() {
+    let entries: Vec<_> = (0..250)
+        .map(|n| entry(&n.to_string(), &["uid:1"]))
+        .collect();
+    let mut state = state(&entries);
+    assert_eq!(sign(&mut state, 1000).len(), 250);
+    assert_eq!((state.tainted(), state.unsigned(NOW, 1000).len()), (0, 0));
+    assert_eq!(state.taint(|_| true, Some(NOW)), 250);
+    assert_eq!(state.tainted(), 250);
+    for (seconds, due) in [(0, 100), (4, 100), (5, 200), (10, 250)] {
+        let at = NOW + Duration::from_secs(seconds);
+        assert_eq!(state.unsigned(at, 1000).len(), due, "after {seconds} s");
+    }
+    assert_eq!(state.next_rotation(), Some(NOW));
+    assert_eq!(sign(&mut state, 1000).len(), 100);
+    assert_eq!(state.tainted(), 150);
+    // What nobody believes any more does not wait.
+    state.taint(|_| true, None);
+    assert_eq!(state.unsigned(NOW, 1000).len(), 250);
 }

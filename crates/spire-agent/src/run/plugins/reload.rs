@@ -1,6 +1,5 @@
 //! SIGUSR1: every `plugin_data_file` is read again, and what changed is told to its plugin.
 
-use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use ah_identity_provider::{Code, Explained};
@@ -9,7 +8,7 @@ use ah_spire_attest::peer::PeerInfo;
 use ah_spire_attest::workload::WorkloadAttestor;
 use ah_spire_attest::workload::unix::Unix;
 use ah_spire_plugin::agent::AgentConfig;
-use ah_spire_plugin::catalog::{PluginConfig, PluginData, PluginType};
+use ah_spire_plugin::catalog::{DataFiles, PluginConfig, PluginType};
 use ah_spire_plugin_host::Plugin;
 use ah_spire_wire::model::Selector;
 
@@ -56,17 +55,10 @@ impl<A: WorkloadAttestor + Clone> WorkloadAttestor for Replaceable<A> {
     }
 }
 
-/// The plugins that have a file, and what was in it.
+/// The plugins that have a file.
 pub(crate) struct Reload {
     config: AgentConfig,
-    watched: Vec<Watched>,
-}
-
-struct Watched {
-    plugin: PluginConfig,
-    file: PathBuf,
-    content: Option<Vec<u8>>,
-    part: Part,
+    files: DataFiles<Part>,
 }
 
 /// What a plugin became.
@@ -92,7 +84,7 @@ impl Reload {
             Workload::External(_) => None,
         });
         let enabled = config.plugins.iter().filter(|plugin| plugin.enabled);
-        let watched = enabled.filter_map(|plugin| {
+        let parts = enabled.filter_map(|plugin| {
             let part = match plugin.plugin_type {
                 // One that a join token took the place of does not run.
                 _ if plugin.command.is_some() => Part::External(running.plugin(plugin).ok()?),
@@ -100,71 +92,42 @@ impl Reload {
                 PluginType::WorkloadAttestor => Part::Unix(unix.next()?),
                 _ => Part::Keys,
             };
-            let PluginData::File(file) = &plugin.data else {
-                return None;
-            };
-            Some(Watched {
-                plugin: plugin.clone(),
-                file: file.clone(),
-                content: std::fs::read(file).ok(),
-                part,
-            })
+            Some((plugin.clone(), part))
         });
         Self {
-            watched: watched.collect(),
+            files: DataFiles::new(parts),
             config: config.clone(),
         }
     }
 
-    /// Reads all files again. What cannot be used is told, and the plugin goes on as it was. Returns what was done,
-    /// for people.
+    /// Reads all files again. Returns what was done, for people.
     pub(crate) async fn run(&mut self) -> String {
-        if self.watched.is_empty() {
-            tracing::info!("no plugin has a plugin_data_file: there is nothing to read again");
-            return "no plugin has a plugin_data_file".to_owned();
-        }
-        let (mut changed, mut failed) = (0, 0);
-        for watched in &mut self.watched {
-            let plugin = format!("{} {:?}", watched.plugin.plugin_type, watched.plugin.name);
-            let file = watched.file.display();
-            let content = std::fs::read(&watched.file).ok();
-            if content.is_some() && content == watched.content {
-                continue;
-            }
-            match Box::pin(watched.apply(&self.config)).await {
-                Ok(()) => {
-                    changed += 1;
-                    watched.content = content;
-                    tracing::info!(plugin, %file, "the plugin was configured anew");
-                }
-                Err(error) => {
-                    failed += 1;
-                    let error = one_line(&error);
-                    tracing::error!(plugin, %file, error, "the plugin cannot be configured anew; it goes on as it was");
-                }
-            }
-        }
-        format!("{changed} plugins were configured anew, {failed} cannot be")
+        let config = &self.config;
+        let apply = |plugin, part: Part| async move {
+            let applied = Box::pin(part.apply(&plugin, config)).await;
+            applied.map_err(|error| one_line(&error))
+        };
+        self.files.read_again(apply).await
     }
 }
 
-impl Watched {
-    async fn apply(&self, config: &AgentConfig) -> Result<(), Explained> {
-        match &self.part {
-            Part::Keys => Err(Explained::new(
+impl Part {
+    async fn apply(&self, plugin: &PluginConfig, config: &AgentConfig) -> Result<(), Explained> {
+        match self {
+            Self::Keys => Err(Explained::new(
                 Code::Usage,
                 "a key manager keeps its directory while the agent runs",
             )
             .hint("restart the agent")),
-            Part::External(plugin) => plugin.reconfigure().await.map(|_| ()),
-            Part::Unix(attestor) => {
-                attestor.replace(unix_attestor(unix(&self.plugin)?));
+            Self::External(plugin) => plugin.reconfigure().await.map(|_| ()),
+            Self::Unix(attestor) => {
+                attestor.replace(unix_attestor(unix(plugin)?));
                 Ok(())
             }
-            Part::Node(half) => {
+            Self::Node(half) => {
                 // With a token another attestor stands in the configured one's place.
-                if self.plugin.name == "x509pop" && config.join_token.is_none() {
-                    let wanted = BuiltInNode::X509Pop(x509pop(&self.plugin)?);
+                if plugin.name == "x509pop" && config.join_token.is_none() {
+                    let wanted = BuiltInNode::X509Pop(x509pop(plugin)?);
                     half.replace(node_agent(wanted, config).await?);
                 }
                 Ok(())

@@ -19,8 +19,18 @@ pub(crate) struct Ca {
 
 impl Ca {
     pub(crate) fn new() -> Arc<Self> {
-        let key = KeyPair::generate().unwrap();
+        Self::of(CertificateParams::default())
+    }
+
+    /// One that ends after `life`.
+    pub(crate) fn lasting(life: Duration) -> Arc<Self> {
         let mut params = CertificateParams::default();
+        params.not_after = (SystemTime::now() + life).into();
+        Self::of(params)
+    }
+
+    fn of(mut params: CertificateParams) -> Arc<Self> {
+        let key = KeyPair::generate().unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         params.distinguished_name.push(DnType::CommonName, uuid());

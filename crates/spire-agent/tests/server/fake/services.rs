@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use ah_spire_wire::changes::changes_server::Changes;
-use ah_spire_wire::changes::{Changed, WatchRequest};
+use ah_spire_wire::changes::{Changed, ReportRequest, ReportResponse, WatchRequest};
 use ah_spire_wire::server::agent::agent_server::Agent;
 use ah_spire_wire::server::agent::*;
 use ah_spire_wire::server::bundle::bundle_server::Bundle;
@@ -56,6 +56,18 @@ impl Changes for Fake {
         });
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
+
+    async fn report(
+        &self,
+        request: Request<ReportRequest>,
+    ) -> Result<Response<ReportResponse>, Status> {
+        self.authorize()?;
+        let report = request.into_inner();
+        let holds = (report.bundle_sequence, report.tainted_svids);
+        self.state().reports.push(holds);
+        self.note("Report").await;
+        Ok(Response::new(ReportResponse {}))
+    }
 }
 
 #[tonic::async_trait]
@@ -72,9 +84,12 @@ impl Agent for Fake {
             return Err(Status::invalid_argument("params first"));
         };
         self.note("AttestAgent").await;
-        let payload = params.data.unwrap().payload;
-        let token = String::from_utf8(payload.to_vec()).unwrap();
+        let data = params.data.unwrap();
         let csr = params.params.unwrap().csr;
+        if data.r#type == "x509pop" {
+            return Ok(self.attest_node(data.payload.to_vec(), csr, requests));
+        }
+        let token = String::from_utf8(data.payload.to_vec()).unwrap();
         let read = CertificateSigningRequestParams::from_der(&csr.clone().into()).unwrap();
         let key = read.public_key.subject_public_key_info();
         let (id, life, reattestable) = {

@@ -113,6 +113,38 @@ pub(in crate::api) fn bundle(bundle: &types::Bundle, mask: Option<&types::Bundle
     fields
 }
 
+/// What of a relationship is written; all of it without a mask.
+pub(in crate::api) fn relationship(
+    relationship: &types::FederationRelationship,
+    mask: Option<&types::FederationRelationshipMask>,
+) -> Fields {
+    let takes = |field: fn(&types::FederationRelationshipMask) -> bool| mask.is_none_or(field);
+    let some = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
+    let mut fields = Fields::default().maybe("trust_domain_id", some(&relationship.trust_domain));
+    if takes(|mask| mask.bundle_endpoint_url) {
+        fields = fields.with(
+            "bundle_endpoint_url",
+            relationship.bundle_endpoint_url.clone(),
+        );
+    }
+    if takes(|mask| mask.bundle_endpoint_profile) {
+        use types::federation_relationship::BundleEndpointProfile::{HttpsSpiffe, HttpsWeb};
+        fields = match &relationship.bundle_endpoint_profile {
+            None => fields,
+            Some(HttpsWeb(_)) => fields.with("bundle_endpoint_profile", "https_web"),
+            Some(HttpsSpiffe(spiffe)) => fields
+                .with("bundle_endpoint_profile", "https_spiffe")
+                .with("endpoint_spiffe_id", spiffe.endpoint_spiffe_id.clone()),
+        };
+    }
+    match &relationship.trust_domain_bundle {
+        Some(given) if takes(|mask| mask.trust_domain_bundle) => {
+            fields.and(bundle(given, None).under("bundle_"))
+        }
+        _ => fields,
+    }
+}
+
 pub(in crate::api) fn jwt_keys(keys: &[types::JwtKey]) -> Fields {
     keys.iter()
         .enumerate()

@@ -38,6 +38,7 @@ impl<S: Bundles + Journals + 'static, K: KeyManager> Manager<S, K> {
                     trust_domain: of.clone(),
                     x509: Vec::new(),
                     jwt: Vec::new(),
+                    wit: Vec::new(),
                     refresh_hint: 0,
                     sequence: 0,
                 });
@@ -80,22 +81,29 @@ impl<S: Bundles + Journals + 'static, K: KeyManager> Manager<S, K> {
         self.store
             .update_bundle(&self.authorities.profile().trust_domain, |bundle| {
                 let mut bundle = bundle?;
-                let (x509, jwt) = (bundle.x509.len(), bundle.jwt.len());
+                let sizes =
+                    |bundle: &Bundle| [bundle.x509.len(), bundle.jwt.len(), bundle.wit.len()];
+                let before_pruning = sizes(&bundle);
+                let [x509, jwt, _] = before_pruning;
                 bundle.x509.retain(|ca| {
                     // What cannot be read does not expire.
                     Certificate::read(ca.der.clone())
                         .map_or(true, |certificate| certificate.not_after > before)
                 });
-                bundle
-                    .jwt
-                    .retain(|key| key.expires_at == 0 || from_unix(key.expires_at) > before);
+                let holds =
+                    |key: &JwtKey| key.expires_at == 0 || from_unix(key.expires_at) > before;
+                bundle.jwt.retain(holds);
+                // No new ones come: the last stay, and keep nothing else from going.
+                if bundle.wit.iter().any(holds) {
+                    bundle.wit.retain(holds);
+                }
                 if bundle.x509.is_empty() && x509 > 0 {
                     left_empty = Some("would prune all certificates");
                 }
                 if bundle.jwt.is_empty() && jwt > 0 {
                     left_empty = Some("would prune all JWT signing keys");
                 }
-                pruned = (bundle.x509.len(), bundle.jwt.len()) != (x509, jwt);
+                pruned = sizes(&bundle) != before_pruning;
                 (left_empty.is_none() && pruned).then_some(bundle)
             })
             .await?;

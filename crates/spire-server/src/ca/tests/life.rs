@@ -4,16 +4,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ah_identity_provider::Clock;
-use ah_spire_wire::bundle::bundle_from_stored;
+use ah_spire_wire::bundle::{bundle_from_stored, bundle_to_stored};
+use ah_spire_wire::model::JwtKey;
 use ah_spire_wire::stored::common;
-use ah_spire_wire::stored::journal::{Entries, Status};
+use ah_spire_wire::stored::journal::{Entries, Status, WitKeyEntry};
 use prost::Message;
 
 use super::kit::{
     HeldClock, Life, MemoryStore, MortalKeys, PausedClock, START, at, domain, keys_in, on_disk,
     place, settings, signs_for_the_bundle, start, started,
 };
-use crate::ca::{Authorities, CaError, Manager, Profile};
+use crate::ca::{Authorities, CaError, LocalAuthorities as _, Manager, Profile};
 use crate::keys::{KeyManager, MemoryKeys};
 
 const HOUR: u64 = 3600;
@@ -291,6 +292,32 @@ async fn the_last_keys_are_not_pruned() {
     assert!(store.own().sequence > before.sequence);
 }
 
+// What upstream's server made and this one does not: it goes when its time is over, but for the last.
+#[tokio::test]
+async fn wit_keys_are_pruned_but_for_the_last() {
+    let (_, store, clock) = place();
+    let manager = started(&store, &clock).await;
+    let wit = |id: &str, hours: i64| JwtKey {
+        spki: vec![1],
+        id: id.into(),
+        expires_at: i64::try_from(START).unwrap() + hours * 3600,
+        tainted: false,
+    };
+    let mut own = store.own();
+    own.wit = vec![wit("a", 1), wit("b", 30)];
+    store.put(own);
+    let kept = || store.own().wit.into_iter().map(|key| key.id);
+    clock.advance(hours(49));
+    manager.rotate().await.unwrap();
+    manager.prune_bundle().await.unwrap();
+    assert_eq!(kept().collect::<Vec<_>>(), ["b"]);
+    clock.advance(hours(49));
+    manager.rotate().await.unwrap();
+    manager.prune_bundle().await.unwrap();
+    assert_eq!(kept().collect::<Vec<_>>(), ["b"]);
+    assert_eq!(store.own().jwt.len(), 1);
+}
+
 // Keys, journal and bundle that upstream 1.14.1 wrote with jwt_key_type rsa-2048.
 #[tokio::test]
 async fn what_upstream_left_is_taken_over() {
@@ -301,12 +328,25 @@ async fn what_upstream_left_is_taken_over() {
     )
     .unwrap();
     let journal = include_bytes!("../../../tests/fixtures/upstream-journal.bin");
-    let entries = Entries::decode(journal.as_slice()).unwrap();
-    let theirs = entries.x509_c_as.last().unwrap();
+    let mut entries = Entries::decode(journal.as_slice()).unwrap();
+    let theirs = entries.x509_c_as.last().unwrap().clone();
     assert_eq!(theirs.status, i32::from(Status::Active));
-    store.put_raw_journal(&theirs.authority_id, journal);
+    // As with its feature flag wit-svid.
+    let wit = WitKeyEntry {
+        slot_id: "A".into(),
+        kid: "wit".into(),
+        ..WitKeyEntry::default()
+    };
+    entries.wit_keys.push(wit.clone());
+    store.put_raw_journal(&theirs.authority_id, &entries.encode_to_vec());
     let bundle = include_bytes!("../../../tests/fixtures/upstream-bundle.bin");
-    let bundle = common::Bundle::decode(bundle.as_slice()).unwrap();
+    let mut bundle = common::Bundle::decode(bundle.as_slice()).unwrap();
+    bundle.wit_signing_keys.push(common::PublicKey {
+        pkix_bytes: vec![1],
+        kid: "wit".into(),
+        not_after: theirs.not_after,
+        tainted_key: false,
+    });
     store.put(bundle_from_stored(&bundle).unwrap());
     clock.set(theirs.issued_at + 3600 - i64::try_from(START).unwrap());
     let manager = on_disk(&dir, &store, &clock).await;
@@ -319,6 +359,11 @@ async fn what_upstream_left_is_taken_over() {
     signs_for_the_bundle(manager.authorities(), &store);
     let [(active, entries)] = store.entries().try_into().unwrap();
     assert_eq!(active, active_id(&manager));
+    assert_eq!(entries.wit_keys, [wit]);
+    assert_eq!(
+        bundle_to_stored(&store.own()).wit_signing_keys,
+        bundle.wit_signing_keys
+    );
     let slots: Vec<_> = entries
         .x509_c_as
         .iter()

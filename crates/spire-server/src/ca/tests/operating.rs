@@ -2,11 +2,13 @@
 
 use super::kit::{jwt_request, place, request, signs_for_the_bundle, started};
 use crate::api::Authority;
-use crate::ca::{CaError, Status};
+use crate::ca::{CaError, LocalAuthorities as _, Status};
 
 fn refused<T: std::fmt::Debug>(answer: Result<T, CaError>) -> String {
     match answer {
-        Err(CaError::Refused(why)) => why.to_owned(),
+        Err(CaError::Refused(why) | CaError::Bundle(why) | CaError::Status(why, _)) => {
+            why.to_owned()
+        }
         other => panic!("{other:?}"),
     }
 }
@@ -140,7 +142,7 @@ async fn a_jwt_authority_from_prepared_to_revoked() {
     assert_eq!(store.own().jwt.len(), 1);
     assert_eq!(
         refused(manager.revoke_jwt(&first).await),
-        "no JWT authority found with provided authority ID"
+        "no JWT Key found with provided key ID"
     );
     signs_for_the_bundle(manager.authorities(), &store);
 }

@@ -5,7 +5,7 @@ use ah_identity_provider::Clock;
 use tokio::time::Instant;
 
 use super::kit::{HeldClock, MemoryStore, PausedClock, started, verify};
-use crate::ca::ServerSvids;
+use crate::ca::{LocalAuthorities as _, ServerSvids};
 use crate::endpoints::ServerSvid;
 use crate::keys::{KeyType, LocalKey, SigningKey};
 

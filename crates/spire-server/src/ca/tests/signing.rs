@@ -263,6 +263,7 @@ fn bundle(authorities: &Authorities) -> Bundle {
             expires_at: 0,
             tainted: false,
         }],
+        wit: Vec::new(),
         refresh_hint: 0,
         sequence: 0,
     }

@@ -10,7 +10,8 @@ use super::kit::{
     HeldClock, MemoryStore, at, domain, keys_in, place, settings, signs_for_the_bundle,
 };
 use crate::ca::{
-    Authorities, CaError, DiskAuthority, Files, Manager, Profile, UpstreamAuthority, UpstreamError,
+    Authorities, CaError, DiskAuthority, Files, LocalAuthorities as _, Manager, Profile,
+    UpstreamAuthority, UpstreamError,
 };
 use crate::keys::MemoryKeys;
 
@@ -282,4 +283,46 @@ async fn jwt_keys_rotate_while_the_upstream_is_away() {
     assert_eq!(manager.x509_states().await.unwrap().active, x509);
     assert_ne!(manager.jwt_states().await.unwrap().active, jwt);
     signs_for_the_bundle(manager.authorities(), &store);
+}
+
+// Two servers of one store: what one of them taints above its old authority, the other one leaves.
+#[tokio::test]
+async fn an_upstream_authority_that_another_server_taints_is_left() {
+    let (dir, store, clock) = place();
+    let files = root(dir.path());
+    let open = || DiskAuthority::open(files.clone(), domain(), clock.clone()).unwrap();
+    let one = below(open(), &store, clock.clone()).await.unwrap();
+    let other = below(open(), &store, clock.clone()).await.unwrap();
+    let old = one.x509_states().await.unwrap().active.upstream_id;
+    root(dir.path());
+    let prepared = one.prepare_x509().await.unwrap();
+    one.activate_x509(&prepared.id).await.unwrap();
+    let mut tainted = other.tainted();
+    one.taint_x509_upstream(&old).await.unwrap();
+    assert_eq!(other.x509_states().await.unwrap().active.upstream_id, old);
+    assert!(!tainted.has_changed().unwrap());
+    other.rotate().await.unwrap();
+    let active = other.x509_states().await.unwrap().active;
+    assert_eq!(active.upstream_id, prepared.upstream_id);
+    assert!(tainted.has_changed().unwrap());
+    signs_for_the_bundle(other.authorities(), &store);
+    one.revoke_x509_upstream(&old).await.unwrap();
+    signs_for_the_bundle(one.authorities(), &store);
+    signs_for_the_bundle(other.authorities(), &store);
+
+    // An upstream authority that has nothing else is not asked over and over.
+    tainted.mark_unchanged();
+    use crate::store::Bundles as _;
+    let taint_all = |bundle: Option<ah_spire_wire::model::Bundle>| {
+        let mut bundle = bundle?;
+        bundle.x509.iter_mut().for_each(|root| root.tainted = true);
+        Some(bundle)
+    };
+    store.update_bundle(&domain(), taint_all).await.unwrap();
+    other.rotate().await.unwrap();
+    let first = other.x509_states().await.unwrap();
+    assert_eq!(first.active, active);
+    other.rotate().await.unwrap();
+    assert_eq!(other.x509_states().await.unwrap(), first);
+    assert!(!tainted.has_changed().unwrap());
 }

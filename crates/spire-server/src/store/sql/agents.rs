@@ -57,7 +57,7 @@ impl Agents for SqlStore {
     }
 
     async fn all_agents(&self) -> Result<Vec<Agent>, StoreError> {
-        let mut db = self.read_stale().await?;
+        let mut db = self.read().await?;
         let listed = list(&mut db, &AgentFilter::default(), &Page::default()).await;
         Ok(db.end(listed).await?.rows)
     }
@@ -96,13 +96,13 @@ impl Agents for SqlStore {
     }
 
     async fn agent_events(&self, after: Option<u64>) -> Result<Vec<Changed>, StoreError> {
-        let mut db = self.read_stale().await?;
+        let mut db = self.read().await?;
         let found = events(&mut db, "attested_node_entries_events", "spiffe_id", after).await;
         db.end(found).await
     }
 
     async fn agent_events_among(&self, events: &[u64]) -> Result<Vec<Changed>, StoreError> {
-        let mut db = self.read_stale().await?;
+        let mut db = self.read().await?;
         let found =
             events_among(&mut db, "attested_node_entries_events", "spiffe_id", events).await;
         db.end(found).await

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use ah_spire_wire::model::{Bundle, JwtKey, X509Authority};
+use ah_spire_wire::bundle::{bundle_to_stored, key_from_stored};
+use ah_spire_wire::model::{Bundle, X509Authority};
 use ah_spire_wire::stored::common;
 use prost::Message;
 use spiffe::TrustDomain;
@@ -92,10 +93,12 @@ impl Bundles for SqlStore {
 pub(super) async fn put(db: &mut Connection, bundle: &Bundle) -> Result<(), StoreError> {
     let of = &bundle.trust_domain;
     let (row, stored) = lock(db, of).await?;
-    let wit_keys = stored
-        .map(|message| message.wit_signing_keys)
-        .unwrap_or_default();
-    write(db, row, bundle, wit_keys).await
+    let mut message = bundle_to_stored(bundle);
+    if let (true, Some(stored)) = (bundle.wit.is_empty(), stored) {
+        // No bundle document tells them: who sets one does not mean that they are gone.
+        message.wit_signing_keys = stored.wit_signing_keys;
+    }
+    write(db, row, &message).await
 }
 
 async fn update(
@@ -108,9 +111,6 @@ async fn update(
         .as_ref()
         .map(|message| from_message(message, of))
         .transpose()?;
-    let wit_keys = stored
-        .map(|message| message.wit_signing_keys)
-        .unwrap_or_default();
     let new = change(before.clone());
     let Some(mut new) = new.filter(|new| Some(new) != before.as_ref()) else {
         if before.is_none() {
@@ -123,7 +123,7 @@ async fn update(
         new.sequence = before.sequence.saturating_add(1);
     }
     new.trust_domain = of.clone();
-    write(db, row, &new, wit_keys).await?;
+    write(db, row, &bundle_to_stored(&new)).await?;
     Ok(Some(new))
 }
 
@@ -145,15 +145,7 @@ async fn lock(
     Ok((row, stored))
 }
 
-/// Keys for WIT-SVIDs are upstream's alone and stay as they are.
-async fn write(
-    db: &mut Connection,
-    row: i64,
-    bundle: &Bundle,
-    wit_keys: Vec<common::PublicKey>,
-) -> Result<(), StoreError> {
-    let mut message = to_message(bundle);
-    message.wit_signing_keys = wit_keys;
+async fn write(db: &mut Connection, row: i64, message: &common::Bundle) -> Result<(), StoreError> {
     let sql = "UPDATE bundles SET data = $1, updated_at = $2::timestamptz WHERE id = $3";
     let args = [message.encode_to_vec().into(), now(), row.into()];
     db.execute(sql, &args).await.map(drop)
@@ -209,38 +201,20 @@ fn from_message(message: &common::Bundle, of: &TrustDomain) -> Result<Bundle, St
         der: certificate.der_bytes.clone(),
         tainted: certificate.tainted_key,
     };
-    let key = |key: &common::PublicKey| JwtKey {
-        spki: key.pkix_bytes.clone(),
-        id: key.kid.clone(),
-        expires_at: key.not_after,
-        tainted: key.tainted_key,
-    };
     Ok(Bundle {
         trust_domain: of.clone(),
         x509: message.root_cas.iter().map(authority).collect(),
-        jwt: message.jwt_signing_keys.iter().map(key).collect(),
+        jwt: message
+            .jwt_signing_keys
+            .iter()
+            .map(key_from_stored)
+            .collect(),
+        wit: message
+            .wit_signing_keys
+            .iter()
+            .map(key_from_stored)
+            .collect(),
         refresh_hint: message.refresh_hint,
         sequence: message.sequence_number,
     })
-}
-
-fn to_message(bundle: &Bundle) -> common::Bundle {
-    let certificate = |authority: &X509Authority| common::Certificate {
-        der_bytes: authority.der.clone(),
-        tainted_key: authority.tainted,
-    };
-    let key = |key: &JwtKey| common::PublicKey {
-        pkix_bytes: key.spki.clone(),
-        kid: key.id.clone(),
-        not_after: key.expires_at,
-        tainted_key: key.tainted,
-    };
-    common::Bundle {
-        trust_domain_id: stored_name(&bundle.trust_domain),
-        root_cas: bundle.x509.iter().map(certificate).collect(),
-        jwt_signing_keys: bundle.jwt.iter().map(key).collect(),
-        refresh_hint: bundle.refresh_hint,
-        sequence_number: bundle.sequence,
-        wit_signing_keys: Vec::new(),
-    }
 }

@@ -18,6 +18,9 @@ use crate::store::{Changed, Created, Entries, EntryFilter, EntryMask, Page, Page
 /// Entries deleted in one transaction.
 const BATCH: usize = 500;
 
+/// Entries read at a time where all are read: each is held twice for that long.
+const AT_ONCE: u32 = 2_000;
+
 impl Entries for SqlStore {
     async fn create_entry(&self, mut entry: Entry) -> Result<Created, StoreError> {
         valid(&entry, &EntryMask::ALL)?;
@@ -45,10 +48,10 @@ impl Entries for SqlStore {
         db.end(listed).await
     }
 
-    async fn all_entries(&self) -> Result<Vec<Entry>, StoreError> {
+    async fn each_entry(&self, take: impl FnMut(Entry) + Send) -> Result<(), StoreError> {
         let mut db = self.read_stale().await?;
-        let listed = list(&mut db, &EntryFilter::default(), &Page::default()).await;
-        Ok(db.end(listed).await?.rows)
+        let done = each(&mut db, take).await;
+        db.end(done).await
     }
 
     async fn count_entries(&self, filter: &EntryFilter) -> Result<u64, StoreError> {
@@ -194,6 +197,21 @@ async fn list(
         rows: paged.rows.into_iter().map(|stored| stored.entry).collect(),
         next: paged.next,
     })
+}
+
+async fn each(db: &mut Connection, mut take: impl FnMut(Entry)) -> Result<(), StoreError> {
+    let mut page = Page {
+        size: AT_ONCE,
+        ..Page::default()
+    };
+    loop {
+        let found = list(db, &EntryFilter::default(), &page).await?;
+        found.rows.into_iter().for_each(&mut take);
+        if found.next.is_empty() {
+            return Ok(());
+        }
+        page.token = found.next;
+    }
 }
 
 async fn update(db: &mut Connection, new: Entry, mask: &EntryMask) -> Result<Entry, StoreError> {

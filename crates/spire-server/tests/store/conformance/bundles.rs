@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use ah_spire_wire::model::Bundle;
 use spire_server::store::{
     BundleDeletion, Bundles, Entries, Federation, Page, Profile, Relationship, StoreError,
 };
@@ -48,6 +49,17 @@ async fn a_bundle_comes_back_as_it_went_in(database: &Database) {
             vec![bundle("b.test", 2)],
             String::new()
         )
+    );
+
+    // A document has none of these keys, so that whoever sets one says nothing about them.
+    let without = Bundle {
+        wit: Vec::new(),
+        ..given.clone()
+    };
+    store.put_bundle(&without).await.unwrap();
+    assert_eq!(
+        store.bundle(&given.trust_domain).await.unwrap().as_ref(),
+        Some(&given)
     );
 
     let same = store

@@ -1,41 +1,28 @@
-//! The files of the agent's sockets.
+//! Listening unix sockets, whose files are kept as they were made.
 
 use std::fs::{self, Permissions};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use ah_identity_provider::{Code, Explained};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::time::{Interval, MissedTickBehavior, interval};
 
 /// What a socket is for.
 #[derive(Debug)]
-pub(crate) struct Purpose {
+pub struct Purpose {
     /// The API that is served on it.
-    api: &'static str,
+    pub api: &'static str,
     /// The key that names its path.
-    key: &'static str,
+    pub key: &'static str,
     /// The file's mode.
-    mode: u32,
+    pub mode: u32,
+    /// The mode of folders that are made for it. Only the process's user may put another socket in its place.
+    pub folder_mode: u32,
 }
-
-/// Every process may call.
-pub(crate) const WORKLOAD_API: Purpose = Purpose {
-    api: "Workload API",
-    key: "socket_path",
-    mode: 0o777,
-};
-
-/// The agent's user and group may call.
-pub(crate) const ADMIN_API: Purpose = Purpose {
-    api: "admin API",
-    key: "admin_socket_path",
-    mode: 0o770,
-};
-
-/// Every process may reach the socket; only the agent's user may put another in its place.
-const FOLDER_MODE: u32 = 0o755;
 
 /// How often the socket's file is looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -46,20 +33,26 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// `sun_path` of unix(7) and its final NUL.
 const LONGEST_PATH: usize = 107;
 
-/// A listening socket and its file.
-pub(crate) struct Socket {
+/// A listening socket and its file, which goes with it.
+#[derive(Debug)]
+pub struct Socket {
     purpose: &'static Purpose,
     path: PathBuf,
     listener: UnixListener,
     /// Device and inode of the file.
     file: (u64, u64),
+    looks: Interval,
     /// What was told about the file last, to tell it once.
     told: Option<String>,
 }
 
 impl Socket {
-    /// Takes `path`: a socket that nobody listens on is replaced, anything else that is there is left alone.
-    pub(crate) fn bind(path: &Path, purpose: &'static Purpose) -> Result<Self, Explained> {
+    /// Takes `path`: a socket that nobody listens on is replaced, anything else that is there is left alone. Must be
+    /// called in a tokio runtime.
+    ///
+    /// # Errors
+    /// What is in the way, and the remedy.
+    pub fn bind(path: &Path, purpose: &'static Purpose) -> Result<Self, Explained> {
         if path.as_os_str().len() > LONGEST_PATH {
             return Err(purpose.failed(
                 path,
@@ -73,38 +66,48 @@ impl Socket {
         let listener = UnixListener::bind(path).map_err(about)?;
         let opened = fs::set_permissions(path, Permissions::from_mode(purpose.mode))
             .and_then(|()| identify(path));
+        let mut looks = interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Ok(Self {
             purpose,
             file: opened.map_err(about)?,
             path: path.to_owned(),
             listener,
+            looks,
             told: None,
         })
     }
 
-    pub(crate) fn path(&self) -> &Path {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
         &self.path
     }
 
+    /// The next connection. Whoever waits for one keeps the file in its place.
+    pub fn poll_accept(&mut self, context: &mut Context<'_>) -> Poll<io::Result<UnixStream>> {
+        while self.looks.poll_tick(context).is_ready() {
+            self.look();
+        }
+        let (stream, _) = ready!(self.listener.poll_accept(context))?;
+        Poll::Ready(Ok(stream))
+    }
+
     /// Gives each connection to `take`, until `stop`; then the file goes.
-    pub(crate) async fn serve(mut self, stop: impl Future<Output = ()>, take: impl Fn(UnixStream)) {
+    pub async fn serve(mut self, stop: impl Future<Output = ()>, take: impl Fn(UnixStream)) {
         let mut stop = std::pin::pin!(stop);
-        let mut look = tokio::time::interval(LOOK);
-        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            tokio::select! {
+            let accepted = tokio::select! {
                 () = &mut stop => break,
-                _ = look.tick() => self.look(),
-                accepted = self.listener.accept() => match accepted {
-                    Ok((stream, _)) => take(stream),
-                    Err(error) => {
-                        tracing::warn!(api = self.purpose.api, %error, "a connection could not be accepted");
-                        tokio::time::sleep(ACCEPT_PAUSE).await;
-                    }
-                },
+                accepted = std::future::poll_fn(|context| self.poll_accept(context)) => accepted,
+            };
+            match accepted {
+                Ok(stream) => take(stream),
+                Err(error) => {
+                    tracing::warn!(api = self.purpose.api, %error, "a connection could not be accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
             }
         }
-        self.remove();
     }
 
     /// Puts right what happened to the file: connections that are open never noticed.
@@ -122,7 +125,7 @@ impl Socket {
             }
             Err(error) => Some(error.to_string()),
             Ok(found) if (found.dev(), found.ino()) != self.file => Some(
-                "something else has taken the socket's place; nobody can reach this agent on it: \
+                "something else has taken the socket's place; nobody can reach this process on it: \
                  stop what put it there and remove it"
                     .to_owned(),
             ),
@@ -149,9 +152,11 @@ impl Socket {
         }
         self.told = told;
     }
+}
 
+impl Drop for Socket {
     /// Removes the file, unless it is somebody else's by now.
-    fn remove(&self) {
+    fn drop(&mut self) {
         if identify(&self.path).is_ok_and(|file| file == self.file) {
             let _ = fs::remove_file(&self.path);
         }
@@ -181,9 +186,9 @@ impl Purpose {
             }
         }
         for folder in missing.into_iter().rev() {
-            let made = fs::DirBuilder::new().mode(FOLDER_MODE).create(folder);
+            let made = fs::DirBuilder::new().mode(self.folder_mode).create(folder);
             match made {
-                Ok(()) => fs::set_permissions(folder, Permissions::from_mode(FOLDER_MODE)),
+                Ok(()) => fs::set_permissions(folder, Permissions::from_mode(self.folder_mode)),
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
                 Err(error) => Err(error),
             }
@@ -225,7 +230,7 @@ impl Purpose {
             Ok(_) => Err(self.failed(
                 path,
                 "another process is listening on it",
-                format!("stop the other agent, or set {} to another path", self.key),
+                format!("stop the other one, or set {} to another path", self.key),
             )),
             Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
                 tracing::info!(socket = %path.display(), "replacing a socket that nobody listens on");
@@ -241,12 +246,12 @@ impl Purpose {
         let key = self.key;
         let hint = match error.kind() {
             ErrorKind::PermissionDenied => format!(
-                "the agent's user needs to write to that folder; change its owner, or set {key} to another path"
+                "the process's user needs to write to that folder; change its owner, or set {key} to another path"
             ),
             ErrorKind::ReadOnlyFilesystem => {
                 format!("set {key} to a path on a file system that can be written to")
             }
-            _ => format!("set {key} to a path in a folder where the agent may create files"),
+            _ => format!("set {key} to a path in a folder where the process may create files"),
         };
         self.failed(path, error, hint)
     }

@@ -1,0 +1,3 @@
+module sign-go-peer
+
+go 1.26.0

@@ -1,0 +1,63 @@
+//! An index made at once, which is quicker and smaller than one entry after the other.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use ah_spire_wire::model::Entry;
+use spiffe::TrustDomain;
+
+use super::index::{Index, is_alias};
+use super::order::{ById, ByIssued};
+use crate::store::Agent;
+
+/// An index that nobody looks into yet.
+pub(super) struct Building {
+    index: Index,
+    issued: Vec<ByIssued>,
+}
+
+impl Building {
+    pub(super) fn new(trust_domain: TrustDomain) -> Self {
+        Self {
+            index: Index::new(trust_domain),
+            issued: Vec::new(),
+        }
+    }
+
+    pub(super) fn add(&mut self, entry: Entry) {
+        let index = &mut self.index;
+        let entry = index.hold(entry);
+        if !index.is_ours(&entry) {
+            return;
+        }
+        let entry = Arc::new(entry);
+        index.by_id.insert(ById(Arc::clone(&entry)));
+        self.issued.push(ByIssued(Arc::clone(&entry)));
+        if entry.expires_at != 0 {
+            let end = (entry.expires_at, entry.id.to_string());
+            index.ends.insert(end);
+        }
+        if is_alias(&entry) {
+            index.add_alias(entry);
+        } else if let Some(siblings) = index.children.get_mut(&entry.parent_id) {
+            siblings.push(entry);
+        } else {
+            let parent = Arc::clone(&entry.parent_id);
+            index.children.insert(parent, vec![entry]);
+        }
+    }
+
+    /// With all `agents` there are.
+    pub(super) fn finish(self, agents: Vec<Agent>) -> Index {
+        let Self { mut index, issued } = self;
+        for siblings in index.children.values_mut() {
+            siblings.sort_unstable_by(|a, b| a.id.cmp(&b.id));
+            siblings.shrink_to_fit();
+        }
+        index.issued = BTreeSet::from_iter(issued);
+        for agent in agents {
+            index.agents.insert(agent.id.clone(), Arc::new(agent));
+        }
+        index
+    }
+}

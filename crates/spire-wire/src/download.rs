@@ -1,0 +1,89 @@
+//! One GET over HTTP/1.1, which is how trust bundles are fetched. Whoever calls brings the connection, and the time
+//! that all of it may take.
+
+use bytes::Bytes;
+use http::{Request, StatusCode, header};
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio_util::task::AbortOnDropHandle;
+use url::Url;
+
+/// The largest bundle document that is read, in bytes.
+pub const MAX_DOCUMENT_BYTES: usize = 4 * 1024 * 1024;
+
+/// What a server answers.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// The status.
+    pub status: StatusCode,
+    /// `Location`, which is where a redirect points to.
+    pub location: Option<String>,
+    /// At most [`MAX_DOCUMENT_BYTES`].
+    pub body: Bytes,
+}
+
+/// The host of `url` as TLS names it: an IPv6 address without its brackets.
+///
+/// # Errors
+/// There is none.
+pub fn host_of(url: &Url) -> Result<&str, String> {
+    let host = url.host_str().ok_or("it has no host")?;
+    Ok(host.trim_matches(['[', ']']))
+}
+
+/// A connection to the host and port of `url`.
+///
+/// # Errors
+/// There is none to be had; the text names host and port.
+pub async fn dial(url: &Url) -> Result<TcpStream, String> {
+    let host = host_of(url)?;
+    let port = url.port_or_known_default().ok_or("it has no port")?;
+    TcpStream::connect((host, port))
+        .await
+        .map_err(|error| format!("{host}:{port}: {error}"))
+}
+
+/// Asks for `url` over `stream`, as `agent` (`User-Agent`).
+///
+/// # Errors
+/// There is no answer, or it is larger than [`MAX_DOCUMENT_BYTES`].
+pub async fn get<T>(url: &Url, agent: &str, stream: T) -> Result<Answer, String>
+where
+    T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let told = |error: hyper::Error| error.to_string();
+    let (mut requests, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(told)?;
+    let _connection = AbortOnDropHandle::new(tokio::spawn(connection));
+    let target = url.query().map_or_else(
+        || url.path().to_owned(),
+        |query| format!("{}?{query}", url.path()),
+    );
+    let host = url.host_str().unwrap_or("localhost");
+    let host = url
+        .port()
+        .map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
+    let request = Request::get(target)
+        .header(header::HOST, host)
+        .header(header::USER_AGENT, agent)
+        .body(Empty::<Bytes>::new())
+        .map_err(|error| error.to_string())?;
+    let answer = requests.send_request(request).await.map_err(told)?;
+    let status = answer.status();
+    let location = answer.headers().get(header::LOCATION);
+    let location = location
+        .and_then(|to| to.to_str().ok())
+        .map(ToOwned::to_owned);
+    let body = Limited::new(answer.into_body(), MAX_DOCUMENT_BYTES)
+        .collect()
+        .await
+        .map_err(|error| error.to_string())?
+        .to_bytes();
+    Ok(Answer {
+        status,
+        location,
+        body,
+    })
+}
