@@ -8,10 +8,11 @@ use std::time::SystemTime;
 use spiffe::SpiffeId;
 use zeroize::Zeroizing;
 
-use crate::{AttestError, Selector};
+use crate::{AttestError, Builtin, Selector};
 
 mod builtin;
 pub mod join_token;
+pub mod k8s;
 pub mod x509pop;
 
 pub use builtin::{BuiltinAgent, BuiltinConversation, BuiltinServer};
@@ -62,6 +63,27 @@ pub trait Conversation: Send {
         &mut self,
         challenge: &[u8],
     ) -> impl Future<Output = Result<Vec<u8>, AttestError>> + Send;
+}
+
+/// The conversation of attestors whose payload says it all. It answers nothing: a server that challenges one of them
+/// is no server of this protocol.
+#[derive(Debug)]
+pub struct NoChallenge(Builtin);
+
+impl NoChallenge {
+    pub(crate) fn of(builtin: Builtin) -> Self {
+        Self(builtin)
+    }
+}
+
+impl Conversation for NoChallenge {
+    async fn answer(&mut self, _challenge: &[u8]) -> Result<Vec<u8>, AttestError> {
+        let hint = format!(
+            "{} has no challenge; check that the address is that of a SPIRE server",
+            self.0
+        );
+        Err(AttestError::internal("server issued unexpected challenge", hint).of_builtin(self.0))
+    }
 }
 
 /// What a server half judges.

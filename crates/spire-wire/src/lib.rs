@@ -10,6 +10,7 @@ mod certificate;
 mod channel;
 mod convert;
 pub mod der;
+pub mod http_client;
 pub mod jwt;
 pub mod model;
 mod public_key;

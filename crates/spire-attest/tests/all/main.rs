@@ -8,6 +8,7 @@
 )]
 
 mod join_token;
+mod k8s;
 #[cfg(target_os = "linux")]
 mod peer;
 #[cfg(target_os = "linux")]
