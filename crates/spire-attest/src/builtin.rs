@@ -32,6 +32,8 @@ impl fmt::Display for PluginKind {
 pub enum Builtin {
     /// [`crate::node::join_token`]
     JoinToken,
+    /// [`crate::node::gcp_iit`]
+    GcpIit,
     /// [`crate::node::k8s`], with projected tokens
     K8sPsat,
     /// [`crate::node::k8s`], with plain tokens
@@ -44,7 +46,8 @@ pub enum Builtin {
 
 impl Builtin {
     /// All there are.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
+        Self::GcpIit,
         Self::JoinToken,
         Self::K8sPsat,
         Self::K8sSat,
@@ -64,7 +67,7 @@ impl Builtin {
     /// Whether it attests nodes or workloads.
     pub fn kind(self) -> PluginKind {
         match self {
-            Self::JoinToken | Self::K8sPsat | Self::K8sSat | Self::X509Pop => {
+            Self::GcpIit | Self::JoinToken | Self::K8sPsat | Self::K8sSat | Self::X509Pop => {
                 PluginKind::NodeAttestor
             }
             Self::Unix => PluginKind::WorkloadAttestor,
@@ -75,6 +78,7 @@ impl Builtin {
     pub fn name(self) -> &'static str {
         match self {
             Self::JoinToken => "join_token",
+            Self::GcpIit => "gcp_iit",
             Self::K8sPsat => "k8s_psat",
             Self::K8sSat => "k8s_sat",
             Self::X509Pop => "x509pop",
@@ -86,7 +90,7 @@ impl Builtin {
     pub fn old_names(self) -> &'static [&'static str] {
         match self {
             Self::X509Pop => &["x509_pop"],
-            Self::JoinToken | Self::K8sPsat | Self::K8sSat | Self::Unix => &[],
+            Self::GcpIit | Self::JoinToken | Self::K8sPsat | Self::K8sSat | Self::Unix => &[],
         }
     }
 }

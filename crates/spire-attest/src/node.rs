@@ -5,14 +5,18 @@ use std::future::Future;
 use std::net::IpAddr;
 use std::time::SystemTime;
 
+use serde::{Deserialize, Deserializer};
 use spiffe::SpiffeId;
 use zeroize::Zeroizing;
 
 use crate::{AttestError, Builtin, Selector};
 
 mod builtin;
+pub mod gcp_iit;
 pub mod join_token;
 pub mod k8s;
+mod template;
+mod token;
 pub mod x509pop;
 
 pub use builtin::{BuiltinAgent, BuiltinConversation, BuiltinServer};
@@ -36,6 +40,16 @@ impl Payload {
 impl fmt::Debug for Payload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Payload(…)")
+    }
+}
+
+/// Text that is wiped when dropped and cannot be printed.
+#[derive(Default)]
+struct Secret(Zeroizing<String>);
+
+impl<'de> Deserialize<'de> for Secret {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        String::deserialize(from).map(|text| Self(Zeroizing::new(text)))
     }
 }
 

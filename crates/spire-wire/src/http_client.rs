@@ -61,6 +61,11 @@ impl HttpClient {
         })
     }
 
+    /// A client for `http` alone: it trusts no certificate.
+    pub fn plain() -> Result<Self, String> {
+        Self::new(Roots::Only(Vec::new()), None)
+    }
+
     /// The answer to `request`, whose URI is absolute: `https`, or `http` without TLS.
     ///
     /// # Errors

@@ -205,7 +205,8 @@ pub fn validate_jwt_svid<'a>(
 pub struct UnverifiedJwt<'a> {
     /// `kid`
     pub key_id: Option<String>,
-    algorithm: String,
+    /// `alg`
+    pub algorithm: String,
     signed: &'a str,
     signature: Vec<u8>,
     claims: Map<String, Value>,

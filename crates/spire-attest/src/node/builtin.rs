@@ -1,6 +1,7 @@
 //! The attestors that are built in, each as one type for callers that hold any of them.
 
 use crate::AttestError;
+use crate::node::gcp_iit::{GcpIitAgent, GcpIitServer};
 use crate::node::join_token::{JoinTokenAgent, JoinTokenServer, JoinTokens};
 use crate::node::k8s::{K8sAgent, PsatServer, SatServer};
 use crate::node::x509pop::{Authorities, X509PopAgent, X509PopConversation, X509PopServer};
@@ -13,6 +14,8 @@ use crate::node::{
 pub enum BuiltinAgent {
     /// `join_token`
     JoinToken(JoinTokenAgent),
+    /// `gcp_iit`
+    GcpIit(GcpIitAgent),
     /// `k8s_psat` and `k8s_sat`
     K8s(K8sAgent),
     /// `x509pop`
@@ -34,6 +37,7 @@ impl AgentHalf for BuiltinAgent {
     fn name(&self) -> &str {
         match self {
             Self::JoinToken(agent) => agent.name(),
+            Self::GcpIit(agent) => agent.name(),
             Self::K8s(agent) => agent.name(),
             Self::X509Pop(agent) => agent.name(),
         }
@@ -42,6 +46,10 @@ impl AgentHalf for BuiltinAgent {
     async fn begin(&self) -> Result<(Payload, BuiltinConversation), AttestError> {
         Ok(match self {
             Self::JoinToken(agent) => {
+                let (payload, conversation) = agent.begin().await?;
+                (payload, BuiltinConversation::None(conversation))
+            }
+            Self::GcpIit(agent) => {
                 let (payload, conversation) = agent.begin().await?;
                 (payload, BuiltinConversation::None(conversation))
             }
@@ -70,6 +78,8 @@ impl Conversation for BuiltinConversation {
 pub enum BuiltinServer<T, A> {
     /// `join_token`
     JoinToken(JoinTokenServer<T>),
+    /// `gcp_iit`
+    GcpIit(Box<GcpIitServer>),
     /// `k8s_psat`
     K8sPsat(PsatServer),
     /// `k8s_sat`
@@ -82,6 +92,7 @@ impl<T: JoinTokens, A: Authorities> ServerHalf for BuiltinServer<T, A> {
     fn name(&self) -> &str {
         match self {
             Self::JoinToken(server) => server.name(),
+            Self::GcpIit(server) => server.name(),
             Self::K8sPsat(server) => server.name(),
             Self::K8sSat(server) => server.name(),
             Self::X509Pop(server) => server.name(),
@@ -95,6 +106,7 @@ impl<T: JoinTokens, A: Authorities> ServerHalf for BuiltinServer<T, A> {
     ) -> Result<AttestedAgent, AttestError> {
         match self {
             Self::JoinToken(server) => server.attest(claim, agent).await,
+            Self::GcpIit(server) => server.attest(claim, agent).await,
             Self::K8sPsat(server) => server.attest(claim, agent).await,
             Self::K8sSat(server) => server.attest(claim, agent).await,
             Self::X509Pop(server) => server.attest(claim, agent).await,

@@ -22,12 +22,11 @@ pub use agent::{K8sAgent, K8sAgentConfig};
 pub use sat::{SatClusterConfig, SatServer};
 pub use server::{PsatClusterConfig, PsatServer};
 
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 use serde_json::json;
 use spiffe::{SpiffeId, TrustDomain};
-use zeroize::Zeroizing;
 
-use crate::node::Payload;
+use crate::node::{Payload, Secret};
 use crate::{AttestError, Builtin, Selector};
 
 /// The largest payload that is read, in bytes.
@@ -39,16 +38,6 @@ const MAX_PAYLOAD: usize = 64 * 1024;
 struct AttestationData {
     cluster: String,
     token: Secret,
-}
-
-/// Text that is wiped when dropped and cannot be printed.
-#[derive(Default)]
-struct Secret(Zeroizing<String>);
-
-impl<'de> Deserialize<'de> for Secret {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        String::deserialize(from).map(|text| Self(Zeroizing::new(text)))
-    }
 }
 
 impl AttestationData {

@@ -8,16 +8,11 @@ use ah_spire_attest::node::k8s::{
 };
 use ah_spire_attest::node::{AttestedAgent, ServerHalf};
 use ah_testkit::node_suite::{self, NodeFixture, Unasked, attest, claim};
-use aws_lc_rs::encoding::AsDer;
-use aws_lc_rs::rand::SystemRandom;
-use aws_lc_rs::rsa::{KeyPair as RsaKeyPair, KeySize};
-use aws_lc_rs::signature::{KeyPair as _, RSA_PKCS1_SHA256};
-use base64::Engine as _;
-use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use serde_json::{Value, json};
 use spiffe::TrustDomain;
 
 use self::cluster::Cluster;
+use crate::tokens::{Issuer, now, pem};
 
 mod cluster;
 
@@ -48,6 +43,13 @@ impl Cluster {
             cluster: "here".into(),
             token_path,
         }
+    }
+
+    /// The file of the keys that tokens are signed with.
+    fn key_file(&self, pem: &str) -> PathBuf {
+        let path = self.folder.path().join("sa.pub");
+        std::fs::write(&path, pem).unwrap();
+        path
     }
 
     fn agent(&self, token: &str) -> K8sAgent {
@@ -324,48 +326,6 @@ async fn kubeconfigs_are_read_again_and_their_faults_named() {
     assert!(told.contains("unable to create client config: "), "{told}");
 }
 
-/// The key that a cluster signs the tokens of its accounts with.
-struct Issuer {
-    key: RsaKeyPair,
-    file: PathBuf,
-}
-
-impl Issuer {
-    fn new(cluster: &Cluster) -> Self {
-        let key = RsaKeyPair::generate(KeySize::Rsa2048).unwrap();
-        let spki: aws_lc_rs::encoding::PublicKeyX509Der<'_> = key.public_key().as_der().unwrap();
-        let file = cluster.folder.path().join("sa.pub");
-        std::fs::write(&file, pem("PUBLIC KEY", spki.as_ref())).unwrap();
-        Self { key, file }
-    }
-
-    fn sign(&self, claims: &Value) -> String {
-        let header = json!({"alg": "RS256", "kid": "sa"}).to_string();
-        let signed = format!(
-            "{}.{}",
-            URL_SAFE_NO_PAD.encode(header),
-            URL_SAFE_NO_PAD.encode(claims.to_string())
-        );
-        let mut signature = vec![0; self.key.public_modulus_len()];
-        let random = SystemRandom::new();
-        let signs = self.key.sign(
-            &RSA_PKCS1_SHA256,
-            &random,
-            signed.as_bytes(),
-            &mut signature,
-        );
-        signs.unwrap();
-        format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature))
-    }
-}
-
-fn pem(label: &str, der: &[u8]) -> String {
-    format!(
-        "-----BEGIN {label}-----\n{}\n-----END {label}-----\n",
-        STANDARD.encode(der)
-    )
-}
-
 /// As clusters wrote them before tokens had an end.
 fn plain_claims() -> Value {
     json!({
@@ -390,9 +350,9 @@ async fn sat(config: SatClusterConfig) -> SatServer {
 #[tokio::test]
 async fn k8s_sat_believes_the_clusters_keys() {
     let cluster = Cluster::start().await;
-    let issuer = Issuer::new(&cluster);
+    let issuer = Issuer::new();
     let server = sat(SatClusterConfig {
-        service_account_key_file: issuer.file.clone(),
+        service_account_key_file: cluster.key_file(&issuer.certificate.chain_pem()),
         ..Default::default()
     })
     .await;
@@ -414,12 +374,8 @@ async fn k8s_sat_believes_the_clusters_keys() {
     let again = attested(&agent, &server).await.unwrap();
     assert_ne!(again.id, found.id);
 
-    let now = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap()
-        .as_secs();
     let projected = json!({
-        "exp": now + 600,
+        "exp": now() + 600,
         "kubernetes.io": {"namespace": "spire", "serviceaccount": {"name": "spire-agent"}},
     });
     attested(&with(&issuer.sign(&projected)), &server)
@@ -431,9 +387,9 @@ async fn k8s_sat_believes_the_clusters_keys() {
         issuer.sign(&claims)
     };
     for (token, expected) in [
-        (changed("exp", json!(now - 301)), "token has expired"),
+        (changed("exp", json!(now() - 301)), "token has expired"),
         (
-            issuer.sign(&json!({"exp": now + 900, "nbf": now + 400})),
+            issuer.sign(&json!({"exp": now() + 900, "nbf": now() + 400})),
             "nbf is in the future",
         ),
         (
@@ -450,7 +406,7 @@ async fn k8s_sat_believes_the_clusters_keys() {
         ),
         ("x.y".into(), "unable to parse token"),
         (
-            Issuer::new(&Cluster::start().await).sign(&plain_claims()),
+            Issuer::new().sign(&plain_claims()),
             "token signature is not valid",
         ),
     ] {
@@ -462,14 +418,11 @@ async fn k8s_sat_believes_the_clusters_keys() {
 #[tokio::test]
 async fn k8s_sat_reads_keys_in_all_their_forms() {
     let cluster = Cluster::start().await;
-    let issuer = Issuer::new(&cluster);
+    let issuer = Issuer::new();
     let agent = K8sAgent::plain(cluster.agent_config(&issuer.sign(&plain_claims()))).unwrap();
-    let other = Issuer::new(&Cluster::start().await);
-    let old = pem("RSA PUBLIC KEY", issuer.key.public_key().as_ref());
-    let several = std::fs::read_to_string(&other.file).unwrap_or_default() + &old;
-    std::fs::write(&issuer.file, several).unwrap();
+    let several = Issuer::new().public_key_pem() + &issuer.public_key_pem();
     let config = SatClusterConfig {
-        service_account_key_file: issuer.file.clone(),
+        service_account_key_file: cluster.key_file(&several),
         ..Default::default()
     };
     attested(&agent, &sat(config.clone()).await).await.unwrap();
@@ -477,7 +430,7 @@ async fn k8s_sat_reads_keys_in_all_their_forms() {
         ("", "has no service account keys in"),
         (&pem("PUBLIC KEY", b"x"), "not a public key in DER"),
     ] {
-        std::fs::write(&issuer.file, text).unwrap();
+        cluster.key_file(text);
         let clusters = BTreeMap::from([("here".to_owned(), config.clone())]);
         let error = SatServer::configure(trust_domain(), clusters).await;
         let told = error.err().unwrap().to_string();

@@ -11,7 +11,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
-use crate::node::k8s::Secret;
+use crate::node::Secret;
 
 /// Where a pod finds what it needs.
 const IN_CLUSTER: &str = "/var/run/secrets/kubernetes.io/serviceaccount";

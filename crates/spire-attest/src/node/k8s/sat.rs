@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use ah_spire_wire::der::{self, Writer};
-use ah_spire_wire::jwt::{UnverifiedJwt, date};
+use ah_spire_wire::jwt::UnverifiedJwt;
 use ah_spire_wire::{KeyKind, key_kind};
 use serde_json::{Map, Value};
 use spiffe::TrustDomain;
@@ -14,6 +14,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use crate::node::k8s::api::Api;
 use crate::node::k8s::server::accounts;
 use crate::node::k8s::{AttestationData, agent_id, no_such_cluster, not_allowed, selector};
+use crate::node::token::in_time;
 use crate::node::{AttestedAgent, Challenge, Claim, ServerHalf};
 use crate::{AttestError, Builtin};
 
@@ -171,7 +172,14 @@ fn signed(keys: &[Vec<u8>], token: &str, now: SystemTime) -> Result<(String, Str
             None => "token signed by unknown authority".into(),
         })
     })?;
-    within(claims, now).map_err(|why| {
+    // Plain tokens of old clusters never end; where there is an end, it counts.
+    let timed = claims.contains_key("exp");
+    let timely = if timed {
+        in_time(claims, now, LEEWAY)
+    } else {
+        Ok(())
+    };
+    timely.map_err(|why| {
         AttestError::refused(
             format!("unable to validate token claims: {why}"),
             "restart the agent's pod for a new token, and compare the clocks",
@@ -193,24 +201,6 @@ fn signed(keys: &[Vec<u8>], token: &str, now: SystemTime) -> Result<(String, Str
             "service account name",
         )?,
     ))
-}
-
-/// Plain tokens of old clusters never end; where there is an end, it counts.
-fn within(claims: &Map<String, Value>, now: SystemTime) -> Result<(), String> {
-    let of = |name| date(claims, name).map_err(|error| error.to_string());
-    let Some(end) = of("exp")? else {
-        return Ok(());
-    };
-    if end.checked_add(LEEWAY).is_none_or(|end| now > end) {
-        return Err("token has expired".into());
-    }
-    for name in ["nbf", "iat"] {
-        let early = |at: SystemTime| now.checked_add(LEEWAY).is_some_and(|soon| at > soon);
-        if of(name)?.is_some_and(early) {
-            return Err(format!("token not valid yet ({name} is in the future)"));
-        }
-    }
-    Ok(())
 }
 
 /// A claim that plain tokens have under one name, and projected ones within `kubernetes.io`.

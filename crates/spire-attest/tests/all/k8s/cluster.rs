@@ -173,8 +173,9 @@ async fn answer(
     state.asked.push(format!("{} {path}", parts.method));
     if parts.method == Method::POST && path == "/apis/authentication.k8s.io/v1/tokenreviews" {
         let review: Value = serde_json::from_slice(&body.unwrap()).unwrap();
-        assert_eq!(review["kind"], "TokenReview");
-        let token = review["spec"]["token"].as_str().unwrap();
+        assert_eq!(review.get("kind"), Some(&json!("TokenReview")));
+        let token = review.pointer("/spec/token").and_then(Value::as_str);
+        let token = token.unwrap();
         let status = state.reviews.get(token);
         let status = status.cloned().unwrap_or(json!({"authenticated": false}));
         return told(StatusCode::CREATED, json!({"status": status}));
