@@ -34,6 +34,8 @@ pub enum Builtin {
     JoinToken,
     /// [`crate::node::gcp_iit`]
     GcpIit,
+    /// [`crate::node::http_challenge`]
+    HttpChallenge,
     /// [`crate::node::k8s`], with projected tokens
     K8sPsat,
     /// [`crate::node::k8s`], with plain tokens
@@ -46,8 +48,9 @@ pub enum Builtin {
 
 impl Builtin {
     /// All there are.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::GcpIit,
+        Self::HttpChallenge,
         Self::JoinToken,
         Self::K8sPsat,
         Self::K8sSat,
@@ -67,9 +70,12 @@ impl Builtin {
     /// Whether it attests nodes or workloads.
     pub fn kind(self) -> PluginKind {
         match self {
-            Self::GcpIit | Self::JoinToken | Self::K8sPsat | Self::K8sSat | Self::X509Pop => {
-                PluginKind::NodeAttestor
-            }
+            Self::GcpIit
+            | Self::HttpChallenge
+            | Self::JoinToken
+            | Self::K8sPsat
+            | Self::K8sSat
+            | Self::X509Pop => PluginKind::NodeAttestor,
             Self::Unix => PluginKind::WorkloadAttestor,
         }
     }
@@ -79,6 +85,7 @@ impl Builtin {
         match self {
             Self::JoinToken => "join_token",
             Self::GcpIit => "gcp_iit",
+            Self::HttpChallenge => "http_challenge",
             Self::K8sPsat => "k8s_psat",
             Self::K8sSat => "k8s_sat",
             Self::X509Pop => "x509pop",
@@ -90,7 +97,12 @@ impl Builtin {
     pub fn old_names(self) -> &'static [&'static str] {
         match self {
             Self::X509Pop => &["x509_pop"],
-            Self::GcpIit | Self::JoinToken | Self::K8sPsat | Self::K8sSat | Self::Unix => &[],
+            Self::GcpIit
+            | Self::HttpChallenge
+            | Self::JoinToken
+            | Self::K8sPsat
+            | Self::K8sSat
+            | Self::Unix => &[],
         }
     }
 }

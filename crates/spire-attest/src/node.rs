@@ -13,6 +13,7 @@ use crate::{AttestError, Builtin, Selector};
 
 mod builtin;
 pub mod gcp_iit;
+pub mod http_challenge;
 pub mod join_token;
 pub mod k8s;
 mod template;

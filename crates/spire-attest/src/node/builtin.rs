@@ -2,6 +2,9 @@
 
 use crate::AttestError;
 use crate::node::gcp_iit::{GcpIitAgent, GcpIitServer};
+use crate::node::http_challenge::{
+    HttpChallengeAgent, HttpChallengeConversation, HttpChallengeServer,
+};
 use crate::node::join_token::{JoinTokenAgent, JoinTokenServer, JoinTokens};
 use crate::node::k8s::{K8sAgent, PsatServer, SatServer};
 use crate::node::x509pop::{Authorities, X509PopAgent, X509PopConversation, X509PopServer};
@@ -16,6 +19,8 @@ pub enum BuiltinAgent {
     JoinToken(JoinTokenAgent),
     /// `gcp_iit`
     GcpIit(GcpIitAgent),
+    /// `http_challenge`
+    HttpChallenge(HttpChallengeAgent),
     /// `k8s_psat` and `k8s_sat`
     K8s(K8sAgent),
     /// `x509pop`
@@ -25,6 +30,8 @@ pub enum BuiltinAgent {
 /// The conversation of a [`BuiltinAgent`].
 #[derive(Debug)]
 pub enum BuiltinConversation {
+    /// `http_challenge`
+    HttpChallenge(HttpChallengeConversation),
     /// Attestors without challenges.
     None(NoChallenge),
     /// `x509pop`
@@ -38,6 +45,7 @@ impl AgentHalf for BuiltinAgent {
         match self {
             Self::JoinToken(agent) => agent.name(),
             Self::GcpIit(agent) => agent.name(),
+            Self::HttpChallenge(agent) => agent.name(),
             Self::K8s(agent) => agent.name(),
             Self::X509Pop(agent) => agent.name(),
         }
@@ -52,6 +60,10 @@ impl AgentHalf for BuiltinAgent {
             Self::GcpIit(agent) => {
                 let (payload, conversation) = agent.begin().await?;
                 (payload, BuiltinConversation::None(conversation))
+            }
+            Self::HttpChallenge(agent) => {
+                let (payload, conversation) = agent.begin().await?;
+                (payload, BuiltinConversation::HttpChallenge(conversation))
             }
             Self::K8s(agent) => {
                 let (payload, conversation) = agent.begin().await?;
@@ -68,6 +80,7 @@ impl AgentHalf for BuiltinAgent {
 impl Conversation for BuiltinConversation {
     async fn answer(&mut self, challenge: &[u8]) -> Result<Vec<u8>, AttestError> {
         match self {
+            Self::HttpChallenge(conversation) => conversation.answer(challenge).await,
             Self::None(conversation) => conversation.answer(challenge).await,
             Self::X509Pop(conversation) => conversation.answer(challenge).await,
         }
@@ -80,6 +93,8 @@ pub enum BuiltinServer<T, A> {
     JoinToken(JoinTokenServer<T>),
     /// `gcp_iit`
     GcpIit(Box<GcpIitServer>),
+    /// `http_challenge`
+    HttpChallenge(HttpChallengeServer),
     /// `k8s_psat`
     K8sPsat(PsatServer),
     /// `k8s_sat`
@@ -93,6 +108,7 @@ impl<T: JoinTokens, A: Authorities> ServerHalf for BuiltinServer<T, A> {
         match self {
             Self::JoinToken(server) => server.name(),
             Self::GcpIit(server) => server.name(),
+            Self::HttpChallenge(server) => server.name(),
             Self::K8sPsat(server) => server.name(),
             Self::K8sSat(server) => server.name(),
             Self::X509Pop(server) => server.name(),
@@ -107,6 +123,7 @@ impl<T: JoinTokens, A: Authorities> ServerHalf for BuiltinServer<T, A> {
         match self {
             Self::JoinToken(server) => server.attest(claim, agent).await,
             Self::GcpIit(server) => server.attest(claim, agent).await,
+            Self::HttpChallenge(server) => server.attest(claim, agent).await,
             Self::K8sPsat(server) => server.attest(claim, agent).await,
             Self::K8sSat(server) => server.attest(claim, agent).await,
             Self::X509Pop(server) => server.attest(claim, agent).await,

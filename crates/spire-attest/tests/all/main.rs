@@ -9,6 +9,7 @@
 )]
 
 mod gcp_iit;
+mod http_challenge;
 mod join_token;
 mod k8s;
 #[cfg(target_os = "linux")]
