@@ -32,6 +32,14 @@ impl fmt::Display for PluginKind {
 pub enum Builtin {
     /// [`crate::node::join_token`]
     JoinToken,
+    /// [`crate::node::gcp_iit`]
+    GcpIit,
+    /// [`crate::node::http_challenge`]
+    HttpChallenge,
+    /// [`crate::node::k8s`], with projected tokens
+    K8sPsat,
+    /// [`crate::node::k8s`], with plain tokens
+    K8sSat,
     /// [`crate::node::x509pop`]
     X509Pop,
     /// `crate::workload::unix`
@@ -40,7 +48,15 @@ pub enum Builtin {
 
 impl Builtin {
     /// All there are.
-    pub const ALL: [Self; 3] = [Self::JoinToken, Self::X509Pop, Self::Unix];
+    pub const ALL: [Self; 7] = [
+        Self::GcpIit,
+        Self::HttpChallenge,
+        Self::JoinToken,
+        Self::K8sPsat,
+        Self::K8sSat,
+        Self::X509Pop,
+        Self::Unix,
+    ];
 
     /// The attestor of `kind` that a configuration file calls `name`; old names count (SR-2).
     pub fn named(kind: PluginKind, name: &str) -> Option<Self> {
@@ -54,7 +70,12 @@ impl Builtin {
     /// Whether it attests nodes or workloads.
     pub fn kind(self) -> PluginKind {
         match self {
-            Self::JoinToken | Self::X509Pop => PluginKind::NodeAttestor,
+            Self::GcpIit
+            | Self::HttpChallenge
+            | Self::JoinToken
+            | Self::K8sPsat
+            | Self::K8sSat
+            | Self::X509Pop => PluginKind::NodeAttestor,
             Self::Unix => PluginKind::WorkloadAttestor,
         }
     }
@@ -63,6 +84,10 @@ impl Builtin {
     pub fn name(self) -> &'static str {
         match self {
             Self::JoinToken => "join_token",
+            Self::GcpIit => "gcp_iit",
+            Self::HttpChallenge => "http_challenge",
+            Self::K8sPsat => "k8s_psat",
+            Self::K8sSat => "k8s_sat",
             Self::X509Pop => "x509pop",
             Self::Unix => "unix",
         }
@@ -72,7 +97,12 @@ impl Builtin {
     pub fn old_names(self) -> &'static [&'static str] {
         match self {
             Self::X509Pop => &["x509_pop"],
-            Self::JoinToken | Self::Unix => &[],
+            Self::GcpIit
+            | Self::HttpChallenge
+            | Self::JoinToken
+            | Self::K8sPsat
+            | Self::K8sSat
+            | Self::Unix => &[],
         }
     }
 }

@@ -33,6 +33,10 @@ impl AttestError {
         Self::Refused(Explained::new(Code::PermissionDenied, text.to_string()).hint(hint))
     }
 
+    pub(crate) fn unavailable(text: impl fmt::Display, hint: impl Into<String>) -> Self {
+        Self::Unavailable(Explained::new(Code::Unavailable, text.to_string()).hint(hint))
+    }
+
     pub(crate) fn internal(text: impl fmt::Display, hint: impl Into<String>) -> Self {
         Self::Internal(Explained::new(Code::Other, text.to_string()).hint(hint))
     }

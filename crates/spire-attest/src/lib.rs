@@ -8,6 +8,10 @@
 //! | name | payload | challenge | SPIFFE ID | attests again |
 //! |---|---|---|---|---|
 //! | `join_token` | the token | none | `/spire/agent/join_token/<token>` | no |
+//! | `gcp_iit` | an identity token | none | `/spire/agent/gcp_iit/<project>/<instance>`, or by `agent_path_template` | no |
+//! | `http_challenge` | host, port, agent's name | serve a nonce by HTTP | `/spire/agent/http_challenge/<host>` | with `tofu = false` |
+//! | `k8s_psat` | cluster and projected token | none | `/spire/agent/k8s_psat/<cluster>/<UID of the node>` | yes |
+//! | `k8s_sat` | cluster and token | none | `/spire/agent/k8s_sat/<cluster>/<random UUID>` | no |
 //! | `x509pop` | a certificate chain | sign a nonce | `/spire/agent/x509pop/<SHA-1 of the certificate>`, or by `agent_path_template` | yes |
 //!
 //! A **workload attestor** ([`workload::WorkloadAttestor`]) turns the process at the other end of a unix socket into

@@ -5,13 +5,19 @@ use std::future::Future;
 use std::net::IpAddr;
 use std::time::SystemTime;
 
+use serde::{Deserialize, Deserializer};
 use spiffe::SpiffeId;
 use zeroize::Zeroizing;
 
-use crate::{AttestError, Selector};
+use crate::{AttestError, Builtin, Selector};
 
 mod builtin;
+pub mod gcp_iit;
+pub mod http_challenge;
 pub mod join_token;
+pub mod k8s;
+mod template;
+mod token;
 pub mod x509pop;
 
 pub use builtin::{BuiltinAgent, BuiltinConversation, BuiltinServer};
@@ -35,6 +41,16 @@ impl Payload {
 impl fmt::Debug for Payload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Payload(…)")
+    }
+}
+
+/// Text that is wiped when dropped and cannot be printed.
+#[derive(Default)]
+struct Secret(Zeroizing<String>);
+
+impl<'de> Deserialize<'de> for Secret {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        String::deserialize(from).map(|text| Self(Zeroizing::new(text)))
     }
 }
 
@@ -62,6 +78,27 @@ pub trait Conversation: Send {
         &mut self,
         challenge: &[u8],
     ) -> impl Future<Output = Result<Vec<u8>, AttestError>> + Send;
+}
+
+/// The conversation of attestors whose payload says it all. It answers nothing: a server that challenges one of them
+/// is no server of this protocol.
+#[derive(Debug)]
+pub struct NoChallenge(Builtin);
+
+impl NoChallenge {
+    pub(crate) fn of(builtin: Builtin) -> Self {
+        Self(builtin)
+    }
+}
+
+impl Conversation for NoChallenge {
+    async fn answer(&mut self, _challenge: &[u8]) -> Result<Vec<u8>, AttestError> {
+        let hint = format!(
+            "{} has no challenge; check that the address is that of a SPIRE server",
+            self.0
+        );
+        Err(AttestError::internal("server issued unexpected challenge", hint).of_builtin(self.0))
+    }
 }
 
 /// What a server half judges.

@@ -132,16 +132,12 @@ pub fn validate_jwt_svid<'a>(
     bundle_of: impl FnOnce(&TrustDomain) -> Option<&'a Bundle>,
     now: SystemTime,
 ) -> Result<Claims, InvalidJwtSvid> {
-    if token.len() > MAX_TOKEN_BYTES {
-        return Err(malformed("larger than 64 KiB"));
-    }
-    let (signed, signature) = token
-        .rsplit_once('.')
-        .ok_or_else(|| malformed("compact JWS format must have three parts"))?;
-    let (header, payload) = signed
-        .split_once('.')
-        .filter(|(_, payload)| !payload.contains('.'))
-        .ok_or_else(|| malformed("compact JWS format must have three parts"))?;
+    let Compact {
+        signed,
+        header,
+        payload,
+        signature,
+    } = Compact::split(token)?;
     let header: Header = serde_json::from_slice(&part(header, "header")?)
         .map_err(|error| malformed(&format!("header: {error}")))?;
     let algorithm = Algorithm::named(&header.alg).ok_or_else(|| {
@@ -204,6 +200,85 @@ pub fn validate_jwt_svid<'a>(
     Ok(claims)
 }
 
+/// A JWT that is no JWT-SVID, such as the token of a platform, and that is not believed yet.
+#[derive(Clone, Debug)]
+pub struct UnverifiedJwt<'a> {
+    /// `kid`
+    pub key_id: Option<String>,
+    /// `alg`
+    pub algorithm: String,
+    signed: &'a str,
+    signature: Vec<u8>,
+    claims: Map<String, Value>,
+}
+
+impl<'a> UnverifiedJwt<'a> {
+    /// Reads a token in compact form (RFC 7519 §3).
+    pub fn parse(token: &'a str) -> Result<Self, InvalidJwtSvid> {
+        #[derive(Deserialize)]
+        struct Header {
+            alg: String,
+            kid: Option<String>,
+        }
+
+        let compact = Compact::split(token)?;
+        let header: Header = serde_json::from_slice(&part(compact.header, "header")?)
+            .map_err(|error| malformed(&format!("header: {error}")))?;
+        let claims = serde_json::from_slice(&part(compact.payload, "payload")?)
+            .map_err(|error| malformed(&format!("payload: {error}")))?;
+        Ok(Self {
+            key_id: header.kid,
+            algorithm: header.alg,
+            signed: compact.signed,
+            signature: part(compact.signature, "signature")?,
+            claims,
+        })
+    }
+
+    /// Its claims, if the holder of `spki` signed it with an algorithm that a JWT-SVID may have as well.
+    ///
+    /// # Errors
+    /// [`InvalidJwtSvid::Signature`], and [`InvalidJwtSvid::Malformed`] for another algorithm.
+    pub fn verify(&self, spki: &[u8]) -> Result<&Map<String, Value>, InvalidJwtSvid> {
+        let algorithm = Algorithm::named(&self.algorithm).ok_or_else(|| {
+            malformed(&format!(
+                "unexpected signature algorithm \"{}\"",
+                self.algorithm
+            ))
+        })?;
+        algorithm.verify(spki, self.signed.as_bytes(), &self.signature)?;
+        Ok(&self.claims)
+    }
+}
+
+/// The three parts of a token in compact form (RFC 7515 §7.1), still encoded.
+struct Compact<'a> {
+    signed: &'a str,
+    header: &'a str,
+    payload: &'a str,
+    signature: &'a str,
+}
+
+impl<'a> Compact<'a> {
+    fn split(token: &'a str) -> Result<Self, InvalidJwtSvid> {
+        if token.len() > MAX_TOKEN_BYTES {
+            return Err(malformed("larger than 64 KiB"));
+        }
+        let three = || malformed("compact JWS format must have three parts");
+        let (signed, signature) = token.rsplit_once('.').ok_or_else(three)?;
+        let (header, payload) = signed
+            .split_once('.')
+            .filter(|(_, payload)| !payload.contains('.'))
+            .ok_or_else(three)?;
+        Ok(Self {
+            signed,
+            header,
+            payload,
+            signature,
+        })
+    }
+}
+
 fn malformed(why: &str) -> InvalidJwtSvid {
     InvalidJwtSvid::Malformed(why.to_owned())
 }
@@ -244,8 +319,8 @@ fn claims(all: Map<String, Value>) -> Result<Claims, InvalidJwtSvid> {
     })
 }
 
-/// A NumericDate (RFC 7519 §2): seconds, perhaps with a fraction.
-fn date(claims: &Map<String, Value>, name: &str) -> Result<Option<SystemTime>, InvalidJwtSvid> {
+/// A date among the claims, such as `exp`: seconds, perhaps with a fraction (RFC 7519 §2).
+pub fn date(claims: &Map<String, Value>, name: &str) -> Result<Option<SystemTime>, InvalidJwtSvid> {
     let Some(claim) = claims.get(name) else {
         return Ok(None);
     };

@@ -225,7 +225,8 @@ impl<C: Conversation> Challenge for Honest<C> {
     }
 }
 
-struct Unasked;
+/// Fails the test when it is asked anything.
+pub struct Unasked;
 
 impl Challenge for Unasked {
     async fn challenge(&mut self, _challenge: Vec<u8>) -> Result<Vec<u8>, AttestError> {

@@ -1,15 +1,28 @@
 //! The attestors that are built in, each as one type for callers that hold any of them.
 
 use crate::AttestError;
-use crate::node::join_token::{JoinTokenAgent, JoinTokenServer, JoinTokens, NoChallenge};
+use crate::node::gcp_iit::{GcpIitAgent, GcpIitServer};
+use crate::node::http_challenge::{
+    HttpChallengeAgent, HttpChallengeConversation, HttpChallengeServer,
+};
+use crate::node::join_token::{JoinTokenAgent, JoinTokenServer, JoinTokens};
+use crate::node::k8s::{K8sAgent, PsatServer, SatServer};
 use crate::node::x509pop::{Authorities, X509PopAgent, X509PopConversation, X509PopServer};
-use crate::node::{AgentHalf, AttestedAgent, Challenge, Claim, Conversation, Payload, ServerHalf};
+use crate::node::{
+    AgentHalf, AttestedAgent, Challenge, Claim, Conversation, NoChallenge, Payload, ServerHalf,
+};
 
 /// The agent's half of any built-in attestor.
 #[derive(Debug)]
 pub enum BuiltinAgent {
     /// `join_token`
     JoinToken(JoinTokenAgent),
+    /// `gcp_iit`
+    GcpIit(GcpIitAgent),
+    /// `http_challenge`
+    HttpChallenge(HttpChallengeAgent),
+    /// `k8s_psat` and `k8s_sat`
+    K8s(K8sAgent),
     /// `x509pop`
     X509Pop(X509PopAgent),
 }
@@ -17,8 +30,10 @@ pub enum BuiltinAgent {
 /// The conversation of a [`BuiltinAgent`].
 #[derive(Debug)]
 pub enum BuiltinConversation {
-    /// `join_token`
-    JoinToken(NoChallenge),
+    /// `http_challenge`
+    HttpChallenge(HttpChallengeConversation),
+    /// Attestors without challenges.
+    None(NoChallenge),
     /// `x509pop`
     X509Pop(X509PopConversation),
 }
@@ -29,6 +44,9 @@ impl AgentHalf for BuiltinAgent {
     fn name(&self) -> &str {
         match self {
             Self::JoinToken(agent) => agent.name(),
+            Self::GcpIit(agent) => agent.name(),
+            Self::HttpChallenge(agent) => agent.name(),
+            Self::K8s(agent) => agent.name(),
             Self::X509Pop(agent) => agent.name(),
         }
     }
@@ -37,7 +55,19 @@ impl AgentHalf for BuiltinAgent {
         Ok(match self {
             Self::JoinToken(agent) => {
                 let (payload, conversation) = agent.begin().await?;
-                (payload, BuiltinConversation::JoinToken(conversation))
+                (payload, BuiltinConversation::None(conversation))
+            }
+            Self::GcpIit(agent) => {
+                let (payload, conversation) = agent.begin().await?;
+                (payload, BuiltinConversation::None(conversation))
+            }
+            Self::HttpChallenge(agent) => {
+                let (payload, conversation) = agent.begin().await?;
+                (payload, BuiltinConversation::HttpChallenge(conversation))
+            }
+            Self::K8s(agent) => {
+                let (payload, conversation) = agent.begin().await?;
+                (payload, BuiltinConversation::None(conversation))
             }
             Self::X509Pop(agent) => {
                 let (payload, conversation) = agent.begin().await?;
@@ -50,7 +80,8 @@ impl AgentHalf for BuiltinAgent {
 impl Conversation for BuiltinConversation {
     async fn answer(&mut self, challenge: &[u8]) -> Result<Vec<u8>, AttestError> {
         match self {
-            Self::JoinToken(conversation) => conversation.answer(challenge).await,
+            Self::HttpChallenge(conversation) => conversation.answer(challenge).await,
+            Self::None(conversation) => conversation.answer(challenge).await,
             Self::X509Pop(conversation) => conversation.answer(challenge).await,
         }
     }
@@ -60,6 +91,14 @@ impl Conversation for BuiltinConversation {
 pub enum BuiltinServer<T, A> {
     /// `join_token`
     JoinToken(JoinTokenServer<T>),
+    /// `gcp_iit`
+    GcpIit(Box<GcpIitServer>),
+    /// `http_challenge`
+    HttpChallenge(HttpChallengeServer),
+    /// `k8s_psat`
+    K8sPsat(PsatServer),
+    /// `k8s_sat`
+    K8sSat(SatServer),
     /// `x509pop`
     X509Pop(X509PopServer<A>),
 }
@@ -68,6 +107,10 @@ impl<T: JoinTokens, A: Authorities> ServerHalf for BuiltinServer<T, A> {
     fn name(&self) -> &str {
         match self {
             Self::JoinToken(server) => server.name(),
+            Self::GcpIit(server) => server.name(),
+            Self::HttpChallenge(server) => server.name(),
+            Self::K8sPsat(server) => server.name(),
+            Self::K8sSat(server) => server.name(),
             Self::X509Pop(server) => server.name(),
         }
     }
@@ -79,6 +122,10 @@ impl<T: JoinTokens, A: Authorities> ServerHalf for BuiltinServer<T, A> {
     ) -> Result<AttestedAgent, AttestError> {
         match self {
             Self::JoinToken(server) => server.attest(claim, agent).await,
+            Self::GcpIit(server) => server.attest(claim, agent).await,
+            Self::HttpChallenge(server) => server.attest(claim, agent).await,
+            Self::K8sPsat(server) => server.attest(claim, agent).await,
+            Self::K8sSat(server) => server.attest(claim, agent).await,
             Self::X509Pop(server) => server.attest(claim, agent).await,
         }
     }

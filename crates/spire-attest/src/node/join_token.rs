@@ -6,5 +6,5 @@
 mod agent;
 mod server;
 
-pub use agent::{JoinTokenAgent, NoChallenge, Token};
+pub use agent::{JoinTokenAgent, Token};
 pub use server::{JoinTokenServer, JoinTokens, TokenUse, agent_id};

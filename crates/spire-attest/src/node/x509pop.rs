@@ -15,7 +15,7 @@ mod config;
 mod messages;
 mod proof;
 mod server;
-mod template;
+pub(in crate::node) mod values;
 
 pub use agent::{X509PopAgent, X509PopConversation};
 pub use config::{X509PopAgentConfig, X509PopServerConfig};

@@ -3,19 +3,25 @@
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
+    clippy::indexing_slicing,
     clippy::panic,
     reason = "a test fails by panicking"
 )]
 
+mod gcp_iit;
+mod http_challenge;
 mod join_token;
+mod k8s;
 #[cfg(target_os = "linux")]
 mod peer;
 #[cfg(target_os = "linux")]
 mod processes;
 #[cfg(target_os = "linux")]
 mod reused;
+mod tokens;
 #[cfg(target_os = "linux")]
 mod unix;
+mod web;
 #[cfg(target_os = "linux")]
 mod workload;
 mod x509pop;

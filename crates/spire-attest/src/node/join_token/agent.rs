@@ -2,7 +2,7 @@ use std::fmt;
 
 use zeroize::Zeroizing;
 
-use crate::node::{AgentHalf, Conversation, Payload};
+use crate::node::{AgentHalf, NoChallenge, Payload};
 use crate::{AttestError, Builtin};
 
 /// A join token. It is wiped when dropped and cannot be printed.
@@ -52,21 +52,8 @@ impl AgentHalf for JoinTokenAgent {
 
     async fn begin(&self) -> Result<(Payload, NoChallenge), AttestError> {
         let token = self.token.as_ref().ok_or_else(not_provided)?;
-        Ok((Payload::new(token.0.as_bytes().to_vec()), NoChallenge))
-    }
-}
-
-/// Answers nothing: a server that challenges a join token is no server of this protocol.
-#[derive(Debug)]
-pub struct NoChallenge;
-
-impl Conversation for NoChallenge {
-    async fn answer(&mut self, _challenge: &[u8]) -> Result<Vec<u8>, AttestError> {
-        Err(AttestError::internal(
-            "server issued unexpected challenge",
-            "join tokens have no challenge; check that the address is that of a SPIRE server",
-        )
-        .of_builtin(Builtin::JoinToken))
+        let payload = Payload::new(token.0.as_bytes().to_vec());
+        Ok((payload, NoChallenge::of(Builtin::JoinToken)))
     }
 }
 

@@ -6,11 +6,12 @@ use std::net::IpAddr;
 use rustls_pki_types::CertificateDer;
 use spiffe::{SpiffeId, TrustDomain};
 
+use crate::node::template::Template;
 use crate::node::x509pop::certificate::{Certificate, fingerprint};
 use crate::node::x509pop::chain::{Root, signers};
 use crate::node::x509pop::config::{X509PopServerConfig, certificates, unreadable, wrong};
 use crate::node::x509pop::messages::{self, AttestationData, Response, read, write};
-use crate::node::x509pop::template::{Template, Values};
+use crate::node::x509pop::values::{Value, Values};
 use crate::node::{AttestedAgent, Challenge, Claim, ServerHalf};
 use crate::{AttestError, Builtin, Selector};
 
@@ -32,7 +33,7 @@ pub trait Authorities: Send + Sync {
 pub struct X509PopServer<A> {
     trust_domain: TrustDomain,
     trust: Trust<A>,
-    template: Template,
+    template: Template<Value>,
     max_intermediates: usize,
     max_rsa_bits: usize,
     verify_client_ip: bool,
@@ -262,16 +263,10 @@ impl<A: Authorities> X509PopServer<A> {
             svid_path,
             uri_selectors,
         };
-        let path = self.template.render(&values).map_err(fault)?;
-        let suffix = || format!("invalid agent path suffix {path:?}");
-        if !path.starts_with('/') {
-            return Err(fault(format!(
-                "{}: path must have a leading slash",
-                suffix()
-            )));
-        }
-        let id = format!("spiffe://{}/spire/agent{path}", self.trust_domain);
-        SpiffeId::new(id).map_err(|error| fault(format!("{}: {error}", suffix())))
+        let id = self
+            .template
+            .agent_id(&self.trust_domain, |value| value.of(&values));
+        id.map_err(fault)
     }
 }
 

@@ -3,106 +3,40 @@
 //! Text, `{{ .Value }}`, strings, pipelines, and functions on strings, with Go's trimming and comments. Anything else is
 //! an error when the template is read, so that no agent meets it.
 
-use std::collections::BTreeMap;
-
 use ah_identity_provider::hex;
 use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, SHA256, digest};
+use spiffe::{SpiffeId, TrustDomain};
 
-use crate::node::x509pop::certificate::Certificate;
 use lex::{Lexer, Token};
 
 mod lex;
 
-/// What a template can ask for.
-pub(super) struct Values<'a> {
-    pub(super) leaf: &'a Certificate,
-    pub(super) trust_domain: &'a str,
-    pub(super) svid_path: &'a str,
-    pub(super) uri_selectors: &'a BTreeMap<String, String>,
+/// What a template can ask for, each by a name after a dot.
+pub(crate) trait Value: Sized {
+    /// All names, as a message lists them.
+    const KNOWN: &str;
+
+    /// The value that `name`, which has its dots, stands for.
+    fn named(name: &str) -> Option<Self>;
 }
 
 /// A template that was read.
 #[derive(Debug)]
-pub(super) struct Template {
-    parts: Vec<Part>,
+pub(crate) struct Template<V> {
+    parts: Vec<Part<V>>,
 }
 
 #[derive(Debug)]
-enum Part {
+enum Part<V> {
     Text(String),
-    Pipeline(Operand),
+    Pipeline(Operand<V>),
 }
 
 #[derive(Debug)]
-enum Operand {
+enum Operand<V> {
     Text(String),
-    Value(Value),
-    Call(Function, Vec<Operand>),
-}
-
-/// Names after the dot, and what they stand for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Value {
-    PluginName,
-    Fingerprint,
-    TrustDomain,
-    SerialNumberHex,
-    SerialNumber,
-    SvidPathTrimmed,
-    SubjectCommonName,
-    SubjectSerialNumber,
-    IssuerCommonName,
-    IssuerSerialNumber,
-    UriSanSelector(String),
-}
-
-const KNOWN_VALUES: &str = ".PluginName, .Fingerprint, .TrustDomain, .SerialNumberHex, .SerialNumber, .SVIDPathTrimmed, .Subject.CommonName, .Subject.SerialNumber, .Issuer.CommonName, .Issuer.SerialNumber and .URISanSelectors.<key>";
-
-impl Value {
-    fn named(name: &str) -> Option<Self> {
-        Some(match name {
-            ".PluginName" => Self::PluginName,
-            ".Fingerprint" => Self::Fingerprint,
-            ".TrustDomain" => Self::TrustDomain,
-            ".SerialNumberHex" => Self::SerialNumberHex,
-            ".SerialNumber" => Self::SerialNumber,
-            ".SVIDPathTrimmed" => Self::SvidPathTrimmed,
-            ".Subject.CommonName" => Self::SubjectCommonName,
-            ".Subject.SerialNumber" => Self::SubjectSerialNumber,
-            ".Issuer.CommonName" => Self::IssuerCommonName,
-            ".Issuer.SerialNumber" => Self::IssuerSerialNumber,
-            other => {
-                let key = other.strip_prefix(".URISanSelectors.")?;
-                if key.contains('.') {
-                    return None;
-                }
-                Self::UriSanSelector(key.to_owned())
-            }
-        })
-    }
-
-    fn of(&self, values: &Values<'_>) -> Result<String, String> {
-        let leaf = values.leaf;
-        Ok(match self {
-            Self::PluginName => crate::Builtin::X509Pop.name(),
-            Self::Fingerprint => &leaf.fingerprint,
-            Self::TrustDomain => values.trust_domain,
-            Self::SerialNumberHex => &leaf.serial_hex,
-            Self::SerialNumber => &leaf.serial_decimal,
-            Self::SvidPathTrimmed => values.svid_path,
-            Self::SubjectCommonName => &leaf.subject.common_name,
-            Self::SubjectSerialNumber => &leaf.subject.serial_number,
-            Self::IssuerCommonName => &leaf.issuer.common_name,
-            Self::IssuerSerialNumber => &leaf.issuer.serial_number,
-            Self::UriSanSelector(key) => values.uri_selectors.get(key).ok_or_else(|| {
-                format!(
-                    "the certificate has no URI SAN x509pop://{}/{key}/<value>, which .URISanSelectors.{key} asks for",
-                    values.trust_domain
-                )
-            })?,
-        }
-        .to_owned())
-    }
+    Value(V),
+    Call(Function, Vec<Operand<V>>),
 }
 
 /// A function of strings, as the SPRIG library defines it. The piped value is the last argument.
@@ -187,9 +121,9 @@ fn truncated(text: &str, length: i64) -> String {
     part.unwrap_or(text).to_owned()
 }
 
-impl Template {
+impl<V: Value> Template<V> {
     /// Reads a template. The error is a text that says where and what.
-    pub(super) fn parse(text: &str) -> Result<Self, String> {
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let mut parts = Vec::new();
         let mut rest = text;
         while let Some((before, action)) = rest.split_once("{{") {
@@ -215,20 +149,34 @@ impl Template {
         }
     }
 
-    /// The path for these values. The error is a text.
-    pub(super) fn render(&self, values: &Values<'_>) -> Result<String, String> {
+    /// The SPIFFE ID of the agent in `trust_domain` that has the values which `of` gives. The error is a text.
+    pub(crate) fn agent_id(
+        &self,
+        trust_domain: &TrustDomain,
+        of: impl Fn(&V) -> Result<String, String>,
+    ) -> Result<SpiffeId, String> {
+        let path = self.render(&of)?;
+        let suffix = || format!("invalid agent path suffix {path:?}");
+        if !path.starts_with('/') {
+            return Err(format!("{}: path must have a leading slash", suffix()));
+        }
+        let id = format!("spiffe://{trust_domain}/spire/agent{path}");
+        SpiffeId::new(id).map_err(|error| format!("{}: {error}", suffix()))
+    }
+
+    fn render(&self, of: &impl Fn(&V) -> Result<String, String>) -> Result<String, String> {
         let mut out = String::new();
         for part in &self.parts {
             match part {
                 Part::Text(text) => out.push_str(text),
-                Part::Pipeline(operand) => out.push_str(&operand.value(values)?),
+                Part::Pipeline(operand) => out.push_str(&operand.value(of)?),
             }
         }
         Ok(out)
     }
 }
 
-fn push(parts: &mut Vec<Part>, text: &str) {
+fn push<V>(parts: &mut Vec<Part<V>>, text: &str) {
     if !text.is_empty() {
         parts.push(Part::Text(text.to_owned()));
     }
@@ -240,13 +188,13 @@ fn excerpt(text: &str, at: usize) -> String {
     action.chars().take(40).collect()
 }
 
-impl Operand {
-    fn value(&self, values: &Values<'_>) -> Result<String, String> {
+impl<V> Operand<V> {
+    fn value(&self, of: &impl Fn(&V) -> Result<String, String>) -> Result<String, String> {
         match self {
             Self::Text(text) => Ok(text.clone()),
-            Self::Value(value) => value.of(values),
+            Self::Value(value) => of(value),
             Self::Call(function, arguments) => {
-                let arguments = arguments.iter().map(|argument| argument.value(values));
+                let arguments = arguments.iter().map(|argument| argument.value(of));
                 let arguments: Vec<_> = arguments.collect::<Result<_, _>>()?;
                 Ok(function.apply(&arguments))
             }
@@ -255,11 +203,11 @@ impl Operand {
 }
 
 /// What stands between the braces; none for a comment.
-fn pipeline(lexer: &mut Lexer<'_>) -> Result<Option<Operand>, String> {
+fn pipeline<V: Value>(lexer: &mut Lexer<'_>) -> Result<Option<Operand<V>>, String> {
     if lexer.comment()? {
         return Ok(None);
     }
-    let mut piped: Option<Operand> = None;
+    let mut piped: Option<Operand<V>> = None;
     loop {
         let mut words = Vec::new();
         let end = loop {
@@ -276,7 +224,7 @@ fn pipeline(lexer: &mut Lexer<'_>) -> Result<Option<Operand>, String> {
 }
 
 /// One stage of a pipeline.
-fn command(words: Vec<Token>, piped: Option<Operand>) -> Result<Operand, String> {
+fn command<V: Value>(words: Vec<Token>, piped: Option<Operand<V>>) -> Result<Operand<V>, String> {
     let mut words = words.into_iter();
     let first = words.next().ok_or("a value is missing")?;
     let Token::Word(name) = first else {
@@ -290,7 +238,8 @@ fn command(words: Vec<Token>, piped: Option<Operand>) -> Result<Operand, String>
     };
     let unknown = || {
         format!(
-            "{name} is not served; known are the functions {KNOWN_FUNCTIONS}, and the values {KNOWN_VALUES}"
+            "{name} is not served; known are the functions {KNOWN_FUNCTIONS}, and the values {}",
+            V::KNOWN
         )
     };
     let mut function = Function::named(&name).ok_or_else(unknown)?;
@@ -310,13 +259,13 @@ fn command(words: Vec<Token>, piped: Option<Operand>) -> Result<Operand, String>
     Ok(Operand::Call(function, arguments))
 }
 
-fn operand(token: Token) -> Result<Operand, String> {
+fn operand<V: Value>(token: Token) -> Result<Operand<V>, String> {
     match token {
         Token::Text(text) => Ok(Operand::Text(text)),
         Token::Value(name) => {
-            let value = Value::named(&name);
+            let value = V::named(&name);
             let value =
-                value.ok_or_else(|| format!("{name} is not known; known are {KNOWN_VALUES}"))?;
+                value.ok_or_else(|| format!("{name} is not known; known are {}", V::KNOWN))?;
             Ok(Operand::Value(value))
         }
         Token::Word(word) => Err(format!("{word} cannot be an argument")),
@@ -330,6 +279,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::node::x509pop::values::Value as Known;
 
     /// Pieces that templates are made of, put together in any way.
     fn pieces() -> impl Strategy<Value = String> {
@@ -353,12 +303,12 @@ mod tests {
     proptest! {
         #[test]
         fn any_pieces_of_a_template_are_read_without_a_panic(text in pieces()) {
-            let _ = Template::parse(&text);
+            let _ = Template::<Known>::parse(&text);
         }
     }
 
     fn error(template: &str) -> String {
-        Template::parse(template).unwrap_err()
+        Template::<Known>::parse(template).unwrap_err()
     }
 
     #[test]

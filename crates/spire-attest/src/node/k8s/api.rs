@@ -1,0 +1,225 @@
+//! The three calls of the Kubernetes API that attestation needs.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+
+use crate::node::k8s::kubeconfig::Access;
+
+/// The API of one cluster.
+pub(super) struct Api {
+    kubeconfig: PathBuf,
+}
+
+/// Who holds a token (`TokenReviewStatus` of `authentication.k8s.io/v1`).
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct TokenStatus {
+    pub(super) authenticated: bool,
+    user: UserInfo,
+    audiences: Vec<String>,
+    error: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct UserInfo {
+    username: String,
+    extra: BTreeMap<String, Vec<String>>,
+}
+
+/// A pod or a node, with what is used of it.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Object {
+    pub(super) metadata: Metadata,
+    pub(super) spec: Spec,
+    pub(super) status: Status,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Metadata {
+    pub(super) uid: String,
+    pub(super) labels: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(super) struct Spec {
+    pub(super) node_name: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Status {
+    #[serde(rename = "hostIP")]
+    pub(super) host_ip: String,
+}
+
+impl TokenStatus {
+    /// Namespace and name of the service account, from `system:serviceaccount:<namespace>:<name>`.
+    pub(super) fn names(&self) -> Result<(&str, &str), String> {
+        let username = &self.user.username;
+        if username.is_empty() {
+            return Err("empty username".into());
+        }
+        let parts: Vec<_> = username.split(':').collect();
+        match parts[..] {
+            [_, _, "", _] => Err("missing namespace".into()),
+            [_, _, _, ""] => Err("missing service account name".into()),
+            [_, _, namespace, name] => Ok((namespace, name)),
+            _ => Err(format!("unexpected username format: {username}")),
+        }
+    }
+
+    pub(super) fn pod_name(&self) -> Result<&str, String> {
+        self.extra("authentication.kubernetes.io/pod-name", "pod name", "name")
+    }
+
+    pub(super) fn pod_uid(&self) -> Result<&str, String> {
+        self.extra("authentication.kubernetes.io/pod-uid", "pod UID", "UID")
+    }
+
+    fn extra(&self, key: &str, what: &str, noun: &str) -> Result<&str, String> {
+        match self.user.extra.get(key).map(Vec::as_slice) {
+            None => Err(format!("missing {what}")),
+            Some([one]) if one.is_empty() => Err(format!("{what} is empty")),
+            Some([one]) => Ok(one),
+            Some(several) => Err(format!("expected 1 {noun} but got: {}", several.len())),
+        }
+    }
+}
+
+impl Api {
+    /// The API that the file `kubeconfig` leads to, or the one of this process's own pod where it is empty.
+    pub(super) fn new(kubeconfig: PathBuf) -> Self {
+        Self { kubeconfig }
+    }
+
+    /// Asks who holds `token`; with `audiences`, whether it is for one of them.
+    pub(super) async fn review(
+        &self,
+        token: &str,
+        audiences: &[String],
+    ) -> Result<TokenStatus, String> {
+        #[derive(Deserialize)]
+        struct Review {
+            #[serde(default)]
+            status: TokenStatus,
+        }
+
+        // An empty list is left out, and the API server takes its own audience.
+        let audience = (!audiences.is_empty()).then_some(audiences);
+        let review = json!({
+            "apiVersion": "authentication.k8s.io/v1",
+            "kind": "TokenReview",
+            "spec": {"token": token, "audiences": audience},
+        });
+        let path = "/apis/authentication.k8s.io/v1/tokenreviews";
+        let answer: Result<Review, _> = self.call(path, Some(review.to_string().into())).await;
+        let answer =
+            answer.map_err(|error| format!("unable to query token review API: {error}"))?;
+        let status = answer.status;
+        if !status.error.is_empty() {
+            return Err(format!(
+                "token review API response contains an error: {}",
+                status.error
+            ));
+        }
+        // An API server that knows no audiences gives none back, and has not looked at them.
+        let wanted = |found: &String| audiences.contains(found);
+        if status.authenticated && !audiences.is_empty() && !status.audiences.iter().any(wanted) {
+            return Err(format!(
+                "token review API did not validate audience: wanted one of {audiences:?} but got {:?}",
+                status.audiences
+            ));
+        }
+        Ok(status)
+    }
+
+    pub(super) async fn pod(&self, namespace: &str, name: &str) -> Result<Object, String> {
+        let path = format!(
+            "/api/v1/namespaces/{}/pods/{}",
+            object_name(namespace)?,
+            object_name(name)?
+        );
+        let pod = self.call(&path, None).await;
+        pod.map_err(|error| format!("unable to query pods API: {error}"))
+    }
+
+    pub(super) async fn node(&self, name: &str) -> Result<Object, String> {
+        if name.is_empty() {
+            return Err("empty node name".into());
+        }
+        let path = format!("/api/v1/nodes/{}", object_name(name)?);
+        let node = self.call(&path, None).await;
+        node.map_err(|error| format!("unable to query nodes API: {error}"))
+    }
+
+    /// Posts `body`, or gets where there is none.
+    async fn call<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: Option<Bytes>,
+    ) -> Result<T, String> {
+        let access = Access::load(&self.kubeconfig).await;
+        let access = access.map_err(|error| format!("unable to create client config: {error}"))?;
+        let method = if body.is_some() {
+            Method::POST
+        } else {
+            Method::GET
+        };
+        let mut request = Request::builder()
+            .method(method)
+            .uri(format!("{}{path}", access.server))
+            .header(header::ACCEPT, "application/json")
+            .header(header::USER_AGENT, "spire-server");
+        if body.is_some() {
+            request = request.header(header::CONTENT_TYPE, "application/json");
+        }
+        if let Some(value) = access.authorization {
+            request = request.header(header::AUTHORIZATION, value);
+        }
+        let request = request.body(body.unwrap_or_default());
+        let request = request.map_err(|error| format!("{}: {error}", access.server))?;
+        let answer = access.client.send(request).await?;
+        if answer.status().is_success() {
+            return serde_json::from_slice(answer.body())
+                .map_err(|error| format!("the answer is not what was asked for: {error}"));
+        }
+        Err(refusal(&answer))
+    }
+}
+
+/// What the API says is wrong, in its words where it has some (`Status` of `meta/v1`).
+fn refusal(answer: &Response<Bytes>) -> String {
+    #[derive(Deserialize)]
+    struct Told {
+        message: String,
+    }
+
+    let told = serde_json::from_slice::<Told>(answer.body()).map(|told| told.message);
+    let told = told.ok().filter(|message| !message.is_empty());
+    match (answer.status(), told) {
+        (_, Some(message)) => message,
+        (StatusCode::UNAUTHORIZED, None) => {
+            "the server has asked for the client to provide credentials".into()
+        }
+        (status, None) => format!("the answer is {status}"),
+    }
+}
+
+/// A name of Kubernetes, which goes into a path as it is.
+fn object_name(name: &str) -> Result<&str, String> {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
+    let is_name = !name.is_empty() && !name.starts_with('.') && name.bytes().all(fits);
+    is_name
+        .then_some(name)
+        .ok_or_else(|| format!("{name:?} is no name of Kubernetes"))
+}

@@ -1,0 +1,153 @@
+//! Single requests over HTTP/1.1 to the services beside SPIRE: platforms, and whoever publishes a bundle.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::uri::Scheme;
+use http::{HeaderValue, Request, Response, Uri, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use rustls::crypto::aws_lc_rs;
+use rustls::{ClientConfig, RootCertStore};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+/// The largest answer that is read, in bytes.
+const MAX_BYTES: usize = 4 * 1024 * 1024;
+
+/// How long a request may take, with connecting and the whole answer.
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Whose certificates a server may have.
+#[derive(Clone, Debug)]
+pub enum Roots {
+    /// The web's, as this machine has them (`SSL_CERT_FILE` and `SSL_CERT_DIR` name others).
+    Machine,
+    /// These alone.
+    Only(Vec<CertificateDer<'static>>),
+}
+
+/// Sends requests, each over a connection of its own. Redirects are answers like others.
+#[derive(Clone)]
+pub struct HttpClient {
+    tls: Arc<ClientConfig>,
+}
+
+impl HttpClient {
+    /// A client that trusts `roots`, and shows `identity` to servers that ask for one. Servers of TLS 1.2 count.
+    ///
+    /// # Errors
+    /// Says what is wrong with the roots or the identity. Roots of the machine are read from disk now.
+    pub fn new(
+        roots: Roots,
+        identity: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
+    ) -> Result<Self, String> {
+        let told = |error: rustls::Error| error.to_string();
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+            .map_err(told)?
+            .with_root_certificates(store(roots)?);
+        let config = match identity {
+            Some((chain, key)) => config.with_client_auth_cert(chain, key).map_err(told)?,
+            None => config.with_no_client_auth(),
+        };
+        Ok(Self {
+            tls: Arc::new(config),
+        })
+    }
+
+    /// A client for `http` alone: it trusts no certificate.
+    pub fn plain() -> Result<Self, String> {
+        Self::new(Roots::Only(Vec::new()), None)
+    }
+
+    /// The answer to `request`, whose URI is absolute: `https`, or `http` without TLS.
+    ///
+    /// # Errors
+    /// Names the host and port, and what failed.
+    pub async fn send(&self, request: Request<Bytes>) -> Result<Response<Bytes>, String> {
+        let uri = request.uri().clone();
+        let host = uri.host().ok_or_else(|| format!("{uri} has no host"))?;
+        let tls = match uri.scheme() {
+            Some(scheme) if *scheme == Scheme::HTTPS => true,
+            Some(scheme) if *scheme == Scheme::HTTP => false,
+            _ => return Err(format!("{uri} is neither https:// nor http://")),
+        };
+        let bare = host.trim_matches(['[', ']']);
+        let port = uri.port_u16().unwrap_or(if tls { 443 } else { 80 });
+        let whole = Box::pin(async {
+            let stream = TcpStream::connect((bare, port)).await;
+            let stream = stream.map_err(|error| error.to_string())?;
+            if tls {
+                let name = ServerName::try_from(bare.to_owned());
+                let name = name.map_err(|error| error.to_string())?;
+                let stream = TlsConnector::from(self.tls.clone())
+                    .connect(name, stream)
+                    .await;
+                exchange(request, stream.map_err(|error| format!("TLS: {error}"))?).await
+            } else {
+                exchange(request, stream).await
+            }
+        });
+        let answer = tokio::time::timeout(TIMEOUT, whole)
+            .await
+            .unwrap_or_else(|_| Err(format!("no answer within {}s", TIMEOUT.as_secs())));
+        answer.map_err(|error| format!("{host}:{port}: {error}"))
+    }
+}
+
+fn store(roots: Roots) -> Result<RootCertStore, String> {
+    let mut store = RootCertStore::empty();
+    match roots {
+        Roots::Only(roots) => {
+            for root in roots {
+                let added = store.add(root);
+                added.map_err(|error| format!("a CA certificate is not usable: {error}"))?;
+            }
+        }
+        Roots::Machine => {
+            let found = rustls_native_certs::load_native_certs();
+            store.add_parsable_certificates(found.certs);
+            if store.is_empty() {
+                return Err(match found.errors.first() {
+                    Some(error) => {
+                        format!("this machine's CA certificates cannot be read: {error}")
+                    }
+                    None => "this machine has no CA certificates (SSL_CERT_FILE names them)".into(),
+                });
+            }
+        }
+    }
+    Ok(store)
+}
+
+/// One request and its answer over `stream`.
+async fn exchange<T>(mut request: Request<Bytes>, stream: T) -> Result<Response<Bytes>, String>
+where
+    T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let told = |error: hyper::Error| error.to_string();
+    let uri = std::mem::take(request.uri_mut());
+    if let Some(authority) = uri.authority()
+        && let Ok(host) = HeaderValue::from_str(authority.as_str())
+    {
+        request.headers_mut().insert(header::HOST, host);
+    }
+    let target = uri
+        .path_and_query()
+        .map_or("/", http::uri::PathAndQuery::as_str);
+    *request.uri_mut() = target.parse::<Uri>().map_err(|error| error.to_string())?;
+    let (mut requests, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(told)?;
+    let connection = tokio::spawn(connection);
+    let answer = requests.send_request(request.map(Full::new)).await;
+    let (parts, body) = answer.map_err(told)?.into_parts();
+    let body = Limited::new(body, MAX_BYTES).collect().await;
+    connection.abort();
+    let body = body.map_err(|error| error.to_string())?;
+    Ok(Response::from_parts(parts, body.to_bytes()))
+}
