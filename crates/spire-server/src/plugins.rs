@@ -1,35 +1,25 @@
 //! The `plugins { }` of the server's file as what they stand for.
 
 pub(crate) mod external;
+mod node;
 mod reload;
 mod upstream;
 
-use std::collections::HashMap;
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use ah_identity_provider::Clock;
-use ah_spire_attest::AttestError;
-use ah_spire_attest::node::x509pop::{Authorities, X509PopServer, X509PopServerConfig};
-use ah_spire_attest::node::{Challenge, Claim, ServerHalf};
 use ah_spire_plugin::catalog::{PluginConfig, PluginType};
 use ah_spire_plugin::config_block;
 use ah_spire_plugin::decode::{Decode, UnknownKeys, from_object};
 use ah_spire_plugin::server::ServerConfig;
-use ah_spire_plugin_host::node::ServerNode;
-use arc_swap::ArcSwapOption;
-use rustls_pki_types::CertificateDer;
 use spiffe::TrustDomain;
-use tonic::{Code, Status};
 
-use self::external::Running;
+pub(crate) use self::node::{NodeAttestors, NodeWanted, OwnAuthorities};
 pub(crate) use self::reload::Reload;
 use self::upstream::Upstream;
-use crate::api::{Ask, Attested, Attestors};
 use crate::ca::UpstreamAuthority;
-use crate::store::{Bundles, SqlStore, StoreConfig, StoreError};
+use crate::store::StoreConfig;
 
 config_block! {
     /// `DataStore "sql"`
@@ -55,28 +45,13 @@ config_block! {
     }
 }
 
-config_block! {
-    /// `NodeAttestor "x509pop"`
-    struct X509PopData {
-        mode: String = "mode",
-        spiffe_prefix: Option<String> = "spiffe_prefix",
-        svid_prefix: Option<String> = "svid_prefix",
-        ca_bundle_path: String = "ca_bundle_path",
-        ca_bundle_paths: Vec<String> = "ca_bundle_paths",
-        agent_path_template: String = "agent_path_template",
-        max_intermediates: Option<i64> = "max_intermediates",
-        max_rsa_key_size: Option<i64> = "max_rsa_key_size",
-        verify_client_ip: bool = "verify_client_ip",
-    }
-}
-
 /// What a configuration asks for, before anything is opened.
 pub(crate) struct Wanted {
     pub(crate) store: StoreConfig,
     pub(crate) keys: KeysWanted,
     pub(crate) upstream: Option<Upstream>,
     pub(crate) unique_id: bool,
-    pub(crate) x509pop: Option<X509PopServerConfig>,
+    pub(crate) node: Vec<NodeWanted>,
     /// What has a `plugin_cmd`, in the order of the file.
     pub(crate) external: Vec<PluginConfig>,
 }
@@ -100,7 +75,7 @@ impl Wanted {
             keys: KeysWanted::Memory,
             upstream: None,
             unique_id: false,
-            x509pop: None,
+            node: Vec::new(),
             external: Vec::new(),
         };
         for plugin in config.plugins.iter().filter(|plugin| plugin.enabled) {
@@ -135,7 +110,11 @@ impl Wanted {
                 (PluginType::CredentialComposer, "uniqueid") => wanted.unique_id = true,
                 // Tokens are judged by the API itself, as with upstream also without this plugin.
                 (PluginType::NodeAttestor, "join_token") => {}
-                (PluginType::NodeAttestor, "x509pop") => wanted.x509pop = Some(x509pop(plugin)?),
+                (PluginType::NodeAttestor, _) => {
+                    let read = NodeWanted::read(plugin)?;
+                    let unknown = || unsupported(plugin, "this server has no such plugin");
+                    wanted.node.push(read.ok_or_else(unknown)?);
+                }
                 _ => return Err(unsupported(plugin, "this server has no such plugin")),
             }
         }
@@ -213,144 +192,4 @@ fn sql(plugin: &PluginConfig) -> Result<StoreConfig, String> {
     let valid = config.validate();
     valid.map_err(|error| format!("DataStore \"sql\": {error}"))?;
     Ok(config)
-}
-
-fn x509pop(plugin: &PluginConfig) -> Result<X509PopServerConfig, String> {
-    let data = data(plugin, |it: &X509PopData| &it.unknown)?;
-    Ok(X509PopServerConfig {
-        mode: data.mode,
-        spiffe_prefix: data.spiffe_prefix.or(data.svid_prefix),
-        ca_bundle_path: data.ca_bundle_path.into(),
-        ca_bundle_paths: data
-            .ca_bundle_paths
-            .into_iter()
-            .map(PathBuf::from)
-            .collect(),
-        agent_path_template: data.agent_path_template,
-        max_intermediates: data.max_intermediates,
-        max_rsa_key_size: data.max_rsa_key_size,
-        verify_client_ip: data.verify_client_ip,
-    })
-}
-
-/// The own X.509 authorities, for attestors that take the server's SVIDs.
-#[derive(Clone)]
-pub(crate) struct OwnAuthorities {
-    pub(crate) store: SqlStore,
-    pub(crate) trust_domain: TrustDomain,
-}
-
-impl Authorities for OwnAuthorities {
-    type Error = StoreError;
-
-    async fn x509_authorities(&self) -> Result<Vec<CertificateDer<'static>>, StoreError> {
-        let bundle = self.store.bundle(&self.trust_domain).await?;
-        let authorities = bundle.into_iter().flat_map(|bundle| bundle.x509);
-        Ok(authorities.map(|ca| CertificateDer::from(ca.der)).collect())
-    }
-}
-
-/// The configured node attestors.
-pub(crate) struct NodeAttestors {
-    own: OwnAuthorities,
-    x509pop: ArcSwapOption<X509PopServer<OwnAuthorities>>,
-    external: HashMap<String, ServerNode>,
-}
-
-impl NodeAttestors {
-    pub(crate) async fn open(
-        wanted: Option<X509PopServerConfig>,
-        own: OwnAuthorities,
-        running: &Running,
-    ) -> Result<Self, String> {
-        let external = running.of(PluginType::NodeAttestor).map(|plugin| {
-            let node = ServerNode::new(plugin.clone(), own.trust_domain.clone());
-            (plugin.name().to_owned(), node)
-        });
-        let attestors = Self {
-            external: external.collect(),
-            own,
-            x509pop: ArcSwapOption::empty(),
-        };
-        if let Some(config) = wanted {
-            attestors.x509pop(config).await?;
-        }
-        Ok(attestors)
-    }
-
-    /// `x509pop` judges by `config` from now on.
-    async fn x509pop(&self, config: X509PopServerConfig) -> Result<(), String> {
-        let own = self.own.clone();
-        let server = X509PopServer::configure(config, own.trust_domain.clone(), own).await;
-        let server = server.map_err(|error| error.explained().report())?;
-        self.x509pop.store(Some(Arc::new(server)));
-        Ok(())
-    }
-}
-
-#[tonic::async_trait]
-impl Attestors for NodeAttestors {
-    async fn attest(
-        &self,
-        name: &str,
-        payload: &[u8],
-        address: Option<IpAddr>,
-        agent: &mut dyn Ask,
-    ) -> Option<Result<Attested, Status>> {
-        let claim = Claim {
-            payload,
-            client_ip: address,
-            now: SystemTime::now(),
-        };
-        let mut asked = Asked {
-            agent,
-            refused: None,
-        };
-        let x509pop = self.x509pop.load_full();
-        let built_in = x509pop.filter(|it| it.name() == name);
-        let judged = match (self.external.get(name), built_in) {
-            (Some(plugin), _) => plugin.attest(claim, &mut asked).await,
-            (None, Some(built_in)) => built_in.attest(claim, &mut asked).await,
-            (None, None) => return None,
-        };
-        Some(match (judged, asked.refused) {
-            (Ok(agent), _) => Ok(Attested {
-                id: agent.id,
-                selectors: agent.selectors,
-                can_reattest: agent.can_reattest,
-            }),
-            (Err(_), Some(status)) => Err(status),
-            (Err(error), None) => Err(status(&error)),
-        })
-    }
-}
-
-/// The way back to the agent, with the status of a conversation that broke.
-struct Asked<'a> {
-    agent: &'a mut dyn Ask,
-    refused: Option<Status>,
-}
-
-impl Challenge for Asked<'_> {
-    async fn challenge(&mut self, challenge: Vec<u8>) -> Result<Vec<u8>, AttestError> {
-        self.agent.ask(challenge).await.map_err(|status| {
-            let error = ah_identity_provider::Explained::new(
-                ah_identity_provider::Code::Other,
-                status.message().to_owned(),
-            );
-            self.refused = Some(status);
-            AttestError::Unavailable(error)
-        })
-    }
-}
-
-fn status(error: &AttestError) -> Status {
-    let code = match error {
-        AttestError::Invalid(_) => Code::InvalidArgument,
-        AttestError::Refused(_) => Code::PermissionDenied,
-        AttestError::Unavailable(_) => Code::Unavailable,
-        _ => Code::Internal,
-    };
-    tracing::error!(error = %error.explained().report(), "Node attestation failed");
-    Status::new(code, error.to_string())
 }

@@ -260,7 +260,7 @@ async fn start(
         store: database.clone(),
         trust_domain: ours.clone(),
     };
-    let attestors = NodeAttestors::open(wanted.x509pop, own, running).await?;
+    let attestors = NodeAttestors::open(wanted.node, own, running).await?;
     let attestors = Arc::new(attestors);
     let admin_ids: BTreeSet<SpiffeId> = config.admin_ids.iter().cloned().collect();
     let clients = ClientTrust {

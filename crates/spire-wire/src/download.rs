@@ -3,16 +3,12 @@
 
 use bytes::Bytes;
 use http::{Request, StatusCode, header};
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio_util::task::AbortOnDropHandle;
 use url::Url;
 
-/// The largest bundle document that is read, in bytes.
-pub const MAX_DOCUMENT_BYTES: usize = 4 * 1024 * 1024;
+pub use crate::http_client::MAX_BYTES as MAX_DOCUMENT_BYTES;
+use crate::http_client::exchange;
 
 /// What a server answers.
 #[derive(Clone, Debug)]
@@ -54,36 +50,19 @@ pub async fn get<T>(url: &Url, agent: &str, stream: T) -> Result<Answer, String>
 where
     T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let told = |error: hyper::Error| error.to_string();
-    let (mut requests, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(told)?;
-    let _connection = AbortOnDropHandle::new(tokio::spawn(connection));
-    let target = url.query().map_or_else(
-        || url.path().to_owned(),
-        |query| format!("{}?{query}", url.path()),
-    );
-    let host = url.host_str().unwrap_or("localhost");
-    let host = url
-        .port()
-        .map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
-    let request = Request::get(target)
-        .header(header::HOST, host)
+    let request = Request::get(url.as_str())
         .header(header::USER_AGENT, agent)
-        .body(Empty::<Bytes>::new())
+        .body(Bytes::new())
         .map_err(|error| error.to_string())?;
-    let answer = requests.send_request(request).await.map_err(told)?;
+    let answer = exchange(request, stream).await?;
     let status = answer.status();
     let location = answer.headers().get(header::LOCATION);
     let location = location
         .and_then(|to| to.to_str().ok())
         .map(ToOwned::to_owned);
-    let body = Limited::new(answer.into_body(), MAX_DOCUMENT_BYTES)
-        .collect()
-        .await
-        .map_err(|error| error.to_string())?
-        .to_bytes();
     Ok(Answer {
         status,
         location,
-        body,
+        body: answer.into_body(),
     })
 }

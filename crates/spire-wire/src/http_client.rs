@@ -15,9 +15,10 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_util::task::AbortOnDropHandle;
 
 /// The largest answer that is read, in bytes.
-const MAX_BYTES: usize = 4 * 1024 * 1024;
+pub const MAX_BYTES: usize = 4 * 1024 * 1024;
 
 /// How long a request may take, with connecting and the whole answer.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -126,28 +127,32 @@ fn store(roots: Roots) -> Result<RootCertStore, String> {
     Ok(store)
 }
 
-/// One request and its answer over `stream`.
-async fn exchange<T>(mut request: Request<Bytes>, stream: T) -> Result<Response<Bytes>, String>
+/// One request and its answer over `stream`; the URI of `request` is absolute.
+pub(crate) async fn exchange<T>(
+    mut request: Request<Bytes>,
+    stream: T,
+) -> Result<Response<Bytes>, String>
 where
     T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let told = |error: hyper::Error| error.to_string();
     let uri = std::mem::take(request.uri_mut());
-    if let Some(authority) = uri.authority()
-        && let Ok(host) = HeaderValue::from_str(authority.as_str())
-    {
-        request.headers_mut().insert(header::HOST, host);
-    }
+    // Without the user and password that an authority may have (RFC 9110 §7.2).
+    let host = uri.host().unwrap_or("localhost");
+    let host = uri
+        .port()
+        .map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
+    let host = HeaderValue::from_str(&host).map_err(|error| error.to_string())?;
+    request.headers_mut().insert(header::HOST, host);
     let target = uri
         .path_and_query()
         .map_or("/", http::uri::PathAndQuery::as_str);
     *request.uri_mut() = target.parse::<Uri>().map_err(|error| error.to_string())?;
     let (mut requests, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(told)?;
-    let connection = tokio::spawn(connection);
+    let _connection = AbortOnDropHandle::new(tokio::spawn(connection));
     let answer = requests.send_request(request.map(Full::new)).await;
     let (parts, body) = answer.map_err(told)?.into_parts();
     let body = Limited::new(body, MAX_BYTES).collect().await;
-    connection.abort();
     let body = body.map_err(|error| error.to_string())?;
     Ok(Response::from_parts(parts, body.to_bytes()))
 }

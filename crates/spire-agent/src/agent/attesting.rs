@@ -1,4 +1,3 @@
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use ah_identity_provider::{Backoff, CertificateFacts, Code, Explained};

@@ -8,7 +8,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use ah_identity_provider::{Code, Explained};
-use ah_spire_attest::node::x509pop::X509PopAgentConfig;
 use ah_spire_attest::workload::ProcRoot;
 use ah_spire_attest::workload::unix::{Unix, UnixConfig};
 use ah_spire_plugin::agent::{AgentConfig, SdsConfig};
@@ -21,7 +20,7 @@ use ah_spire_telemetry::Metrics;
 use crate::keys::{DiskKeys, ExternalKeys, KeyManager, MemoryKeys, MeteredKeys};
 use crate::workload::{Attestors, MeteredAttestor};
 use external::{Running, Workload};
-use node::NodeHalf;
+use node::{BuiltInNode, NodeHalf};
 pub(super) use reload::Reload;
 use reload::Replaceable;
 
@@ -50,16 +49,6 @@ config_block! {
     }
 }
 
-config_block! {
-    /// `NodeAttestor "x509pop"`
-    struct X509PopData {
-        private_key_path: String = "private_key_path",
-        certificate_path: String = "certificate_path",
-        intermediates_path: String = "intermediates_path",
-        spiffe_endpoint_socket: String = "spiffe_endpoint_socket",
-    }
-}
-
 /// What a configuration asks for, before anything is opened.
 struct Wanted {
     keys: KeysWanted,
@@ -77,11 +66,6 @@ enum KeysWanted {
 enum NodeWanted {
     BuiltIn(BuiltInNode),
     External(PluginConfig),
-}
-
-enum BuiltInNode {
-    JoinToken,
-    X509Pop(X509PopAgentConfig),
 }
 
 enum WorkloadWanted {
@@ -199,11 +183,9 @@ impl Wanted {
                     keys = Some(KeysWanted::Disk(disk(plugin)?));
                 }
                 (PluginType::KeyManager, "memory") => keys = Some(KeysWanted::Memory),
-                (PluginType::NodeAttestor, "join_token") => {
-                    node = Some(NodeWanted::BuiltIn(BuiltInNode::JoinToken));
-                }
-                (PluginType::NodeAttestor, "x509pop") => {
-                    let wanted = BuiltInNode::X509Pop(x509pop(plugin)?);
+                (kind @ PluginType::NodeAttestor, _) => {
+                    let wanted = BuiltInNode::read(plugin)?;
+                    let wanted = wanted.ok_or_else(|| unsupported(plugin, built_in(kind)))?;
                     node = Some(NodeWanted::BuiltIn(wanted));
                 }
                 (PluginType::WorkloadAttestor, "unix") => {
@@ -267,16 +249,6 @@ fn unix(plugin: &PluginConfig) -> Result<UnixConfig, Explained> {
     })
 }
 
-fn x509pop(plugin: &PluginConfig) -> Result<X509PopAgentConfig, Explained> {
-    let data: X509PopData = data(plugin)?;
-    Ok(X509PopAgentConfig {
-        private_key_path: data.private_key_path.into(),
-        certificate_path: data.certificate_path.into(),
-        intermediates_path: data.intermediates_path.into(),
-        spiffe_endpoint_socket: data.spiffe_endpoint_socket,
-    })
-}
-
 fn data<T: decode::Decode>(plugin: &PluginConfig) -> Result<T, Explained> {
     let failed = |cause: String| {
         Explained::new(
@@ -299,7 +271,9 @@ fn data<T: decode::Decode>(plugin: &PluginConfig) -> Result<T, Explained> {
 fn built_in(kind: PluginType) -> &'static str {
     match kind {
         PluginType::KeyManager => "built in are: disk, memory",
-        PluginType::NodeAttestor => "built in are: join_token, x509pop",
+        PluginType::NodeAttestor => {
+            "built in are: gcp_iit, http_challenge, join_token, k8s_psat, k8s_sat, x509pop"
+        }
         PluginType::WorkloadAttestor => "built in is: unix",
         _ => "this agent has no plugins of this type",
     }

@@ -6,7 +6,8 @@ use std::time::{Duration, SystemTime};
 
 use ah_identity_provider::{Clock, Explained};
 use ah_spire_attest::AttestError;
-use ah_spire_attest::node::join_token::{JoinTokenAgent, NoChallenge, Token};
+use ah_spire_attest::node::NoChallenge;
+use ah_spire_attest::node::join_token::{JoinTokenAgent, Token};
 use ah_spire_attest::node::{AgentHalf, Payload};
 use ah_spire_plugin::agent::{Bootstrap, RebootstrapMode, TrustBundleFormat};
 use ah_spire_telemetry::Metrics;

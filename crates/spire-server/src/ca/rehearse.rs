@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ah_identity_provider::{Clock, PrivateKey, TrustBundles};
 use ah_spire_wire::model::Bundle;
-use ah_tls::{HandshakeFault, ServerTrust, SpiffeClient, Trust};
+use ah_tls::{HandshakeFault, OwnKey, ServerTrust, SpiffeClient, Trust};
 use rustls_pki_types::CertificateDer;
 use spiffe::SpiffeId;
 use tokio::sync::watch;
@@ -55,7 +55,7 @@ pub(super) async fn handshake(
     let chain = client.map_err(|error| error.to_string())?.chain;
     let chain = chain.into_iter().map(CertificateDer::from).collect();
     let mut pkcs8 = key.to_pkcs8().map_err(|error| error.to_string())?;
-    let key = PrivateKey::pkcs8(std::mem::take(&mut *pkcs8));
+    let key = OwnKey::from(PrivateKey::pkcs8(std::mem::take(&mut *pkcs8)));
 
     let client = SpiffeClient::new(
         id("/spire/server").map_err(|error| error.to_string())?,

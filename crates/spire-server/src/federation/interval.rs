@@ -67,6 +67,7 @@ mod tests {
             trust_domain: TrustDomain::new("a.test").unwrap(),
             x509: life.map(authority).into_iter().collect(),
             jwt: Vec::new(),
+            wit: Vec::new(),
             refresh_hint,
             sequence: 0,
         }

@@ -8,7 +8,7 @@ use ah_spire_plugin::server::ServerConfig;
 use ah_spire_plugin_host::Plugin;
 
 use super::external::{Running, told};
-use super::{NodeAttestors, x509pop};
+use super::{NodeAttestors, NodeWanted};
 
 /// The plugins that have a file.
 pub(crate) struct Reload {
@@ -49,10 +49,12 @@ impl Reload {
 }
 
 async fn apply(plugin: &PluginConfig, attestors: &NodeAttestors) -> Result<(), String> {
-    match (plugin.plugin_type, plugin.name.as_str()) {
-        (PluginType::NodeAttestor, "x509pop") => attestors.x509pop(x509pop(plugin)?).await,
-        (PluginType::NodeAttestor, _) => Ok(()),
-        (kind, _) => Err(format!(
+    match plugin.plugin_type {
+        PluginType::NodeAttestor => match NodeWanted::read(plugin)? {
+            Some(wanted) => attestors.replace(wanted).await,
+            None => Ok(()),
+        },
+        kind => Err(format!(
             "a {kind} keeps what it was started with; restart the server"
         )),
     }

@@ -5,15 +5,113 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use ah_identity_provider::Explained;
 use ah_spire_attest::AttestError;
+use ah_spire_attest::node::gcp_iit::{GcpIitAgent, GcpIitAgentConfig};
+use ah_spire_attest::node::http_challenge::{HttpChallengeAgent, HttpChallengeAgentConfig};
 use ah_spire_attest::node::join_token::{JoinTokenAgent, Token};
-use ah_spire_attest::node::x509pop::X509PopAgent;
+use ah_spire_attest::node::k8s::{K8sAgent, K8sAgentConfig};
+use ah_spire_attest::node::x509pop::{X509PopAgent, X509PopAgentConfig};
 use ah_spire_attest::node::{AgentHalf, BuiltinAgent, BuiltinConversation, Conversation, Payload};
 use ah_spire_plugin::agent::AgentConfig;
+use ah_spire_plugin::catalog::PluginConfig;
+use ah_spire_plugin::config_block;
 use ah_spire_plugin_host::Plugin;
 use ah_spire_plugin_host::node::{AgentNode, Aided};
 use zeroize::Zeroizing;
 
-use super::BuiltInNode;
+use super::data;
+
+config_block! {
+    /// `NodeAttestor "gcp_iit"`
+    struct GcpIitData {
+        identity_token_host: String = "identity_token_host",
+        service_account: String = "service_account",
+    }
+}
+
+config_block! {
+    /// `NodeAttestor "http_challenge"`
+    struct HttpChallengeData {
+        hostname: String = "hostname",
+        agentname: String = "agentname",
+        port: i64 = "port",
+        advertised_port: i64 = "advertised_port",
+    }
+}
+
+config_block! {
+    /// `NodeAttestor "k8s_psat"` and `"k8s_sat"`
+    struct K8sData {
+        cluster: String = "cluster",
+        token_path: String = "token_path",
+    }
+}
+
+config_block! {
+    /// `NodeAttestor "x509pop"`
+    struct X509PopData {
+        private_key_path: String = "private_key_path",
+        certificate_path: String = "certificate_path",
+        intermediates_path: String = "intermediates_path",
+        spiffe_endpoint_socket: String = "spiffe_endpoint_socket",
+    }
+}
+
+/// A built-in node attestor, with its settings.
+pub(super) enum BuiltInNode {
+    GcpIit(GcpIitAgentConfig),
+    HttpChallenge(HttpChallengeAgentConfig),
+    JoinToken,
+    K8sPsat(K8sAgentConfig),
+    K8sSat(K8sAgentConfig),
+    X509Pop(X509PopAgentConfig),
+}
+
+impl BuiltInNode {
+    /// `None` if there is no such attestor.
+    pub(super) fn read(plugin: &PluginConfig) -> Result<Option<Self>, Explained> {
+        Ok(Some(match plugin.name.as_str() {
+            "gcp_iit" => {
+                let data: GcpIitData = data(plugin)?;
+                Self::GcpIit(GcpIitAgentConfig {
+                    identity_token_host: data.identity_token_host,
+                    service_account: data.service_account,
+                })
+            }
+            "http_challenge" => {
+                let data: HttpChallengeData = data(plugin)?;
+                Self::HttpChallenge(HttpChallengeAgentConfig {
+                    hostname: data.hostname,
+                    agentname: data.agentname,
+                    port: data.port,
+                    advertised_port: data.advertised_port,
+                })
+            }
+            "join_token" => Self::JoinToken,
+            "k8s_psat" => Self::K8sPsat(k8s(plugin)?),
+            "k8s_sat" => Self::K8sSat(k8s(plugin)?),
+            "x509pop" => Self::X509Pop(x509pop(plugin)?),
+            _ => return Ok(None),
+        }))
+    }
+}
+
+fn k8s(plugin: &PluginConfig) -> Result<K8sAgentConfig, Explained> {
+    let data: K8sData = data(plugin)?;
+    Ok(K8sAgentConfig {
+        cluster: data.cluster,
+        token_path: data.token_path.into(),
+    })
+}
+
+fn x509pop(plugin: &PluginConfig) -> Result<X509PopAgentConfig, Explained> {
+    let data: X509PopData = data(plugin)?;
+    Ok(X509PopAgentConfig {
+        private_key_path: data.private_key_path.into(),
+        certificate_path: data.certificate_path.into(),
+        intermediates_path: data.intermediates_path.into(),
+        spiffe_endpoint_socket: data.spiffe_endpoint_socket,
+    })
+}
 
 /// The agent's half of a node attestor. Clones are one.
 #[derive(Clone)]
@@ -69,6 +167,16 @@ pub(super) async fn node_agent(
 ) -> Result<BuiltinAgent, Explained> {
     let told = |error: AttestError| error.explained().clone();
     Ok(match wanted {
+        BuiltInNode::GcpIit(wanted) => {
+            BuiltinAgent::GcpIit(GcpIitAgent::configure(&wanted).map_err(told)?)
+        }
+        BuiltInNode::HttpChallenge(wanted) => {
+            BuiltinAgent::HttpChallenge(HttpChallengeAgent::configure(wanted).map_err(told)?)
+        }
+        BuiltInNode::K8sPsat(wanted) => {
+            BuiltinAgent::K8s(K8sAgent::projected(wanted).map_err(told)?)
+        }
+        BuiltInNode::K8sSat(wanted) => BuiltinAgent::K8s(K8sAgent::plain(wanted).map_err(told)?),
         BuiltInNode::X509Pop(wanted) => {
             BuiltinAgent::X509Pop(X509PopAgent::configure(wanted).await.map_err(told)?)
         }

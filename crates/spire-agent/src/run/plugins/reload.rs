@@ -13,8 +13,8 @@ use ah_spire_plugin_host::Plugin;
 use ah_spire_wire::model::Selector;
 
 use super::external::{Running, Workload};
-use super::node::{NodeHalf, node_agent};
-use super::{BuiltInNode, unix, unix_attestor, x509pop};
+use super::node::{BuiltInNode, NodeHalf, node_agent};
+use super::{unix, unix_attestor};
 use crate::health::one_line;
 
 /// An attestor whose place another may take. Clones are one.
@@ -126,8 +126,9 @@ impl Part {
             }
             Self::Node(half) => {
                 // With a token another attestor stands in the configured one's place.
-                if plugin.name == "x509pop" && config.join_token.is_none() {
-                    let wanted = BuiltInNode::X509Pop(x509pop(plugin)?);
+                if config.join_token.is_none()
+                    && let Some(wanted) = BuiltInNode::read(plugin)?
+                {
                     half.replace(node_agent(wanted, config).await?);
                 }
                 Ok(())

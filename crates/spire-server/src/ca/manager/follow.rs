@@ -185,6 +185,7 @@ mod tests {
                 root(b"own", false),
             ],
             jwt: vec![key("kept", false), key("gone", true), key("own", false)],
+            wit: Vec::new(),
             refresh_hint: 0,
             sequence: 0,
         };

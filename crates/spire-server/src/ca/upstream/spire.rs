@@ -16,7 +16,7 @@ use ah_spire_wire::server::bundle::{GetBundleRequest, PublishJwtAuthorityRequest
 use ah_spire_wire::server::svid::NewDownstreamX509caRequest;
 use ah_spire_wire::server::svid::svid_client::SvidClient;
 use ah_spire_wire::{Channel, MAX_MESSAGE_BYTES};
-use ah_tls::{HandshakeFault, ServerTrust, SpiffeClient, Trust};
+use ah_tls::{HandshakeFault, OwnKey, ServerTrust, SpiffeClient, Trust};
 use spiffe::{SpiffeId, TrustDomain};
 use tokio::net::TcpStream;
 use tokio::sync::{Mutex, watch};
@@ -255,10 +255,11 @@ impl Client {
             ..
         } = &self.settings;
         let server = SpiffeId::from_segments(trust_domain.clone(), &["spire", "server"]);
+        let key = OwnKey::from(identity.key().clone());
         let tls = SpiffeClient::new(
             server.map_err(|error| error.to_string())?,
             ServerTrust::Roots(Arc::new(Trust::new(identity.bundles()))),
-            Some((identity.chain().to_vec(), identity.key())),
+            Some((identity.chain().to_vec(), &key)),
             self.settings.post_quantum_only,
             self.clock.clone(),
         )
