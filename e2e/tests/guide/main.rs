@@ -1,3 +1,4 @@
-//! The guides as printed, every binary ours.
+//! The guides as printed, and what stands beside them, every binary ours.
 
+mod attestors;
 mod spiffe;

@@ -347,6 +347,7 @@ async fn sat(config: SatClusterConfig) -> SatServer {
         .unwrap()
 }
 
+// SR-2
 #[tokio::test]
 async fn k8s_sat_believes_the_clusters_keys() {
     let cluster = Cluster::start().await;
@@ -415,6 +416,7 @@ async fn k8s_sat_believes_the_clusters_keys() {
     }
 }
 
+// SR-2
 #[tokio::test]
 async fn k8s_sat_reads_keys_in_all_their_forms() {
     let cluster = Cluster::start().await;
@@ -438,6 +440,7 @@ async fn k8s_sat_reads_keys_in_all_their_forms() {
     }
 }
 
+// SR-2
 #[tokio::test]
 async fn k8s_sat_asks_the_cluster_where_it_is_told_to() {
     let cluster = Cluster::start().await;
