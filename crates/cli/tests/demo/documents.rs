@@ -181,7 +181,7 @@ fn documents() -> Vec<PathBuf> {
     ]
     .map(|name| root().join(name))
     .to_vec();
-    for folder in ["docs", "docs/providers"] {
+    for folder in ["docs", "docs/plugins", "docs/providers"] {
         let listed = fs::read_dir(root().join(folder)).unwrap();
         let pages = listed.map(|entry| entry.unwrap().path());
         found.extend(pages.filter(|path| path.extension().is_some_and(|kind| kind == "md")));
