@@ -162,6 +162,10 @@ impl workload::workload_attestor_server::WorkloadAttestor for &'static Fake {
             "freezing" if is_first() => {
                 let own = nix::unistd::Pid::this();
                 nix::sys::signal::kill(own, nix::sys::signal::Signal::SIGSTOP).unwrap();
+                // Another thread may be stopped before this one, which must not answer meanwhile.
+                loop {
+                    std::thread::park();
+                }
             }
             _ => {}
         }

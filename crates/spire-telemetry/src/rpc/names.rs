@@ -32,7 +32,7 @@ pub(super) const SERVICES: &[(&str, &[&str])] = &[
             "BatchDeleteFederatedBundle",
         ],
     ),
-    ("ah.spire.v1.Changes", &["Watch"]),
+    ("ah.spire.v1.Changes", &["Watch", "Report"]),
     ("spire.api.server.debug.v1.Debug", &["GetInfo"]),
     (
         "spire.api.server.entry.v1.Entry",
@@ -73,6 +73,10 @@ pub(super) const SERVICES: &[(&str, &[&str])] = &[
     (
         "spire.api.server.logger.v1.Logger",
         &["GetLogger", "SetLogLevel", "ResetLogLevel"],
+    ),
+    (
+        "ah.spire.v1.Rotation",
+        &["GetAcknowledgements", "RehearseX509Authority"],
     ),
     (
         "spire.api.server.svid.v1.SVID",
