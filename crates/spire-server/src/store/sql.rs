@@ -15,10 +15,10 @@ mod schema;
 mod tokens;
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::postgres::{PgPool, PgPoolOptions};
-use sqlx::sqlite::{SqlitePool, SqlitePoolOptions};
+use sqlx::sqlite::{SqliteConnectOptions, SqlitePool, SqlitePoolOptions};
 use time::OffsetDateTime;
 use time::macros::format_description;
 
@@ -89,11 +89,8 @@ impl SqlStore {
                         .idle_timeout(None)
                         .max_lifetime(lifetime)
                 };
-                let writer = pool()
-                    .max_connections(1)
-                    .connect_with((*options).clone())
-                    .await
-                    .map_err(|e| cannot_open(&place, fault(e)))?;
+                let writer = sqlite_writer(|| pool().max_connections(1), &options).await;
+                let writer = writer.map_err(|e| cannot_open(&place, fault(e)))?;
                 let readers = pool()
                     .max_connections(most.min(SQLITE_READERS))
                     .connect_lazy_with(options.pragma("query_only", "ON"));
@@ -218,6 +215,29 @@ fn place(options: &sqlx::postgres::PgConnectOptions) -> String {
         options.get_host(),
         options.get_port()
     )
+}
+
+/// The first connection puts a new file into WAL mode. SQLite does not wait there for another process that is about the
+/// same, whatever `busy_timeout` says.
+async fn sqlite_writer(
+    pool: impl Fn() -> SqlitePoolOptions,
+    options: &SqliteConnectOptions,
+) -> Result<SqlitePool, sqlx::Error> {
+    let end = Instant::now() + ACQUIRE_TIMEOUT;
+    loop {
+        match pool().connect_with(options.clone()).await {
+            Err(error) if is_busy(&error) && Instant::now() < end => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            connected => return connected,
+        }
+    }
+}
+
+/// SQLITE_BUSY, plain or while another process recovers the file (result codes 5 and 261).
+fn is_busy(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    code.is_some_and(|code| matches!(&*code, "5" | "261"))
 }
 
 fn cannot_open(place: &str, why: impl std::fmt::Display) -> OpenError {
