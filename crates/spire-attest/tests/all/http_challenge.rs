@@ -49,7 +49,8 @@ async fn http_challenge_believes_the_host_that_serves_the_nonce() {
     assert!(!attested.can_reattest);
 }
 
-struct Fixture;
+/// With a port that only the superuser may have, as agents of this attestor have them.
+struct Fixture(u16);
 
 impl NodeFixture for Fixture {
     type Agent = HttpChallengeAgent;
@@ -72,13 +73,9 @@ impl NodeFixture for Fixture {
         trust_domain()
     }
 
-    // A low port that is free, as agents of this attestor have them.
     fn honest(&self) -> HttpChallengeAgent {
-        let free = (1..1024)
-            .rev()
-            .find(|port| std::net::TcpListener::bind(("0.0.0.0", *port)).is_ok());
         agent(HttpChallengeAgentConfig {
-            port: free.unwrap().into(),
+            port: self.0.into(),
             ..agent_config()
         })
     }
@@ -97,7 +94,17 @@ impl NodeFixture for Fixture {
 
 #[tokio::test]
 async fn http_challenge_conforms() {
-    node_suite::conforms(Fixture).await;
+    let mut low = (1..1024).rev();
+    let free = low.find(|port| std::net::TcpListener::bind(("0.0.0.0", *port)).is_ok());
+    let Some(port) = free else {
+        assert!(
+            std::env::var_os("CI").is_none(),
+            "no port below 1024 can be had"
+        );
+        println!("skipped: no port below 1024 can be had here (run as root)");
+        return;
+    };
+    node_suite::conforms(Fixture(port)).await;
 }
 
 async fn refused(server: &HttpChallengeServer, payload: serde_json::Value) -> String {
