@@ -3,6 +3,7 @@
 pub mod browser;
 pub mod ca;
 pub mod child;
+pub mod clock;
 pub mod disk;
 pub mod document;
 pub mod node_suite;

@@ -55,8 +55,7 @@ impl Host {
         self.command_under(&[], args)
     }
 
-    /// As [`Self::command`], started through a wrapper such as `["ip", "netns", "exec", "x"]` or
-    /// `["faketime", "+2h"]`.
+    /// As [`Self::command`], started through a wrapper such as `["ip", "netns", "exec", "x"]`.
     pub fn command_under<S: AsRef<OsStr>>(
         &self,
         wrapper: &[&str],

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use ah_testkit::clock::FalseClock;
 use ah_testkit::process::{AccessPoint, Finished, Host, Process, eventually};
 use serde_json::Value;
 
@@ -259,10 +260,10 @@ fn executors_that_come_and_go_and_wrong_clocks_are_seen() {
         .duration_since(std::time::UNIX_EPOCH)
         .unwrap();
     assert!((value("ah_clock_timestamp_seconds ") - now.as_secs_f64()).abs() < 60.0);
-    if !ah_testkit::need("faketime") {
+    let Some(clock) = FalseClock::off_by("+45s") else {
         return;
-    }
-    let ahead = Process::start(&mut host.command_under(&["faketime", "-f", "+45s"], enroll));
+    };
+    let ahead = Process::start(clock.set(&mut host.command(enroll)));
     ahead.wait_for(" enrolled executor.id=");
     eventually("its clock", || {
         let skew = value("ah_executor_clock_skew_seconds ");

@@ -5,7 +5,9 @@ use std::time::{Duration, SystemTime};
 use ah_testkit::ca::TestCa;
 use ah_testkit::process::Finished;
 
-use crate::site::{EXECUTOR_ID, SERVER_ID, Site, need, need_root, server_leaf, set_ups, strings};
+use crate::site::{
+    EXECUTOR_ID, SERVER_ID, Site, clock, need, need_root, server_leaf, set_ups, strings,
+};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -197,33 +199,31 @@ set_ups! {
 // ER-4: a wrong clock makes every certificate look wrong, and is what has to be named.
 set_ups! {
     our_clock_ahead: |site| {
-        need("faketime")?;
         let (leaf, ca) = (executor_since(site, SystemTime::now() - DAY / 2), site.ca.clone());
         site.executor_has(&leaf, &ca);
         site.listen(&[]);
-        site.under = strings(&["faketime", "-f", "+3d"]);
+        site.under = clock("+3d")?;
         Ok(())
     } => "clock", ["the clocks are 3d apart"];
 
     our_clock_behind_both_certificates: |site| {
-        need("faketime")?;
         let (leaf, ca) = (executor_since(site, SystemTime::now() - DAY / 2), site.ca.clone());
         site.executor_has(&leaf, &ca);
         let leaf = server_since(site, SystemTime::now() - DAY / 2);
         site.server_has(&leaf, &ca);
         site.listen(&[]);
-        site.under = strings(&["faketime", "-f", "-3d"]);
+        site.under = clock("-3d")?;
         Ok(())
     } => "clock", ["the clocks are", "apart"];
 
     clock_of_the_access_point_ahead: |site| {
-        need("faketime")?;
         let (leaf, ca) = (executor_since(site, SystemTime::now() - DAY / 2), site.ca.clone());
         site.executor_has(&leaf, &ca);
         let leaf = site.ca.leaf().spiffe(SERVER_ID).ip("127.0.0.1").valid_for(9 * DAY).issue();
         let ca = site.ca.clone();
         site.server_has(&leaf, &ca);
-        site.listen_under(&["faketime", "-f", "+2d"], &[]);
+        let clock = clock("+2d")?;
+        site.listen_under(&clock, &[]);
         Ok(())
     } => "clock", ["the clocks differ", "our certificate is not valid now"];
 }
@@ -231,9 +231,9 @@ set_ups! {
 #[test]
 fn dates_are_not_blamed_when_the_clock_is_wrong() {
     // ER-4, ER-25
-    if !ah_testkit::need("faketime") {
+    let (Ok(days), Ok(minutes)) = (clock("+3d"), clock("+3m")) else {
         return;
-    }
+    };
     let mut site = Site::new();
     let leaf = executor_since(&site, SystemTime::now() - DAY / 2);
     let ca = site.ca.clone();
@@ -241,14 +241,14 @@ fn dates_are_not_blamed_when_the_clock_is_wrong() {
     let leaf = server_since(&site, SystemTime::now() - DAY / 2);
     site.server_has(&leaf, &ca);
     site.listen(&[]);
-    site.under = strings(&["faketime", "-f", "+3d"]);
+    site.under = days;
     let report = site.doctor();
     report.blames("clock", &["apart"]);
     assert_eq!(report.verdict("own-dates"), "skip");
     assert_eq!(report.verdict("server-dates"), "skip");
     assert_eq!(report.verdict("client-certificate"), "pass", "{report:#?}");
     // Minutes are no reason to fail.
-    site.under = strings(&["faketime", "-f", "+3m"]);
+    site.under = minutes;
     site.doctor().is_well_but(&["clock"]);
 }
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use ah_testkit::ca::{LeafFiles, TestCa, TestLeaf};
+use ah_testkit::clock::FalseClock;
 use ah_testkit::process::{AccessPoint, Finished, Host, Process, access_point_args};
 use serde_json::Value;
 
@@ -129,12 +130,13 @@ impl Site {
         self.listen_under(&[], more)
     }
 
-    pub(crate) fn listen_under(&mut self, wrapper: &[&str], more: &[&str]) -> SocketAddr {
+    pub(crate) fn listen_under(&mut self, wrapper: &[String], more: &[&str]) -> SocketAddr {
         let flags = self.server.flags();
         let mut args = vec!["--server-identity", "files"];
         args.extend(flags.iter().map(String::as_str));
         args.extend(more);
-        let mut command = self.host.command_under(wrapper, access_point_args(&args));
+        let wrapper: Vec<&str> = wrapper.iter().map(String::as_str).collect();
+        let mut command = self.host.command_under(&wrapper, access_point_args(&args));
         let access_point = AccessPoint::start(&mut command, &args);
         let address = access_point.address;
         self.http = access_point.http;
@@ -324,6 +326,12 @@ pub(crate) fn need(tool: &str) -> Result<(), Skip> {
     } else {
         Err(Skip)
     }
+}
+
+/// The words before a command whose clock has to be off by `offset`, or a reason to leave a set-up.
+pub(crate) fn clock(offset: &str) -> Result<Vec<String>, Skip> {
+    let clock = FalseClock::off_by(offset).ok_or(Skip)?;
+    Ok(clock.wrapper())
 }
 
 pub(crate) fn need_root() -> Result<(), Skip> {

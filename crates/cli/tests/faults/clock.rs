@@ -1,28 +1,15 @@
 //! A wall clock that is moved by hours.
 
-use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use ah_identity_provider::{CertificateFacts, pem};
+use ah_testkit::clock::FalseClock;
 use ah_testkit::process::{AccessPoint, DEADLINE, Host, Process, access_point_args, eventually};
 use serde_json::Value;
 
-use crate::site::need;
-
-const LIBRARY: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
-
-/// Lets `command` believe the wall clock that `file` says; what measures time goes on as it is.
-fn fake<'a>(command: &'a mut Command, file: &Path) -> &'a mut Command {
-    command
-        .env("LD_PRELOAD", LIBRARY)
-        .env("FAKETIME_TIMESTAMP_FILE", file)
-        .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
-        .env("FAKETIME_CACHE_DURATION", "1")
-}
-
 struct Clocked {
     host: Host,
+    clock: FalseClock,
 }
 
 impl Clocked {
@@ -42,7 +29,7 @@ impl Clocked {
             "--name",
             name,
         ];
-        Process::start(fake(&mut self.host.command(args), &self.host.path("clock")))
+        Process::start(self.clock.set(&mut self.host.command(args)))
     }
 
     fn status(&self, name: &str) -> Value {
@@ -73,17 +60,15 @@ impl Clocked {
 // DV-1, EN-13: dev certificates live one hour, so that every jump makes the ones in use wrong.
 #[test]
 fn a_clock_moved_by_hours_either_way_is_survived() {
-    if !need(LIBRARY) {
+    let host = Host::new(env!("CARGO_BIN_EXE_ah"));
+    let Some(clock) = FalseClock::following(&host.path("clock")) else {
         return;
-    }
-    let machine = Clocked {
-        host: Host::new(env!("CARGO_BIN_EXE_ah")),
     };
+    let machine = Clocked { host, clock };
     machine.set("+0h");
     let more = ["--heartbeat-interval", "1s"];
     let mut command = machine.host.command(access_point_args(&more));
-    let mut access_point =
-        AccessPoint::start(fake(&mut command, &machine.host.path("clock")), &more);
+    let mut access_point = AccessPoint::start(machine.clock.set(&mut command), &more);
     let worker = machine.executor(&access_point, "worker");
     worker.wait_for("enrolled");
     machine.enrolled_at("worker", 0);

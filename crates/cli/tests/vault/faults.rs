@@ -1,10 +1,9 @@
 //! What goes wrong with a real Vault while a fleet lives on it: last good identities serve on, the trouble shows,
 //! and all is well again once it is mended (VA-13, ER-13 to ER-19).
 
-use std::process::Command;
 use std::sync::Arc;
 
-use ah_testkit::need;
+use ah_testkit::clock::FalseClock;
 use ah_testkit::openbao::{Fault, Listen, OpenBao, Proxy};
 use ah_testkit::process::{AccessPoint, Process, access_point_args, eventually};
 use nix::sys::signal::Signal;
@@ -491,17 +490,14 @@ fn va_2_rsa_keys_and_keys_made_here() {
     assert!(answers[0]["response"]["data"]["private_key"].is_null());
 }
 
-const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
-
 // ER-4: Vault's clock is ahead of ours by hours. OpenBao's program is static and takes no false clock, so it is ours
 // that is put back: to both it is the same.
 #[test]
 fn er_4_vaults_clock_ahead_is_told_with_both_clocks_and_heals() {
-    if !std::path::Path::new(FAKETIME).is_file() {
-        need(FAKETIME);
-        return;
-    }
     let Some(fleet) = Fleet::begin() else {
+        return;
+    };
+    let Some(ours) = FalseClock::following(&fleet.host.path("clock")) else {
         return;
     };
     let access_point = fleet.access_point(&[]);
@@ -509,13 +505,6 @@ fn er_4_vaults_clock_ahead_is_told_with_both_clocks_and_heals() {
         // One rename: a reader must not find half of it.
         std::fs::write(fleet.host.path("clock.new"), format!("{offset}\n")).unwrap();
         std::fs::rename(fleet.host.path("clock.new"), fleet.host.path("clock")).unwrap();
-    };
-    let fake = |command: &mut Command| {
-        command
-            .env("LD_PRELOAD", FAKETIME)
-            .env("FAKETIME_TIMESTAMP_FILE", fleet.host.path("clock"))
-            .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
-            .env("FAKETIME_CACHE_DURATION", "1");
     };
     clock("-2h");
     let credentials = fleet.realm.credentials(&fleet.bao, "executor");
@@ -526,8 +515,7 @@ fn er_4_vaults_clock_ahead_is_told_with_both_clocks_and_heals() {
         "one",
         &[],
     );
-    fake(&mut command);
-    let executor = Process::start(&mut command);
+    let executor = Process::start(ours.set(&mut command));
     executor.wait_for("error: ");
     let told = eventually("all of the error", || {
         let told = Told::first(executor.lines());

@@ -3,6 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use ah_testkit::ca::TestCa;
+use ah_testkit::clock::FalseClock;
 use ah_testkit::need;
 use ah_testkit::process::Process;
 
@@ -49,9 +50,12 @@ fn er_3_er_12_a_server_that_is_not_who_was_dialled() {
 
 #[test]
 fn er_4_certificates_out_of_their_time() {
-    if !need("openssl") || !need("faketime") {
+    if !need("openssl") {
         return;
     }
+    let Some(clock) = FalseClock::off_by("+2d") else {
+        return;
+    };
     let host = host();
     let pair = pair(&host);
     let now = SystemTime::now();
@@ -99,8 +103,8 @@ fn er_4_certificates_out_of_their_time() {
     // ER-21: the access point's clock is two days ahead, so that only there our certificate is over.
     let lasting = pair.ca.leaf().ip("127.0.0.1").valid_for(9 * DAY).issue();
     let server = Files::write(&host, "lasting", &lasting, &pair.ca);
-    // faketime waits for a child, which has to end with it.
-    let wrapper = ["faketime", "-f", "+2d", "setpriv", "--pdeathsig", "KILL"];
+    let wrapper = clock.wrapper();
+    let wrapper: Vec<&str> = wrapper.iter().map(String::as_str).collect();
     let ahead = server.access_point_under(&wrapper, &host, &[]);
     let done = pair.executor.once(&host, ahead.address, &[]);
     failed(&done, 1).says(
