@@ -1,19 +1,22 @@
 //! The access point's accept loop: bounded, with a deadline for each handshake, one task for each peer (AP-16).
 //!
-//! A socket that sends nothing costs a task and no TLS state. A place among the handshakes is taken only
-//! when a whole ClientHello is there, and who finds none is reset before any cryptography: a server that
-//! queues handshakes instead finishes them for clients that have given up, and never recovers.
+//! A socket that sends nothing, or a ClientHello byte by byte, costs a task and no TLS state: the kernel holds what came
+//! until a whole record is there. A place among the handshakes is taken only when a whole ClientHello is there, and who finds
+//! none is reset before any cryptography: a server that queues handshakes instead finishes them for clients that have given
+//! up, and never recovers.
 
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsRawFd;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ah_identity_provider::{CertificateFacts, Code, Explained};
+use nix::sys::socket::{MsgFlags, recv};
 use rustls::server::Acceptor;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -350,9 +353,9 @@ struct Handshake {
 impl Handshake {
     async fn run(self, stream: TcpStream) -> Option<Accepted> {
         let _ = stream.set_nodelay(true);
-        let waiting = self.first_byte(&stream).await?;
-        // Boxed, so that neither a peer that sends nothing nor a connection after its handshake carries the
-        // memory of one.
+        let waiting = self.first_record(&stream).await?;
+        // Boxed, so that neither a peer that sends no ClientHello nor a connection after its handshake carries the
+        // memory of a handshake.
         Box::pin(self.handshake(stream, waiting)).await
     }
 
@@ -408,15 +411,15 @@ impl Handshake {
         }
     }
 
-    /// Waits until the peer sends anything at all, and hands on the place that it waits at.
-    async fn first_byte(&self, stream: &TcpStream) -> Option<Slot> {
+    /// Waits until there is something to do for TLS, and hands on the place that the peer waits at.
+    async fn first_record(&self, stream: &TcpStream) -> Option<Slot> {
         let Some(mut slot) = self.handshakes.waiting.take() else {
             reset(stream);
             self.observer.shed(self.remote);
             return None;
         };
-        let readable = tokio::select! {
-            readable = stream.readable() => readable,
+        let arrived = tokio::select! {
+            arrived = first_record(stream) => arrived,
             () = slot.cut() => {
                 reset(stream);
                 self.observer.shed(self.remote);
@@ -427,7 +430,7 @@ impl Handshake {
                 return None;
             }
         };
-        if readable.is_err() {
+        if arrived.is_err() {
             self.observer.abandoned(self.remote);
             return None;
         }
@@ -511,6 +514,45 @@ impl Handshake {
     }
 }
 
+/// Waits for the whole first record of TLS (RFC 8446 section 5.1), or for what cannot become one; it stays in the kernel.
+async fn first_record(stream: &TcpStream) -> io::Result<()> {
+    loop {
+        // An accepted socket counts as readable before anything came; what is not there is found out by the reading.
+        let ready = stream.ready(Interest::READABLE).await?;
+        let peeked = stream.try_io(Interest::READABLE, || {
+            let mut start = [0; MOST_PEEKED];
+            let there = recv(stream.as_raw_fd(), &mut start, MsgFlags::MSG_PEEK)?;
+            let all = there == 0 || there == MOST_PEEKED || ready.is_read_closed();
+            if all || !may_become_a_record(start.get(..there).unwrap_or_default()) {
+                return Ok(());
+            }
+            // The next that arrives makes the socket readable again.
+            Err(io::ErrorKind::WouldBlock.into())
+        });
+        match peeked {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            done => return done,
+        }
+    }
+}
+
+/// Whether `start` is what a handshake record begins with, and not the whole of it.
+fn may_become_a_record(start: &[u8]) -> bool {
+    match start {
+        [] => true,
+        [kind, ..] if *kind != HANDSHAKE_RECORD => false,
+        [_, _, _, high, low, rest @ ..] => {
+            rest.len() < usize::from(u16::from_be_bytes([*high, *low]))
+        }
+        _ => true,
+    }
+}
+
+/// ContentType of handshake messages (RFC 8446 section 5.1).
+const HANDSHAKE_RECORD: u8 = 22;
+/// More of a first record than any client needs. A larger one is read as it comes.
+const MOST_PEEKED: usize = 4096;
+
 /// What a refused peer may still send before it is cut.
 const MAX_SCRAP: usize = 64 * 1024;
 
@@ -522,6 +564,25 @@ fn reset(stream: &TcpStream) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_first_record_is_waited_for_whole() {
+        // AP-16
+        let record = [22, 3, 1, 1, 2].into_iter().chain([7; 258]);
+        let record: Vec<u8> = record.collect();
+        for length in 0..record.len() {
+            assert!(may_become_a_record(&record[..length]), "{length}");
+        }
+        assert!(!may_become_a_record(&record));
+        // The alert, or the reason, of what is no TLS must not wait for more of it.
+        for other in [
+            b"GET / HTTP/1.1".as_slice(),
+            b"\x15",
+            b"\x17\x03\x03\x00\x01",
+        ] {
+            assert!(!may_become_a_record(other));
+        }
+    }
 
     #[test]
     fn peers_are_known_by_the_address_that_they_have() {
