@@ -1,8 +1,9 @@
 //! Compiles the protobufs that host and plugin speak, without any tool on PATH.
 
-const FILES: [&str; 12] = [
+const FILES: [&str; 17] = [
     "agent_keymanager.proto",
     "agent_nodeattestor.proto",
+    "agent_svidstore.proto",
     "agentstore.proto",
     "broker.proto",
     "config.proto",
@@ -10,8 +11,12 @@ const FILES: [&str; 12] = [
     "identityprovider.proto",
     "init.proto",
     "metrics.proto",
+    "server_bundlepublisher.proto",
+    "server_credentialcomposer.proto",
     "server_keymanager.proto",
     "server_nodeattestor.proto",
+    "server_notifier.proto",
+    "server_upstreamauthority.proto",
     "workloadattestor.proto",
 ];
 
@@ -24,6 +29,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .skip_debug([
             ".spire.hostservice.server.identityprovider.v1",
             ".spire.plugin.agent.nodeattestor.v1",
+            ".spire.plugin.agent.svidstore.v1",
             ".spire.plugin.server.nodeattestor.v1",
             ".spire.service.common.config.v1",
         ])

@@ -26,6 +26,7 @@ use crate::own::OwnIdentity;
 use crate::server_client::{
     Credentials, Denied, ServerClient, ServerFault, ServerSettings, SyncedEntries,
 };
+use crate::svid_store::StoreCache;
 use crate::warm::WarmStart;
 
 /// Everything that the task works on.
@@ -40,6 +41,8 @@ pub struct Agent<A> {
     health: Health,
     metrics: AgentMetrics,
     warm: Option<WarmStart>,
+    /// For SVIDStores, where there are some.
+    stored: Option<Arc<StoreCache>>,
     known: SyncedEntries,
     /// Since when the server has been untrusted; forgotten when it is trusted again.
     untrusted_since: Option<SystemTime>,
@@ -115,6 +118,7 @@ impl<A: AgentHalf> Agent<A> {
             health,
             metrics,
             warm,
+            stored: None,
             known: SyncedEntries::new(),
             untrusted_since: None,
             wall,
@@ -131,6 +135,11 @@ impl<A: AgentHalf> Agent<A> {
     /// What is held for workloads.
     pub(crate) fn cache(&self) -> Arc<Cache> {
         self.cache.clone()
+    }
+
+    /// From now on entries with `store_svid` get X509-SVIDs, too.
+    pub(crate) fn store_svids(&mut self) -> Arc<StoreCache> {
+        self.stored.get_or_insert_default().clone()
     }
 
     /// What the agent says of itself.
@@ -207,6 +216,9 @@ impl<A: AgentHalf> Agent<A> {
     fn forget_workloads(&mut self) {
         self.known.clear();
         self.cache.clear();
+        if let Some(stored) = &self.stored {
+            stored.forget();
+        }
         if let Some(warm) = &self.warm {
             warm.forget();
         }

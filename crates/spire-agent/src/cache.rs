@@ -219,7 +219,8 @@ impl Cache {
     }
 }
 
-fn has_ended(entry: &Entry, now: SystemTime) -> bool {
+/// Whether `expires_at` has come.
+pub(crate) fn has_ended(entry: &Entry, now: SystemTime) -> bool {
     let Ok(end) = u64::try_from(entry.expires_at) else {
         return true;
     };

@@ -19,5 +19,6 @@ mod own;
 mod rotation;
 pub mod run;
 pub mod server_client;
+mod svid_store;
 mod warm;
 pub mod workload;

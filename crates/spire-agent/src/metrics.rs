@@ -50,6 +50,8 @@ pub(crate) struct AgentMetrics {
     pub(crate) rotate: CallCounter,
     pub(crate) fetch_entries: CallCounter,
     pub(crate) fetch_svids: CallCounter,
+    /// SVIDs of SVIDStores that are looked through for a tainted authority.
+    pub(crate) taint_stored: CallCounter,
     bundles: Gauge,
     entries: [Gauge; 4],
     bootstrap: Bootstrap,
@@ -90,6 +92,10 @@ impl AgentMetrics {
             rotate: metrics.calls(&["agent_svid", "rotate"], &[]),
             fetch_entries: metrics.calls(&["manager", "sync", "fetch_entries_updates"], &[]),
             fetch_svids: metrics.calls(&["manager", "sync", "fetch_svids_updates"], &[]),
+            taint_stored: metrics.calls(
+                &["cache_manager", "svid_store", "process_tainted_x509_svids"],
+                &[],
+            ),
             bundles: gauge("sync_bundles_total"),
             entries: [
                 gauge("sync_entries_total"),

@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::{AdminApi, Insight};
 use crate::agent::{Agent, AgentSettings};
 use crate::health::Health;
+use crate::svid_store::StoreService;
 use crate::workload::{self, WorkloadApi};
 use plugins::Plugins;
 use signals::Manager;
@@ -178,7 +179,11 @@ async fn serve_with(
     );
     let settings = AgentSettings::from_config(&config, metrics.clone());
     let clock = Arc::new(SystemClock);
-    let agent = Agent::open(settings, plugins.node, plugins.keys, clock)?;
+    let mut agent = Agent::open(settings, plugins.node, plugins.keys, clock)?;
+    let stored = (!plugins.stores.is_empty()).then(|| agent.store_svids());
+    let stores = stored
+        .clone()
+        .map(|cache| StoreService::new(cache, plugins.stores, &metrics));
     let (identities, health) = (agent.identities(), agent.health());
     let drain = shutdown.drain.clone();
     let mut tasks = Tasks::new(shutdown);
@@ -186,6 +191,7 @@ async fn serve_with(
         let insight = Insight {
             health: health.clone(),
             cache: agent.cache(),
+            stored,
             started,
         };
         let api = AdminApi::bind(path, insight, log.clone(), &metrics)?;
@@ -196,6 +202,16 @@ async fn serve_with(
         let api = WorkloadApi::bind(api, identities, Arc::new(plugins.workload), None)?;
         let stop = drain.clone().cancelled_owned();
         tasks.spawn("Workload API", endless(api.serve(stop)));
+    }
+    if let Some(service) = stores {
+        let stop = drain.clone();
+        tasks.spawn("SVIDStores", async move {
+            tokio::select! {
+                () = service.run() => {}
+                () = stop.cancelled() => {}
+            }
+            Ok::<(), Explained>(())
+        });
     }
     if let Some(listener) = prometheus {
         tasks.spawn("Prometheus", endless(listener.serve(drain.clone())));

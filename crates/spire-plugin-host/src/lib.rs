@@ -12,9 +12,11 @@
 //! for its health, and ended when it does not answer that either. What a plugin was started for is ended with it, its
 //! process group first.
 //!
-//! Adapters make of a plugin what the daemons know: [`node`], [`workload`] and [`keys`].
+//! Adapters make of a plugin what the daemons know: [`node`], [`workload`], [`keys`], [`compose`], [`publish`], [`svids`] and
+//! [`upstream`].
 
 mod broker;
+pub mod compose;
 mod handshake;
 mod instance;
 pub mod keys;
@@ -24,7 +26,10 @@ pub mod node;
 mod plugin;
 mod process;
 mod program;
+pub mod publish;
 mod services;
+pub mod svids;
+pub mod upstream;
 pub mod workload;
 
 pub use plugin::{Limits, Plugin, Settings};

@@ -2,6 +2,7 @@
 
 mod authority;
 mod certificate;
+mod compose;
 mod journal;
 mod manager;
 mod metrics;
@@ -18,6 +19,9 @@ use std::time::{Duration, SystemTime};
 use spiffe::SpiffeId;
 
 pub use authority::{JwtAuthority, X509Authority};
+pub use compose::{
+    Composer, Composers, Extension, Holder, NotAnOid, ObjectId, UniqueId, X509Attributes,
+};
 pub use manager::{
     AuthorityStates, CaError, LocalAuthorities, Manager, PRUNE_BUNDLE_INTERVAL,
     PRUNE_JOURNALS_INTERVAL, ROTATE_INTERVAL, Settings,
@@ -27,8 +31,8 @@ pub use server_svid::{SVID_INTERVAL, ServerSvids};
 pub use sign::{Authorities, BACKDATE, Profile};
 pub use slots::{AuthorityState, Status};
 pub use upstream::{
-    Answer, DiskAuthority, Files, MintedCa, SpireAuthority, SpireSettings, UpstreamAuthority,
-    UpstreamBundle, UpstreamError, VaultAuthority, VaultSettings,
+    Answer, DiskAuthority, ExternalAuthority, Files, MintedCa, SpireAuthority, SpireSettings,
+    UpstreamAuthority, UpstreamBundle, UpstreamError, VaultAuthority, VaultSettings,
 };
 
 /// An X509-SVID to be signed.

@@ -6,6 +6,7 @@
 //! - [`api`]: the gRPC services, and who may call them.
 //! - [`endpoints`]: the sockets that they are served on.
 //! - [`federation`]: the own bundle for other trust domains, and theirs for the workloads here.
+//! - [`publish`]: the own bundle to the world outside, by plugins.
 //! - [`run`]: the daemon that all of it makes.
 //! - [`keys`]: where the private keys of the authorities are.
 
@@ -19,5 +20,6 @@ pub mod ids;
 pub mod keys;
 pub mod moment;
 mod plugins;
+pub mod publish;
 pub mod run;
 pub mod store;

@@ -1,24 +1,29 @@
 //! The `plugins { }` of the server's file as what they stand for.
 
+mod compose;
 pub(crate) mod external;
 mod node;
+mod outside;
 mod reload;
 mod upstream;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use ah_identity_provider::Clock;
+use ah_identity_provider::{Clock, SystemClock};
 use ah_spire_plugin::catalog::{PluginConfig, PluginType};
 use ah_spire_plugin::config_block;
 use ah_spire_plugin::decode::{Decode, UnknownKeys, from_object};
 use ah_spire_plugin::server::ServerConfig;
 use spiffe::TrustDomain;
 
+pub(crate) use self::compose::ComposerWanted;
+use self::external::Running;
 pub(crate) use self::node::{NodeAttestors, NodeWanted, OwnAuthorities};
+pub(crate) use self::outside::OutsideWanted;
 pub(crate) use self::reload::Reload;
 use self::upstream::Upstream;
-use crate::ca::UpstreamAuthority;
+use crate::ca::{Composers, UpstreamAuthority};
 use crate::store::StoreConfig;
 
 config_block! {
@@ -50,7 +55,8 @@ pub(crate) struct Wanted {
     pub(crate) store: StoreConfig,
     pub(crate) keys: KeysWanted,
     pub(crate) upstream: Option<Upstream>,
-    pub(crate) unique_id: bool,
+    pub(crate) composers: Vec<ComposerWanted>,
+    pub(crate) outside: Vec<OutsideWanted>,
     pub(crate) node: Vec<NodeWanted>,
     /// What has a `plugin_cmd`, in the order of the file.
     pub(crate) external: Vec<PluginConfig>,
@@ -74,7 +80,8 @@ impl Wanted {
             store: StoreConfig::default(),
             keys: KeysWanted::Memory,
             upstream: None,
-            unique_id: false,
+            composers: Vec::new(),
+            outside: Vec::new(),
             node: Vec::new(),
             external: Vec::new(),
         };
@@ -88,10 +95,24 @@ impl Wanted {
                     keys = Some(KeysWanted::External(name.to_owned()));
                     wanted.external.push(plugin.clone());
                 }
+                (PluginType::UpstreamAuthority, name) if external => {
+                    wanted.upstream = Some(Upstream::External(name.to_owned()));
+                    wanted.external.push(plugin.clone());
+                }
+                (PluginType::CredentialComposer, name) if external => {
+                    let composer = ComposerWanted::External(name.to_owned());
+                    wanted.composers.push(composer);
+                    wanted.external.push(plugin.clone());
+                }
+                (kind @ (PluginType::BundlePublisher | PluginType::Notifier), name) if external => {
+                    let outside = OutsideWanted::External(kind, name.to_owned());
+                    wanted.outside.push(outside);
+                    wanted.external.push(plugin.clone());
+                }
                 _ if external => {
                     return Err(unsupported(
                         plugin,
-                        "plugins of this type cannot be processes of their own (plugin_cmd) yet",
+                        "plugins of this type cannot be processes of their own (plugin_cmd)",
                     ));
                 }
                 (PluginType::DataStore, "sql") => store = Some(sql(plugin)?),
@@ -107,7 +128,14 @@ impl Wanted {
                     let unknown = || unsupported(plugin, "this server has no such plugin");
                     wanted.upstream = Some(read.ok_or_else(unknown)?);
                 }
-                (PluginType::CredentialComposer, "uniqueid") => wanted.unique_id = true,
+                (PluginType::CredentialComposer, "uniqueid") => {
+                    wanted.composers.push(ComposerWanted::UniqueId);
+                }
+                (PluginType::BundlePublisher | PluginType::Notifier, _) => {
+                    let read = OutsideWanted::read(plugin)?;
+                    let unknown = || unsupported(plugin, "this server has no such plugin");
+                    wanted.outside.push(read.ok_or_else(unknown)?);
+                }
                 // Tokens are judged by the API itself, as with upstream also without this plugin.
                 (PluginType::NodeAttestor, "join_token") => {}
                 (PluginType::NodeAttestor, _) => {
@@ -123,16 +151,33 @@ impl Wanted {
         Ok(wanted)
     }
 
+    /// What changes certificates and tokens.
+    pub(crate) fn composers(&self, running: &Running) -> Result<Composers, String> {
+        ComposerWanted::open(&self.composers, running)
+    }
+
     /// The upstream authority.
     pub(crate) fn upstream(
         &self,
         of: &TrustDomain,
         clock: Arc<dyn Clock>,
+        running: &Running,
     ) -> Result<Option<Arc<dyn UpstreamAuthority>>, String> {
         let upstream = self.upstream.as_ref();
         upstream
-            .map(|upstream| upstream.open(of, clock))
+            .map(|upstream| upstream.open(of, clock, running))
             .transpose()
+    }
+
+    /// Finds what is wrong with a built-in upstream authority without asking anybody on the network.
+    pub(crate) fn check_upstream(&self, of: &TrustDomain) -> Result<(), String> {
+        match &self.upstream {
+            // Plugins that run are asked themselves.
+            None | Some(Upstream::External(_)) => Ok(()),
+            Some(upstream) => upstream
+                .open(of, Arc::new(SystemClock), &Running::default())
+                .map(|_| ()),
+        }
     }
 }
 
@@ -143,19 +188,21 @@ fn unsupported(plugin: &PluginConfig, why: &str) -> String {
     )
 }
 
+fn wrong(plugin: &PluginConfig, why: impl std::fmt::Display) -> String {
+    format!("{} \"{}\": {why}", plugin.plugin_type, plugin.name)
+}
+
 fn data<T: Decode>(
     plugin: &PluginConfig,
     unknown: impl Fn(&T) -> &UnknownKeys,
 ) -> Result<T, String> {
-    let what =
-        |why: &dyn std::fmt::Display| format!("{} \"{}\": {why}", plugin.plugin_type, plugin.name);
-    let object = plugin.data.load().map_err(|error| what(&error))?;
-    let data = from_object(&object).map_err(|error| what(&error))?;
+    let object = plugin.data.load().map_err(|error| wrong(plugin, error))?;
+    let data = from_object(&object).map_err(|error| wrong(plugin, error))?;
     let keys: Vec<&str> = unknown(&data).iter().map(|(key, _)| key).collect();
     if keys.is_empty() {
         return Ok(data);
     }
-    Err(what(&format!("unknown keys: {}", keys.join(", "))))
+    Err(wrong(plugin, format!("unknown keys: {}", keys.join(", "))))
 }
 
 fn path(text: &str) -> Option<PathBuf> {
@@ -165,12 +212,7 @@ fn path(text: &str) -> Option<PathBuf> {
 }
 
 fn required(plugin: &PluginConfig, key: &str, value: &str) -> Result<PathBuf, String> {
-    path(value).ok_or_else(|| {
-        format!(
-            "{} \"{}\": {key} is required",
-            plugin.plugin_type, plugin.name
-        )
-    })
+    path(value).ok_or_else(|| wrong(plugin, format!("{key} is required")))
 }
 
 fn sql(plugin: &PluginConfig) -> Result<StoreConfig, String> {

@@ -16,6 +16,7 @@ use ah_daemon::tasks::Shutdown;
 use ah_identity_provider::{Clock, Explained, SystemClock};
 use ah_spire_plugin::server::ServerConfig;
 use ah_spire_telemetry::{HealthListener, Log, Metrics, Program, PrometheusListener, RpcMetrics};
+use ah_spire_wire::model::Bundle;
 use nix::sys::stat::{Mode, umask};
 use spiffe::SpiffeId;
 
@@ -27,7 +28,8 @@ use crate::entries::{CachedStore, EntryCache};
 use crate::federation::{self, Endpoint};
 use crate::keys::{DiskKeys, ExternalKeys, MemoryKeys};
 use crate::plugins::external::{self, Offered, Running};
-use crate::plugins::{KeysWanted, NodeAttestors, OwnAuthorities, Reload, Wanted};
+use crate::plugins::{KeysWanted, NodeAttestors, OutsideWanted, OwnAuthorities, Reload, Wanted};
+use crate::publish::Outside;
 use crate::store::{Metered, SqlStore, Store};
 
 /// Targets of our own in the log.
@@ -49,7 +51,7 @@ pub async fn validate(config: &ServerConfig) -> Result<(), String> {
     let wanted = Wanted::read(config)?;
     tell_unsupported(config)?;
     federation::check(config)?;
-    wanted.upstream(&config.trust_domain, Arc::new(SystemClock))?;
+    wanted.check_upstream(&config.trust_domain)?;
     metrics(config)?;
     external::check(&wanted.external, config).await
 }
@@ -180,6 +182,9 @@ struct Started<S> {
     manager: Arc<Manager<S, Keys>>,
     svids: ServerSvids,
     trust: trust::Follower,
+    outside: Outside,
+    /// What the notifiers were told.
+    loaded: Option<Arc<Bundle>>,
     pruner: prune::Pruner,
     local: LocalSocket,
     network: Network,
@@ -214,10 +219,10 @@ async fn start(
     let entries = EntryCache::load_counted(&store, ours.clone(), &metrics).await;
     let entries = Arc::new(entries.map_err(|error| format!("cannot read the entries: {error}"))?);
     let store = Arc::new(CachedStore::new(store, entries.clone()));
-    let upstream = wanted.upstream(&ours, clock.clone())?;
     let offered = Offered::new(database.clone(), ours.clone());
     let running = Running::start(&wanted.external, config, &metrics, &offered).await?;
     let running = plugins.get_or_init(|| running);
+    let upstream = wanted.upstream(&ours, clock.clone(), running)?;
     let keys = match &wanted.keys {
         KeysWanted::Disk(path) => {
             Keys::Disk(DiskKeys::open(path).map_err(|error| error.to_string())?)
@@ -237,7 +242,7 @@ async fn start(
         agent_ttl: config.agent_ttl.unwrap_or(config.x509_svid_ttl),
         jwt_svid_ttl: config.jwt_svid_ttl,
         jwt_issuer: config.jwt_issuer.clone(),
-        unique_id: wanted.unique_id,
+        composers: wanted.composers(running)?,
         ..Profile::new(ours.clone())
     };
     let authorities = Arc::new(Authorities::counted(
@@ -260,6 +265,7 @@ async fn start(
         store: database.clone(),
         trust_domain: ours.clone(),
     };
+    let outside = OutsideWanted::open(wanted.outside, &own, running)?;
     let attestors = NodeAttestors::open(wanted.node, own, running).await?;
     let attestors = Arc::new(attestors);
     let admin_ids: BTreeSet<SpiffeId> = config.admin_ids.iter().cloned().collect();
@@ -268,6 +274,10 @@ async fn start(
         admin_ids: admin_ids.clone(),
     };
     let trust = trust::Follower::start(database.clone(), &clients).await?;
+    let loaded = trust.own_bundle().borrow().clone();
+    if let Some(bundle) = &loaded {
+        outside.loaded(bundle).await?;
+    }
     let bundle_endpoint = match &config.federation.bundle_endpoint {
         Some(endpoint) => {
             Some(Endpoint::bind(endpoint, trust.own_bundle(), svids.subscribe()).await?)
@@ -324,6 +334,8 @@ async fn start(
         manager,
         svids,
         trust,
+        outside,
+        loaded,
         pruner,
         local,
         network: Network::new(listener, configs),

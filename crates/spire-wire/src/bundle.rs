@@ -30,6 +30,8 @@ pub enum Contents {
     Spiffe,
     /// A SPIFFE bundle with CA certificates alone.
     SpiffeX509,
+    /// All keys, as a plain JWK set: without what SPIFFE adds to one.
+    Jwks,
     /// JWT keys alone, as a plain JWK set: what the Workload API's JWT bundles are (SV-79). As upstream, `use` is
     /// left out, which JWT libraries take for `sig` or nothing.
     JwtKeys,
@@ -61,7 +63,7 @@ pub fn to_document(bundle: &Bundle, contents: Contents) -> Result<String, Invali
                 .map_err(|error| Invalid(format!("x509-svid entry {at}: {error}")))?;
             let mut jwk = Jwk::from_spki(certificate.public_key().raw)
                 .map_err(|error| Invalid(format!("x509-svid entry {at}: {error}")))?;
-            jwk.usage = Some(X509_SVID.into());
+            jwk.usage = (contents != Contents::Jwks).then(|| X509_SVID.into());
             jwk.x5c = Some(vec![STANDARD.encode(&authority.der)]);
             keys.push(jwk);
         }
@@ -75,7 +77,7 @@ pub fn to_document(bundle: &Bundle, contents: Contents) -> Result<String, Invali
             keys.push(jwk);
         }
     }
-    let spiffe = contents != Contents::JwtKeys;
+    let spiffe = matches!(contents, Contents::Spiffe | Contents::SpiffeX509);
     let document = Document {
         keys,
         spiffe_sequence: if spiffe { bundle.sequence } else { 0 },
@@ -455,7 +457,8 @@ fn push_certificates(
     Ok(())
 }
 
-fn is_certificate(der: &[u8]) -> Result<(), String> {
+/// Whether this is one certificate and nothing else. The error says what it is instead.
+pub fn is_certificate(der: &[u8]) -> Result<(), String> {
     match X509Certificate::from_der(der) {
         Ok(([], _)) => Ok(()),
         Ok(_) => Err("trailing data after the certificate".into()),

@@ -1,5 +1,6 @@
 //! Plugins built on upstream's SDK, in Go, loaded by `spire-server` and `spire-agent` (docs/plugins/external.md).
 
+mod bundles;
 mod rig;
 
 use ah_testkit::process::eventually;
@@ -168,12 +169,9 @@ fn what_a_plugin_says_no_to_is_told() {
         told.contains("SPIRE agent configuration file is valid."),
         "{told}"
     );
-    let more = agent_plugins(&rig, "s3cret") + &block(&rig, "SVIDStore", "store", "workload", "");
-    let told = rig.validate("agent", &more);
-    assert!(
-        told.contains("SVIDStore \"store\"") && told.contains("of this type"),
-        "{told}"
-    );
+    let more = server_plugins(&rig) + &block(&rig, "DataStore", "sql", "server-keys", "");
+    let told = rig.validate("server", &more);
+    assert!(told.contains("DataStore"), "{told}");
     // A plugin that needs the server's services gets them here, too.
     let told = rig.validate("server", &server_plugins(&rig));
     assert!(

@@ -7,6 +7,9 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 use ah_testkit::process::{Finished, Process, eventually};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde_json::Value;
 use tempfile::TempDir;
 
 /// Built once for all tests.
@@ -107,6 +110,22 @@ plugins {{
         process
     }
 
+    /// What a server says that does not start.
+    pub(crate) fn refused(&self, plugins: &str) -> String {
+        self.write("server.conf", &self.server_conf(plugins));
+        let conf = self.path("server.conf");
+        let mut command = self.command(&["spire-server", "run", "-config", &conf]);
+        let finished = Finished::from(command.output().unwrap());
+        assert_ne!(finished.code, 0, "{finished:?}");
+        finished.stdout + &finished.stderr
+    }
+
+    /// What a JWT says.
+    pub(crate) fn claims(&self, token: &str) -> Value {
+        let claims = token.trim().split('.').nth(1).unwrap();
+        serde_json::from_slice(&URL_SAFE_NO_PAD.decode(claims).unwrap()).unwrap()
+    }
+
     pub(crate) fn agent(&self, plugins: &str) -> Process {
         self.write("agent.conf", &self.agent_conf(plugins));
         let conf = self.path("agent.conf");
@@ -128,7 +147,10 @@ plugins {{
 
     fn command(&self, line: &[&str]) -> Command {
         let (program, arguments) = line.split_first().unwrap();
-        let mut command = Command::new(ah_e2e::programs().join(program));
+        let mut command = match *program {
+            "openssl" => Command::new(program),
+            ours => Command::new(ah_e2e::programs().join(ours)),
+        };
         command.args(arguments).current_dir(self.folder.path());
         command
     }

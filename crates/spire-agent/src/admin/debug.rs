@@ -12,11 +12,14 @@ use tonic::{Request, Response, Status};
 use crate::cache::Cache;
 use crate::health::Health;
 use crate::metrics::OpenCalls;
+use crate::svid_store::StoreCache;
 
 /// Where debug information is found.
 pub(crate) struct Insight {
     pub(crate) health: Health,
     pub(crate) cache: Arc<Cache>,
+    /// What is kept in SVIDStores, where there are some.
+    pub(crate) stored: Option<Arc<StoreCache>>,
     /// When the process began.
     pub(crate) started: Instant,
 }
@@ -42,6 +45,7 @@ impl Service for Debugger {
         let Insight {
             health,
             cache,
+            stored,
             started,
         } = &self.insight;
         let state = health.state();
@@ -60,8 +64,7 @@ impl Service for Debugger {
             last_sync_success: state.last_sync.map_or(0, unix),
             cached_x509_svids_count: svids,
             cached_jwt_svids_count: count(cache.jwt_svids_held()),
-            // There are no SVIDStore plugins.
-            cached_svidstore_x509_svids_count: 0,
+            cached_svidstore_x509_svids_count: stored.as_ref().map_or(0, |it| count(it.len())),
         }))
     }
 }

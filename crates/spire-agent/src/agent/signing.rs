@@ -24,7 +24,10 @@ pub(super) const SIGN_AT_ONCE: usize = 500;
 impl<A: AgentHalf> Agent<A> {
     /// Makes the X509-SVIDs that are missing or due.
     pub(super) async fn sign(&mut self, stay: &mut Stay) -> Result<(), ServerFault> {
-        let unsigned = self.cache.unsigned();
+        let mut unsigned = self.cache.unsigned();
+        if let Some(stored) = &self.stored {
+            unsigned.extend(stored.unsigned(self.clock.now()));
+        }
         let outcome = Box::pin(self.sign_all(unsigned, stay)).await;
         self.cache.end_round();
         match &outcome {
@@ -75,7 +78,13 @@ impl<A: AgentHalf> Agent<A> {
                 "X509-SVIDs were signed"
             );
             all &= held.len() == batch.len();
+            let (stored, held) = held
+                .into_iter()
+                .partition(|held| held.identity.entry.store_svid);
             self.cache.put(held);
+            if let Some(cache) = &self.stored {
+                cache.put(stored);
+            }
             stay.sign_at_once = SIGN_AT_ONCE.min(stay.sign_at_once * 2);
             left = rest;
         }

@@ -81,7 +81,7 @@ impl<A: AgentHalf> Agent<A> {
             if self.was_set_back() {
                 tracing::warn!("the clock was set back: all SVIDs are replaced");
                 stay.rotate_now = true;
-                self.cache.taint(|_| true);
+                self.taint_at_once(|_| true);
             }
             let wait = match Box::pin(self.round(&mut stay)).await {
                 Ok(()) => {
@@ -178,6 +178,9 @@ impl<A: AgentHalf> Agent<A> {
                 }
             }
         }
+        if let Some(stored) = &self.stored {
+            stored.update(&entries, &bundle, &federated, self.clock.now());
+        }
         self.cache.update(&entries, bundle, federated);
         self.known = entries;
         let now = self.clock.now();
@@ -202,6 +205,8 @@ impl<A: AgentHalf> Agent<A> {
         if let Some(news) = &mut stay.news {
             let mut holds = self.cache.holds();
             holds.tainted_svids += usize::from(stay.rotate_now);
+            let stored = self.stored.as_ref();
+            holds.tainted_svids += stored.map_or(0, |stored| stored.tainted());
             self.client.report(news, holds).await;
         }
         signed
@@ -231,7 +236,8 @@ impl<A: AgentHalf> Agent<A> {
 
     /// Until the agent's own SVID or one of the workloads' is due.
     fn until_rotation(&self, stay: &Stay) -> Duration {
-        let next = self.cache.next_rotation();
+        let stored = self.stored.as_ref().and_then(|it| it.next_rotation());
+        let next = self.cache.next_rotation().into_iter().chain(stored).min();
         let next = next.map_or(stay.own.rotate_at, |next| next.min(stay.own.rotate_at));
         next.duration_since(self.clock.now()).unwrap_or_default()
     }
@@ -351,10 +357,26 @@ impl<A: AgentHalf> Agent<A> {
                 verify_spiffe_server(&chain, &trust, &identity.entry.spiffe_id, now).is_ok()
             };
             if at_once {
-                self.cache.taint(issued_by);
+                self.taint_at_once(issued_by);
             } else {
                 self.cache.taint_in_batches(issued_by);
+                self.taint_stored(issued_by);
             }
+        }
+    }
+
+    fn taint_at_once(&self, issued_by: impl Fn(&X509Identity) -> bool) {
+        self.cache.taint(&issued_by);
+        self.taint_stored(issued_by);
+    }
+
+    /// Stores hold few SVIDs: they are replaced with the next round.
+    fn taint_stored(&self, issued_by: impl Fn(&X509Identity) -> bool) {
+        if let Some(stored) = &self.stored {
+            let processing = self.metrics.taint_stored.start();
+            let tainted = stored.taint(issued_by);
+            tracing::info!(tainted, "Tainted X.509 SVIDs of SVIDStores");
+            processing.done(tonic::Code::Ok);
         }
     }
 }

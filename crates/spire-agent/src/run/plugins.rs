@@ -8,16 +8,18 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use ah_identity_provider::{Code, Explained};
+use ah_spire_attest::node::gcp_iit::{Account, Google};
 use ah_spire_attest::workload::ProcRoot;
 use ah_spire_attest::workload::unix::{Unix, UnixConfig};
 use ah_spire_plugin::agent::{AgentConfig, SdsConfig};
 use ah_spire_plugin::catalog::{PluginConfig, PluginType};
 use ah_spire_plugin::{config_block, decode};
 use ah_spire_plugin_host::keys::{Keys, Side};
-use ah_spire_plugin_host::workload;
+use ah_spire_plugin_host::{svids, workload};
 use ah_spire_telemetry::Metrics;
 
 use crate::keys::{DiskKeys, ExternalKeys, KeyManager, MemoryKeys, MeteredKeys};
+use crate::svid_store::{Directory, GoogleSecrets, SvidStore};
 use crate::workload::{Attestors, MeteredAttestor};
 use external::{Running, Workload};
 use node::{BuiltInNode, NodeHalf};
@@ -29,6 +31,7 @@ pub(super) struct Plugins {
     pub(super) keys: Arc<dyn KeyManager>,
     pub(super) node: NodeHalf,
     pub(super) workload: Attestors<MeteredAttestor<Workload>>,
+    pub(super) stores: Vec<Arc<dyn SvidStore>>,
     pub(super) reload: Reload,
     /// Those in processes of their own, which have to be ended.
     pub(super) running: Running,
@@ -38,6 +41,20 @@ config_block! {
     /// `KeyManager "disk"`
     struct DiskData {
         directory: String = "directory",
+    }
+}
+
+config_block! {
+    /// `SVIDStore "directory"`
+    struct DirectoryData {
+        path: String = "path",
+    }
+}
+
+config_block! {
+    /// `SVIDStore "gcp_secretmanager"`
+    struct GoogleSecretsData {
+        service_account_file: String = "service_account_file",
     }
 }
 
@@ -54,6 +71,7 @@ struct Wanted {
     keys: KeysWanted,
     node: NodeWanted,
     workload: Vec<WorkloadWanted>,
+    stores: Vec<StoreWanted>,
 }
 
 enum KeysWanted {
@@ -68,9 +86,25 @@ enum NodeWanted {
     External(PluginConfig),
 }
 
+enum StoreWanted {
+    /// Where the folders are.
+    Directory(PathBuf),
+    /// The key file of the account.
+    Google(Option<PathBuf>),
+    External(PluginConfig),
+}
+
 enum WorkloadWanted {
     Unix(UnixConfig),
     External(PluginConfig),
+}
+
+/// Plugins that are ready.
+struct Opened {
+    keys: Arc<dyn KeyManager>,
+    node: NodeHalf,
+    workload: Vec<Workload>,
+    stores: Vec<Arc<dyn SvidStore>>,
 }
 
 impl Plugins {
@@ -90,12 +124,18 @@ impl Plugins {
         let mut running = Running::default();
         let opened = Self::open_with(config, metrics, &mut running).await;
         match opened {
-            Ok((keys, node, workload)) => {
+            Ok(Opened {
+                keys,
+                node,
+                workload,
+                stores,
+            }) => {
                 let metered = workload.iter().cloned();
                 let metered = metered.map(|it| MeteredAttestor::new(it, metrics));
                 Ok(Self {
                     keys,
                     workload: Attestors(metered.collect()),
+                    stores,
                     reload: Reload::new(config, node.clone(), workload, &running),
                     node,
                     running,
@@ -112,7 +152,7 @@ impl Plugins {
         config: &AgentConfig,
         metrics: &Metrics,
         running: &mut Running,
-    ) -> Result<(Arc<dyn KeyManager>, NodeHalf, Vec<Workload>), Explained> {
+    ) -> Result<Opened, Explained> {
         let wanted = Wanted::read(config)?;
         for plugin in wanted.external() {
             running.start(plugin, config, metrics).await?;
@@ -148,7 +188,26 @@ impl Plugins {
             NodeWanted::External(plugin) => NodeHalf::external(running.plugin(&plugin)?),
             NodeWanted::BuiltIn(node) => NodeHalf::open(node, config).await?,
         };
-        Ok((keys, node, attestors))
+        let mut stores: Vec<Arc<dyn SvidStore>> = Vec::new();
+        for store in wanted.stores {
+            stores.push(match store {
+                StoreWanted::Directory(path) => Arc::new(Directory::new(path)),
+                StoreWanted::Google(file) => {
+                    let account = Account::new(file, Google::default().metadata);
+                    let api = "https://secretmanager.googleapis.com";
+                    Arc::new(GoogleSecrets::new(api, account, &config.trust_domain))
+                }
+                StoreWanted::External(plugin) => {
+                    Arc::new(svids::Store::new(running.plugin(&plugin)?))
+                }
+            });
+        }
+        Ok(Opened {
+            keys,
+            node,
+            workload: attestors,
+            stores,
+        })
     }
 }
 
@@ -160,7 +219,7 @@ impl Wanted {
     fn read(config: &AgentConfig) -> Result<Self, Explained> {
         let mut keys = None;
         let mut node = None;
-        let mut workload = Vec::new();
+        let (mut workload, mut stores) = (Vec::new(), Vec::new());
         for plugin in config.plugins.iter().filter(|plugin| plugin.enabled) {
             let external = plugin.command.is_some();
             match (plugin.plugin_type, plugin.name.as_str()) {
@@ -173,10 +232,13 @@ impl Wanted {
                 (PluginType::WorkloadAttestor, _) if external => {
                     workload.push(WorkloadWanted::External(plugin.clone()));
                 }
+                (PluginType::SvidStore, _) if external => {
+                    stores.push(StoreWanted::External(plugin.clone()));
+                }
                 _ if external => {
                     return Err(unsupported(
                         plugin,
-                        "plugins of this type cannot be processes of their own (plugin_cmd) yet",
+                        "plugins of this type cannot be processes of their own (plugin_cmd)",
                     ));
                 }
                 (PluginType::KeyManager, "disk") => {
@@ -190,6 +252,14 @@ impl Wanted {
                 }
                 (PluginType::WorkloadAttestor, "unix") => {
                     workload.push(WorkloadWanted::Unix(unix(plugin)?));
+                }
+                (PluginType::SvidStore, "directory") => {
+                    stores.push(StoreWanted::Directory(directory(plugin)?));
+                }
+                (PluginType::SvidStore, "gcp_secretmanager") => {
+                    let data: GoogleSecretsData = data(plugin)?;
+                    let file = Some(data.service_account_file).filter(|file| !file.is_empty());
+                    stores.push(StoreWanted::Google(file.map(PathBuf::from)));
                 }
                 (kind, _) => return Err(unsupported(plugin, built_in(kind))),
             }
@@ -209,10 +279,11 @@ impl Wanted {
             keys: keys.ok_or_else(|| missing("KeyManager"))?,
             node: node.ok_or_else(|| missing("NodeAttestor"))?,
             workload,
+            stores,
         })
     }
 
-    /// What has a `plugin_cmd`, in the order: keys, node, workloads.
+    /// What has a `plugin_cmd`, in the order: keys, node, workloads, stores.
     fn external(&self) -> impl Iterator<Item = &PluginConfig> {
         let keys = match &self.keys {
             KeysWanted::External(plugin) => Some(plugin),
@@ -226,7 +297,11 @@ impl Wanted {
             WorkloadWanted::External(plugin) => Some(plugin),
             WorkloadWanted::Unix(_) => None,
         });
-        keys.into_iter().chain(node).chain(workload)
+        let stores = self.stores.iter().filter_map(|it| match it {
+            StoreWanted::External(plugin) => Some(plugin),
+            StoreWanted::Directory(_) | StoreWanted::Google(_) => None,
+        });
+        keys.into_iter().chain(node).chain(workload).chain(stores)
     }
 }
 
@@ -239,6 +314,18 @@ fn disk(plugin: &PluginConfig) -> Result<PathBuf, Explained> {
         );
     }
     Ok(data.directory.into())
+}
+
+fn directory(plugin: &PluginConfig) -> Result<PathBuf, Explained> {
+    let data: DirectoryData = data(plugin)?;
+    if data.path.is_empty() {
+        return Err(
+            Explained::new(Code::Usage, "SVIDStore \"directory\": path is required").hint(
+                "let `path` in its plugin_data name the folder that gets a folder for each SVID",
+            ),
+        );
+    }
+    Ok(data.path.into())
 }
 
 fn unix(plugin: &PluginConfig) -> Result<UnixConfig, Explained> {
@@ -275,6 +362,7 @@ fn built_in(kind: PluginType) -> &'static str {
             "built in are: gcp_iit, http_challenge, join_token, k8s_psat, k8s_sat, x509pop"
         }
         PluginType::WorkloadAttestor => "built in is: unix",
+        PluginType::SvidStore => "built in are: directory, gcp_secretmanager",
         _ => "this agent has no plugins of this type",
     }
 }

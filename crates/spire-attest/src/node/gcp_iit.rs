@@ -9,11 +9,13 @@
 //!
 //! Settings, texts and selectors are upstream's. Stricter: a token needs an end.
 
+mod account;
 mod agent;
 mod compute;
 mod keys;
 mod server;
 
+pub use account::{Account, refusal};
 pub use agent::{GcpIitAgent, GcpIitAgentConfig};
 pub use server::{GcpIitServer, GcpIitServerConfig};
 

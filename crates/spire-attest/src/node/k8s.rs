@@ -14,11 +14,13 @@
 
 mod agent;
 mod api;
+mod call;
 mod kubeconfig;
 mod sat;
 mod server;
 
 pub use agent::{K8sAgent, K8sAgentConfig};
+pub use call::{KubeApi, KubeError, object_name};
 pub use sat::{SatClusterConfig, SatServer};
 pub use server::{PsatClusterConfig, PsatServer};
 

@@ -20,7 +20,8 @@ mod reused;
 mod tokens;
 #[cfg(target_os = "linux")]
 mod unix;
-mod web;
 #[cfg(target_os = "linux")]
 mod workload;
 mod x509pop;
+
+use ah_testkit::web;

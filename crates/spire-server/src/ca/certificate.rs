@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 use x509_parser::prelude::FromDer;
 use x509_parser::x509::SubjectPublicKeyInfo;
 
-use super::name::Subject;
+use super::compose::X509Attributes;
 use crate::keys::{KeyError, KeyType, SigningKey};
 
 const KEY_USAGE: &[u8] = &[0x55, 0x1d, 0x0f];
@@ -20,6 +20,7 @@ const BASIC_CONSTRAINTS: &[u8] = &[0x55, 0x1d, 0x13];
 const SUBJECT_KEY_ID: &[u8] = &[0x55, 0x1d, 0x0e];
 const AUTHORITY_KEY_ID: &[u8] = &[0x55, 0x1d, 0x23];
 const SUBJECT_ALT_NAME: &[u8] = &[0x55, 0x1d, 0x11];
+const CERTIFICATE_POLICIES: &[u8] = &[0x55, 0x1d, 0x20];
 const SERVER_AUTH: &[u8] = &[0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x03, 0x01];
 const CLIENT_AUTH: &[u8] = &[0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x03, 0x02];
 const EXTENSION_REQUEST: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x09, 0x0e];
@@ -30,12 +31,11 @@ const RSA_WITH_SHA256: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01,
 /// What a certificate is to say.
 pub(super) struct Template<'a> {
     pub(super) serial: u128,
-    pub(super) subject: &'a Subject,
     pub(super) not_before: SystemTime,
     pub(super) not_after: SystemTime,
     pub(super) spki: &'a [u8],
     pub(super) uri: &'a str,
-    pub(super) dns_names: &'a [String],
+    pub(super) attributes: &'a X509Attributes,
     pub(super) is_ca: bool,
 }
 
@@ -59,13 +59,13 @@ impl Template<'_> {
             signature_algorithm(w, issuer.key.key_type());
             match issuer.name {
                 Some(name) => w.raw(name),
-                None => self.subject.write(w),
+                None => self.attributes.subject.write(w),
             }
             w.sequence(|w| {
                 date(w, self.not_before);
                 date(w, self.not_after);
             });
-            self.subject.write(w);
+            self.attributes.subject.write(w);
             w.raw(self.spki);
             w.nested(der::CONTEXT_CONSTRUCTED | 3, |w| {
                 w.sequence(|w| self.extensions(w, &key_id, issuer.key_id));
@@ -103,26 +103,53 @@ impl Template<'_> {
                 w.sequence(|w| w.primitive(der::CONTEXT, issuer_key_id));
             });
         }
-        alternative_names(w, self.dns_names, self.uri);
+        alternative_names(w, &self.attributes.dns_names, self.uri);
+        if !self.attributes.policies.is_empty() {
+            extension(w, CERTIFICATE_POLICIES, false, |w| {
+                w.sequence(|w| {
+                    for policy in &self.attributes.policies {
+                        w.sequence(|w| w.primitive(der::OID, policy.as_der()));
+                    }
+                });
+            });
+        }
+        more_extensions(w, self.attributes);
     }
 }
 
-/// A PKCS #10 request (RFC 2986) for a CA certificate.
+/// Whether every certificate of one kind or another has this extension from the server itself.
+pub(super) fn is_own_extension(id: &[u8]) -> bool {
+    [
+        KEY_USAGE,
+        EXTENDED_KEY_USAGE,
+        BASIC_CONSTRAINTS,
+        SUBJECT_KEY_ID,
+        AUTHORITY_KEY_ID,
+        SUBJECT_ALT_NAME,
+        CERTIFICATE_POLICIES,
+    ]
+    .contains(&id)
+}
+
+/// A PKCS #10 request (RFC 2986) for a CA certificate. It has no place for policies, which whoever signs it adds.
 pub(super) fn request(
-    subject: &Subject,
+    attributes: &X509Attributes,
     uri: &str,
     key: &dyn SigningKey,
 ) -> Result<Vec<u8>, KeyError> {
     let mut info = Writer::with_capacity(512);
     info.sequence(|w| {
         w.unsigned(&[0]);
-        subject.write(w);
+        attributes.subject.write(w);
         w.raw(key.spki());
         w.nested(der::CONTEXT_CONSTRUCTED, |w| {
             w.sequence(|w| {
                 w.primitive(der::OID, EXTENSION_REQUEST);
                 w.nested(der::SET, |w| {
-                    w.sequence(|w| alternative_names(w, &[], uri));
+                    w.sequence(|w| {
+                        alternative_names(w, &[], uri);
+                        more_extensions(w, attributes);
+                    });
                 });
             });
         });
@@ -183,6 +210,12 @@ fn alternative_names(w: &mut Writer, dns_names: &[String], uri: &str) {
             w.primitive(der::CONTEXT | 6, uri.as_bytes());
         });
     });
+}
+
+fn more_extensions(w: &mut Writer, attributes: &X509Attributes) {
+    for more in &attributes.extensions {
+        extension(w, more.id.as_der(), more.critical, |w| w.raw(&more.value));
+    }
 }
 
 /// UTCTime until 2049, GeneralizedTime after that (RFC 5280 §4.1.2.5).

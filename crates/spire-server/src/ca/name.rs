@@ -3,12 +3,17 @@
 use ah_spire_wire::der::{self, Writer};
 use x509_parser::x509::X509Name;
 
+use super::compose::ObjectId;
+
 const COUNTRY: &[u8] = &[0x55, 0x04, 0x06];
 const ORGANIZATION: &[u8] = &[0x55, 0x04, 0x0a];
 const ORGANIZATIONAL_UNIT: &[u8] = &[0x55, 0x04, 0x0b];
 const COMMON_NAME: &[u8] = &[0x55, 0x04, 0x03];
 const SERIAL_NUMBER: &[u8] = &[0x55, 0x04, 0x05];
-const UNIQUE_ID: &[u8] = &[0x55, 0x04, 0x2d];
+const LOCALITY: &[u8] = &[0x55, 0x04, 0x07];
+const PROVINCE: &[u8] = &[0x55, 0x04, 0x08];
+const STREET_ADDRESS: &[u8] = &[0x55, 0x04, 0x09];
+const POSTAL_CODE: &[u8] = &[0x55, 0x04, 0x11];
 
 /// The subject of a certificate. What is empty is not written.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -19,12 +24,20 @@ pub struct Subject {
     pub organization: Vec<String>,
     /// `OU`
     pub organizational_unit: Vec<String>,
+    /// `L`
+    pub locality: Vec<String>,
+    /// `ST`
+    pub province: Vec<String>,
+    /// `street`
+    pub street_address: Vec<String>,
+    /// `postalCode`
+    pub postal_code: Vec<String>,
     /// `CN`
     pub common_name: String,
     /// `serialNumber`
     pub serial_number: String,
-    /// `x500UniqueIdentifier`
-    pub unique_id: String,
+    /// Anything else. One of a kind that is named above stands in its place.
+    pub extra: Vec<(ObjectId, String)>,
 }
 
 impl Subject {
@@ -43,15 +56,24 @@ impl Subject {
 
     pub(super) fn write(&self, w: &mut Writer) {
         w.sequence(|w| {
-            several(w, COUNTRY, &self.country);
-            several(w, ORGANIZATION, &self.organization);
-            several(w, ORGANIZATIONAL_UNIT, &self.organizational_unit);
-            for (kind, value) in [
-                (COMMON_NAME, &self.common_name),
-                (SERIAL_NUMBER, &self.serial_number),
-                (UNIQUE_ID, &self.unique_id),
+            let one = std::slice::from_ref;
+            for (kind, values) in [
+                (COUNTRY, self.country.as_slice()),
+                (ORGANIZATION, &self.organization),
+                (ORGANIZATIONAL_UNIT, &self.organizational_unit),
+                (LOCALITY, &self.locality),
+                (PROVINCE, &self.province),
+                (STREET_ADDRESS, &self.street_address),
+                (POSTAL_CODE, &self.postal_code),
+                (COMMON_NAME, one(&self.common_name)),
+                (SERIAL_NUMBER, one(&self.serial_number)),
             ] {
-                several(w, kind, std::slice::from_ref(value));
+                if !self.extra.iter().any(|(other, _)| other.as_der() == kind) {
+                    several(w, kind, values);
+                }
+            }
+            for (kind, value) in &self.extra {
+                several(w, kind.as_der(), one(value));
             }
         });
     }
@@ -68,10 +90,16 @@ impl Subject {
                 COUNTRY => subject.country.push(value),
                 ORGANIZATION => subject.organization.push(value),
                 ORGANIZATIONAL_UNIT => subject.organizational_unit.push(value),
+                LOCALITY => subject.locality.push(value),
+                PROVINCE => subject.province.push(value),
+                STREET_ADDRESS => subject.street_address.push(value),
+                POSTAL_CODE => subject.postal_code.push(value),
                 COMMON_NAME => subject.common_name = value,
                 SERIAL_NUMBER => subject.serial_number = value,
-                UNIQUE_ID => subject.unique_id = value,
-                _ => {}
+                _ => {
+                    let kind = attribute.attr_type().to_id_string().parse();
+                    subject.extra.extend(kind.ok().map(|kind| (kind, value)));
+                }
             }
         }
         subject

@@ -9,6 +9,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::SignError;
 use super::authority::{Certificate, JwtAuthority, X509Authority, from_unix, to_unix};
 use super::certificate::{self, Issuer, Template};
+use super::compose::X509Attributes;
 use super::sign::{Profile, backdated, new_serial, random};
 use super::upstream::{MintedCa, UpstreamError, check_chain};
 use crate::keys::SigningKey;
@@ -22,12 +23,13 @@ pub(super) fn self_signed(
     let serial = new_serial()?;
     let template = Template {
         serial,
-        subject: &profile.new_ca_subject(serial),
         not_before: backdated(now),
         not_after: end_of_life(profile, now),
         spki: key.spki(),
         uri: &profile.trust_domain.id_string(),
-        dns_names: &[],
+        attributes: &profile
+            .composers
+            .x509_ca(X509Attributes::of(profile.new_ca_subject(serial)))?,
         is_ca: true,
     };
     let der = template
@@ -68,7 +70,8 @@ pub(super) fn jwt(
 /// A PKCS #10 request for a CA that an upstream authority is to sign.
 pub(super) fn request(profile: &Profile, key: &dyn SigningKey) -> Result<Vec<u8>, SignError> {
     let subject = profile.new_ca_subject(new_serial()?);
-    certificate::request(&subject, &profile.trust_domain.id_string(), key)
+    let attributes = profile.composers.x509_ca(X509Attributes::of(subject))?;
+    certificate::request(&attributes, &profile.trust_domain.id_string(), key)
         .map_err(|error| SignError::Failed(error.to_string()))
 }
 

@@ -7,15 +7,16 @@ use ah_identity_provider::Clock;
 use ah_spire_telemetry::Metrics;
 use ah_spire_wire::{der, key_kind};
 use arc_swap::ArcSwapOption;
-use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::rand;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Serialize;
+use serde_json::{Map, Value};
 use spiffe::{SpiffeId, TrustDomain};
 
-use super::authority::{JwtAuthority, X509Authority, from_unix, hex, to_unix};
+use super::authority::{JwtAuthority, X509Authority, from_unix, to_unix};
 use super::certificate::{Issuer, Template};
+use super::compose::{Composers, Holder, X509Attributes};
 use super::metrics::Signed;
 use super::name::Subject;
 use super::{JwtSvid, JwtSvidRequest, SignError, Signer, X509Svid, X509SvidRequest};
@@ -44,8 +45,8 @@ pub struct Profile {
     pub jwt_svid_ttl: Duration,
     /// `jwt_issuer`
     pub jwt_issuer: Option<String>,
-    /// CredentialComposer `uniqueid`: workloads' subjects get an `x500UniqueIdentifier`.
-    pub unique_id: bool,
+    /// What changes certificates and tokens before they are signed.
+    pub composers: Composers,
 }
 
 impl Profile {
@@ -59,7 +60,7 @@ impl Profile {
             agent_ttl: Duration::from_secs(3600),
             jwt_svid_ttl: Duration::from_secs(300),
             jwt_issuer: None,
-            unique_id: false,
+            composers: Composers::default(),
         }
     }
 
@@ -164,7 +165,9 @@ impl Authorities {
             dns_names: Vec::new(),
             ttl: None,
         };
-        self.sign(&request, &self.svid_subject, self.profile.x509_svid_ttl)
+        let attributes = X509Attributes::of(self.svid_subject.clone());
+        let ttl = self.profile.x509_svid_ttl;
+        self.sign(&request, Holder::Server, attributes, ttl)
     }
 
     /// A CA below the active one, for a downstream server. `ttl` is the server's `ca_ttl` when `None`.
@@ -179,14 +182,14 @@ impl Authorities {
         let parents = ca.upstream_chain.len().max(1);
         let mut subject = ca.certificate.subject.clone();
         subject.organizational_unit = vec![format!("DOWNSTREAM-{parents}")];
+        let attributes = X509Attributes::of(subject);
         let template = Template {
             serial: new_serial()?,
-            subject: &subject,
             not_before: backdated(now),
             not_after: capped(now, ttl, self.profile.ca_ttl, ca.not_after()),
             spki,
             uri: &self.profile.trust_domain.id_string(),
-            dns_names: &[],
+            attributes: &self.profile.composers.x509_ca(attributes)?,
             is_ca: true,
         };
         let issued = issue(&template, &ca)?;
@@ -197,7 +200,8 @@ impl Authorities {
     fn sign(
         &self,
         request: &X509SvidRequest,
-        subject: &Subject,
+        of: Holder<'_>,
+        attributes: X509Attributes,
         default_ttl: Duration,
     ) -> Result<X509Svid, SignError> {
         self.check_member(&request.spiffe_id, "X509-SVID")?;
@@ -206,12 +210,11 @@ impl Authorities {
         let ca = self.active_x509(now)?;
         let template = Template {
             serial: new_serial()?,
-            subject,
             not_before: backdated(now),
             not_after: capped(now, request.ttl, default_ttl, ca.not_after()),
             spki: &request.spki,
             uri: &request.spiffe_id.to_string(),
-            dns_names: &request.dns_names,
+            attributes: &self.profile.composers.x509_svid(of, attributes)?,
             is_ca: false,
         };
         let issued = issue(&template, &ca)?;
@@ -236,20 +239,20 @@ impl Authorities {
 }
 
 impl Signer for Authorities {
-    fn sign_x509_svid(&self, request: X509SvidRequest) -> Result<X509Svid, SignError> {
-        let mut subject = self.svid_subject.clone();
-        if let Some(first) = request.dns_names.first() {
-            subject.common_name.clone_from(first);
+    fn sign_x509_svid(&self, mut request: X509SvidRequest) -> Result<X509Svid, SignError> {
+        let mut attributes = X509Attributes::of(self.svid_subject.clone());
+        attributes.dns_names = std::mem::take(&mut request.dns_names);
+        if let Some(first) = attributes.dns_names.first() {
+            attributes.subject.common_name.clone_from(first);
         }
-        if self.profile.unique_id {
-            let hash = digest(&SHA256, request.spiffe_id.to_string().as_bytes());
-            subject.unique_id = hex(hash.as_ref().get(..16).unwrap_or_default());
-        }
-        self.sign(&request, &subject, self.profile.x509_svid_ttl)
+        let of = Holder::Workload(&request.spiffe_id, &request.spki);
+        self.sign(&request, of, attributes, self.profile.x509_svid_ttl)
     }
 
     fn sign_agent_svid(&self, request: X509SvidRequest) -> Result<X509Svid, SignError> {
-        self.sign(&request, &self.svid_subject, self.profile.agent_ttl)
+        let attributes = X509Attributes::of(self.svid_subject.clone());
+        let of = Holder::Agent(&request.spiffe_id, &request.spki);
+        self.sign(&request, of, attributes, self.profile.agent_ttl)
     }
 
     fn sign_jwt_svid(&self, request: JwtSvidRequest) -> Result<JwtSvid, SignError> {
@@ -286,7 +289,7 @@ impl Signer for Authorities {
             self.profile.jwt_svid_ttl,
             authority.not_after,
         );
-        let (issued_at, expires_at) = (to_unix(now), to_unix(end));
+        let (mut issued_at, mut expires_at) = (to_unix(now), to_unix(end));
         let header = Header {
             alg: match authority.key.key_type() {
                 KeyType::EcP256 => "ES256",
@@ -307,7 +310,16 @@ impl Signer for Authorities {
         let mut token = String::with_capacity(512);
         append_json(&mut token, &header)?;
         token.push('.');
-        append_json(&mut token, &claims)?;
+        if self.profile.composers.is_empty() {
+            append_json(&mut token, &claims)?;
+        } else {
+            let of = &request.spiffe_id;
+            let claims = self.profile.composers.jwt_svid(of, as_map(&claims)?, now)?;
+            let time = |name| claims.get(name).and_then(Value::as_i64);
+            issued_at = time("iat").unwrap_or(issued_at);
+            expires_at = time("exp").unwrap_or(expires_at);
+            append_json(&mut token, &claims)?;
+        }
         let signature = authority.key.sign(token.as_bytes()).map_err(failed)?;
         let signature = jws_signature(authority.key.key_type(), signature)?;
         token.push('.');
@@ -391,6 +403,14 @@ fn capped(
 ) -> SystemTime {
     let ttl = ttl.filter(|ttl| !ttl.is_zero()).unwrap_or(default);
     now.checked_add(ttl).map_or(cap, |end| end.min(cap))
+}
+
+fn as_map(part: &impl Serialize) -> Result<Map<String, Value>, SignError> {
+    match serde_json::to_value(part) {
+        Ok(Value::Object(map)) => Ok(map),
+        Ok(_) => Err(SignError::Failed("the claims are no JSON object".into())),
+        Err(error) => Err(SignError::Failed(error.to_string())),
+    }
 }
 
 fn append_json(token: &mut String, part: &impl Serialize) -> Result<(), SignError> {

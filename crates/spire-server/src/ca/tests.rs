@@ -1,5 +1,6 @@
 //! What is signed, and the life of authorities.
 
+mod composing;
 mod kit;
 mod life;
 mod operating;

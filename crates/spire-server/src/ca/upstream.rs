@@ -1,6 +1,7 @@
 //! An authority above the server's own: it signs the CA, and its roots are the bundle.
 
 mod disk;
+mod external;
 mod spire;
 mod vault;
 
@@ -17,11 +18,13 @@ use tokio::sync::watch;
 use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 
 pub use disk::{DiskAuthority, Files};
+pub use external::ExternalAuthority;
 pub use spire::{SpireAuthority, SpireSettings};
 pub use vault::{VaultAuthority, VaultSettings};
 
 use super::authority::Certificate;
 use super::certificate::{Issuer, Template};
+use super::compose::X509Attributes;
 use super::name::Subject;
 use super::sign::backdated;
 use crate::keys::SigningKey;
@@ -56,13 +59,13 @@ pub trait UpstreamAuthority: Send + Sync + 'static {
     }
 }
 
-/// The authorities of an upstream authority that has a bundle of its own.
+/// The authorities of an upstream authority that has a bundle of its own. `None` is what it does not tell of.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UpstreamBundle {
     /// Its roots.
-    pub x509: Vec<X509Authority>,
+    pub x509: Option<Vec<X509Authority>>,
     /// Its JWT keys.
-    pub jwt: Vec<JwtKey>,
+    pub jwt: Option<Vec<JwtKey>>,
 }
 
 impl fmt::Debug for dyn UpstreamAuthority {
@@ -92,12 +95,11 @@ pub(super) fn check_chain(
 ) -> Result<(), String> {
     let template = Template {
         serial: 1,
-        subject: &Subject::us("SPIRE"),
         not_before: backdated(now),
         not_after: ca.not_after,
         spki: key.spki(),
         uri,
-        dns_names: &[],
+        attributes: &X509Attributes::of(Subject::us("SPIRE")),
         is_ca: false,
     };
     let leaf = template

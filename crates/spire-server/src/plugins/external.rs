@@ -6,10 +6,11 @@ use agentstore::agent_store_server::AgentStoreServer;
 use ah_identity_provider::Explained;
 use ah_spire_plugin::catalog::{PluginConfig, PluginType};
 use ah_spire_plugin::server::ServerConfig;
-use ah_spire_plugin_host::host_service::{agentstore, identityprovider, types};
-use ah_spire_plugin_host::{HostServices, Limits, Plugin, Settings, keys, launch, node};
+use ah_spire_plugin_host::host_service::{agentstore, identityprovider};
+use ah_spire_plugin_host::{
+    HostServices, Limits, Plugin, Settings, compose, keys, launch, node, publish, upstream,
+};
 use ah_spire_telemetry::Metrics;
-use ah_spire_wire::model::{Bundle, JwtKey, X509Authority};
 use identityprovider::identity_provider_server::IdentityProviderServer;
 use spiffe::TrustDomain;
 use tokio::sync::watch;
@@ -53,10 +54,20 @@ impl Running {
 
     /// The key manager called `name`.
     pub(crate) fn keys(&self, name: &str) -> Result<keys::Keys, String> {
-        let mut all = self.of(PluginType::KeyManager);
-        let found = all.find(|plugin| plugin.name() == name);
-        let plugin = found.ok_or_else(|| format!("KeyManager \"{name}\" does not run"))?;
-        Ok(keys::Keys::new(plugin.clone(), keys::Side::Server))
+        let plugin = self.named(PluginType::KeyManager, name)?;
+        Ok(keys::Keys::new(plugin, keys::Side::Server))
+    }
+
+    /// The composer called `name`.
+    pub(super) fn composer(&self, name: &str) -> Result<compose::Composer, String> {
+        let plugin = self.named(PluginType::CredentialComposer, name)?;
+        Ok(compose::Composer::new(plugin))
+    }
+
+    /// The one of this type and name.
+    pub(super) fn named(&self, kind: PluginType, name: &str) -> Result<Plugin, String> {
+        let found = self.of(kind).find(|plugin| plugin.name() == name).cloned();
+        found.ok_or_else(|| format!("{kind} \"{name}\" does not run"))
     }
 
     /// The process of `plugin`, if it has one.
@@ -92,7 +103,11 @@ fn settings(plugin: &PluginConfig, config: &ServerConfig, services: HostServices
     Settings {
         config: plugin.clone(),
         service: match plugin.plugin_type {
+            PluginType::BundlePublisher => publish::PUBLISHER_SERVICE,
+            PluginType::CredentialComposer => compose::SERVICE,
             PluginType::KeyManager => keys::SERVER_SERVICE,
+            PluginType::Notifier => publish::NOTIFIER_SERVICE,
+            PluginType::UpstreamAuthority => upstream::SERVICE,
             _ => node::SERVER_SERVICE,
         },
         trust_domain: config.trust_domain.clone(),
@@ -196,24 +211,7 @@ impl identityprovider::identity_provider_server::IdentityProvider for Offered {
                 cert_chain: svid.chain.clone(),
                 private_key: svid.key.der().secret_der().to_vec(),
             }),
-            bundle: Some(plugin_bundle(bundle)),
+            bundle: Some(publish::to_wire(&bundle)),
         }))
-    }
-}
-
-fn plugin_bundle(bundle: Bundle) -> types::Bundle {
-    let x509 = |X509Authority { der, tainted }| types::X509Certificate { asn1: der, tainted };
-    let jwt = |key: JwtKey| types::JwtKey {
-        public_key: key.spki,
-        key_id: key.id,
-        expires_at: key.expires_at,
-        tainted: key.tainted,
-    };
-    types::Bundle {
-        trust_domain: bundle.trust_domain.to_string(),
-        x509_authorities: bundle.x509.into_iter().map(x509).collect(),
-        jwt_authorities: bundle.jwt.into_iter().map(jwt).collect(),
-        refresh_hint: bundle.refresh_hint,
-        sequence_number: bundle.sequence,
     }
 }

@@ -199,7 +199,11 @@ fn k8s_sat(plugin: &PluginConfig) -> Result<BTreeMap<String, SatClusterConfig>, 
     clusters.collect()
 }
 
-fn known_alone(plugin: &PluginConfig, cluster: &str, unknown: &UnknownKeys) -> Result<(), String> {
+pub(super) fn known_alone(
+    plugin: &PluginConfig,
+    cluster: &str,
+    unknown: &UnknownKeys,
+) -> Result<(), String> {
     let keys: Vec<&str> = unknown.iter().map(|(key, _)| key).collect();
     if keys.is_empty() {
         return Ok(());

@@ -9,15 +9,17 @@ use ah_identity_provider::vault::{
     CertificateRequest, LoginMethod, Material, Retry, Secret, Share, VaultConfig, VaultLogin,
     VaultTls, api_path,
 };
-use ah_spire_plugin::catalog::PluginConfig;
+use ah_spire_plugin::catalog::{PluginConfig, PluginType};
 use ah_spire_plugin::config_block;
 use ah_spire_plugin::decode::UnknownKeys;
+use ah_spire_plugin_host::upstream as external;
 use spiffe::TrustDomain;
 
-use super::{data, path, required};
+use super::external::Running;
+use super::{data, path, required, wrong};
 use crate::ca::{
-    DiskAuthority, Files, SpireAuthority, SpireSettings, UpstreamAuthority, VaultAuthority,
-    VaultSettings,
+    DiskAuthority, ExternalAuthority, Files, SpireAuthority, SpireSettings, UpstreamAuthority,
+    VaultAuthority, VaultSettings,
 };
 
 config_block! {
@@ -102,6 +104,8 @@ pub(crate) enum Upstream {
     Disk(Files),
     Spire(SpireSettings),
     Vault(Box<VaultSettings>),
+    /// The name of a plugin in a process of its own.
+    External(String),
 }
 
 impl Upstream {
@@ -124,6 +128,7 @@ impl Upstream {
         &self,
         of: &TrustDomain,
         clock: Arc<dyn Clock>,
+        running: &Running,
     ) -> Result<Arc<dyn UpstreamAuthority>, String> {
         Ok(match self {
             Self::Disk(files) => {
@@ -131,6 +136,10 @@ impl Upstream {
                 Arc::new(opened.map_err(|error| format!("UpstreamAuthority \"disk\": {error}"))?)
             }
             Self::Spire(settings) => Arc::new(SpireAuthority::new(settings.clone(), clock)),
+            Self::External(name) => {
+                let plugin = running.named(PluginType::UpstreamAuthority, name)?;
+                Arc::new(ExternalAuthority::new(external::Upstream::new(plugin)))
+            }
             Self::Vault(settings) => Arc::new(VaultAuthority::new((**settings).clone(), clock)),
         })
     }
@@ -143,10 +152,6 @@ fn disk(plugin: &PluginConfig) -> Result<Files, String> {
         key: required(plugin, "key_file_path", &data.key_file_path)?,
         bundle: path(&data.bundle_file_path),
     })
-}
-
-fn wrong(plugin: &PluginConfig, why: impl std::fmt::Display) -> String {
-    format!("{} \"{}\": {why}", plugin.plugin_type, plugin.name)
 }
 
 fn all_known(plugin: &PluginConfig, block: &str, unknown: &UnknownKeys) -> Result<(), String> {

@@ -45,6 +45,11 @@ impl<S: Store> Started<S> {
             until(Box::pin(async move { manager.run().await })),
         );
         tasks.spawn("svid_rotator", until(Box::pin(self.svids.run())));
+        let bundles = self.trust.own_bundle();
+        tasks.spawn(
+            "bundle_publishing",
+            until(Box::pin(self.outside.run(bundles, self.loaded))),
+        );
         tasks.spawn("trust", until(Box::pin(self.trust.run())));
         let federation = self.core.federation.clone();
         tasks.spawn(

@@ -8,7 +8,7 @@ use ah_spire_attest::workload::unix::Unix;
 use ah_spire_plugin::agent::AgentConfig;
 use ah_spire_plugin::catalog::{PluginConfig, PluginType};
 use ah_spire_plugin_host::workload::{self, Workloads};
-use ah_spire_plugin_host::{HostServices, Limits, Plugin, Settings, keys, launch, node};
+use ah_spire_plugin_host::{HostServices, Limits, Plugin, Settings, keys, launch, node, svids};
 use ah_spire_telemetry::Metrics;
 use ah_spire_wire::model::Selector;
 
@@ -93,6 +93,7 @@ fn settings(plugin: &PluginConfig, config: &AgentConfig, metrics: &Metrics) -> S
         service: match plugin.plugin_type {
             PluginType::KeyManager => keys::AGENT_SERVICE,
             PluginType::NodeAttestor => node::AGENT_SERVICE,
+            PluginType::SvidStore => svids::SERVICE,
             _ => workload::SERVICE,
         },
         trust_domain: config.trust_domain.clone(),

@@ -66,6 +66,8 @@ pub(crate) struct Reload {
 enum Part {
     /// Its directory cannot change: the keys are in it.
     Keys,
+    /// Its folder cannot change: nobody would take away what is in the old one.
+    Store,
     Node(NodeHalf),
     Unix(Replaceable<Unix>),
     External(Plugin),
@@ -90,6 +92,7 @@ impl Reload {
                 _ if plugin.command.is_some() => Part::External(running.plugin(plugin).ok()?),
                 PluginType::NodeAttestor => Part::Node(node.clone()),
                 PluginType::WorkloadAttestor => Part::Unix(unix.next()?),
+                PluginType::SvidStore => Part::Store,
                 _ => Part::Keys,
             };
             Some((plugin.clone(), part))
@@ -117,6 +120,11 @@ impl Part {
             Self::Keys => Err(Explained::new(
                 Code::Usage,
                 "a key manager keeps its directory while the agent runs",
+            )
+            .hint("restart the agent")),
+            Self::Store => Err(Explained::new(
+                Code::Usage,
+                "an SVIDStore keeps its folder while the agent runs",
             )
             .hint("restart the agent")),
             Self::External(plugin) => plugin.reconfigure().await.map(|_| ()),

@@ -4,17 +4,15 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, header};
+use http::Method;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
-use crate::node::k8s::kubeconfig::Access;
+use super::call::{KubeApi, object_name};
 
-/// The API of one cluster.
-pub(super) struct Api {
-    kubeconfig: PathBuf,
-}
+/// What attestation asks of the API of one cluster.
+pub(super) struct Api(KubeApi);
 
 /// Who holds a token (`TokenReviewStatus` of `authentication.k8s.io/v1`).
 #[derive(Debug, Default, Deserialize)]
@@ -99,7 +97,7 @@ impl TokenStatus {
 impl Api {
     /// The API that the file `kubeconfig` leads to, or the one of this process's own pod where it is empty.
     pub(super) fn new(kubeconfig: PathBuf) -> Self {
-        Self { kubeconfig }
+        Self(KubeApi::new(kubeconfig))
     }
 
     /// Asks who holds `token`; with `audiences`, whether it is for one of them.
@@ -168,58 +166,15 @@ impl Api {
         path: &str,
         body: Option<Bytes>,
     ) -> Result<T, String> {
-        let access = Access::load(&self.kubeconfig).await;
-        let access = access.map_err(|error| format!("unable to create client config: {error}"))?;
-        let method = if body.is_some() {
-            Method::POST
-        } else {
-            Method::GET
+        let answer = match body {
+            Some(body) => {
+                let body = Some(("application/json", body));
+                self.0.send(Method::POST, path, body).await
+            }
+            None => self.0.send(Method::GET, path, None).await,
         };
-        let mut request = Request::builder()
-            .method(method)
-            .uri(format!("{}{path}", access.server))
-            .header(header::ACCEPT, "application/json")
-            .header(header::USER_AGENT, "spire-server");
-        if body.is_some() {
-            request = request.header(header::CONTENT_TYPE, "application/json");
-        }
-        if let Some(value) = access.authorization {
-            request = request.header(header::AUTHORIZATION, value);
-        }
-        let request = request.body(body.unwrap_or_default());
-        let request = request.map_err(|error| format!("{}: {error}", access.server))?;
-        let answer = access.client.send(request).await?;
-        if answer.status().is_success() {
-            return serde_json::from_slice(answer.body())
-                .map_err(|error| format!("the answer is not what was asked for: {error}"));
-        }
-        Err(refusal(&answer))
+        let answer = answer.map_err(|error| error.to_string())?;
+        serde_json::from_slice(&answer)
+            .map_err(|error| format!("the answer is not what was asked for: {error}"))
     }
-}
-
-/// What the API says is wrong, in its words where it has some (`Status` of `meta/v1`).
-fn refusal(answer: &Response<Bytes>) -> String {
-    #[derive(Deserialize)]
-    struct Told {
-        message: String,
-    }
-
-    let told = serde_json::from_slice::<Told>(answer.body()).map(|told| told.message);
-    let told = told.ok().filter(|message| !message.is_empty());
-    match (answer.status(), told) {
-        (_, Some(message)) => message,
-        (StatusCode::UNAUTHORIZED, None) => {
-            "the server has asked for the client to provide credentials".into()
-        }
-        (status, None) => format!("the answer is {status}"),
-    }
-}
-
-/// A name of Kubernetes, which goes into a path as it is.
-fn object_name(name: &str) -> Result<&str, String> {
-    let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
-    let is_name = !name.is_empty() && !name.starts_with('.') && name.bytes().all(fits);
-    is_name
-        .then_some(name)
-        .ok_or_else(|| format!("{name:?} is no name of Kubernetes"))
 }

@@ -48,8 +48,8 @@ async fn in_cluster() -> Result<Access, String> {
         variable("KUBERNETES_SERVICE_PORT"),
     ) else {
         return Err(
-            "this is no pod of a cluster (KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set): set \
-             kube_config_file"
+            "this is no pod of a cluster (KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set): name a \
+             kubeconfig file"
                 .into(),
         );
     };

@@ -131,25 +131,29 @@ pub(super) async fn newest(
 /// Everything but taints of X.509 authorities that were not known here: these are the answer.
 fn take_over(bundle: &mut Bundle, upstream: &UpstreamBundle) -> Vec<Vec<u8>> {
     let mut fresh = Vec::new();
-    for root in &upstream.x509 {
+    for root in upstream.x509.iter().flatten() {
         match bundle.x509.iter().find(|ours| ours.der == root.der) {
             None => bundle.x509.push(root.clone()),
             Some(ours) if root.tainted && !ours.tainted => fresh.push(root.der.clone()),
             Some(_) => {}
         }
     }
-    for key in &upstream.jwt {
+    for key in upstream.jwt.iter().flatten() {
         match bundle.jwt.iter_mut().find(|ours| ours.id == key.id) {
             None => bundle.jwt.push(key.clone()),
             Some(ours) => ours.tainted |= key.tainted,
         }
     }
     // Only what is tainted is ever revoked; what ended is pruned here and there by itself.
-    let stays =
-        |root: &X509Authority| !root.tainted || upstream.x509.iter().any(|one| one.der == root.der);
-    bundle.x509.retain(stays);
-    let stays = |key: &JwtKey| !key.tainted || upstream.jwt.iter().any(|one| one.id == key.id);
-    bundle.jwt.retain(stays);
+    if let Some(told) = &upstream.x509 {
+        let stays =
+            |root: &X509Authority| !root.tainted || told.iter().any(|one| one.der == root.der);
+        bundle.x509.retain(stays);
+    }
+    if let Some(told) = &upstream.jwt {
+        let stays = |key: &JwtKey| !key.tainted || told.iter().any(|one| one.id == key.id);
+        bundle.jwt.retain(stays);
+    }
     fresh
 }
 
@@ -190,8 +194,8 @@ mod tests {
             sequence: 0,
         };
         let upstream = UpstreamBundle {
-            x509: vec![root(b"kept", true), root(b"new", true)],
-            jwt: vec![key("kept", true), key("new", false)],
+            x509: Some(vec![root(b"kept", true), root(b"new", true)]),
+            jwt: Some(vec![key("kept", true), key("new", false)]),
         };
         assert_eq!(take_over(&mut bundle, &upstream), [b"kept".to_vec()]);
         // The taint of a root waits until this server has left it.
@@ -203,5 +207,9 @@ mod tests {
         assert_eq!(bundle.x509, expected);
         let expected = [key("kept", true), key("own", false), key("new", false)];
         assert_eq!(bundle.jwt, expected);
+        // What is not told of is left alone.
+        let before = bundle.clone();
+        take_over(&mut bundle, &UpstreamBundle::default());
+        assert_eq!(bundle, before);
     }
 }

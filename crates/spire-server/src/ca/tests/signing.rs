@@ -1,4 +1,5 @@
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use ah_spire_wire::jwt::validate_jwt_svid;
@@ -9,7 +10,9 @@ use spiffe::{SpiffeId, TrustDomain};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::kit::{START, at, authorities, domain, jwt_request, key, request, verify};
-use crate::ca::{Authorities, Profile, SignError, Signer, Subject, X509Authority, X509Svid};
+use crate::ca::{
+    Authorities, Composers, Profile, SignError, Signer, Subject, UniqueId, X509Authority, X509Svid,
+};
 use crate::keys::KeyType;
 
 const ALL: [KeyType; 4] = [
@@ -101,7 +104,7 @@ fn same_extensions(ours: &X509Certificate<'_>, theirs: &X509Certificate<'_>) {
 #[test]
 fn subjects() {
     let mut profile = Profile::new(domain());
-    profile.unique_id = true;
+    profile.composers = Composers::new(vec![Arc::new(UniqueId)]);
     profile.ca_subject = Subject {
         country: vec!["DE".into(), "AT".into()],
         organization: vec!["Grüße".into()],

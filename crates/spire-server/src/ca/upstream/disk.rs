@@ -12,6 +12,7 @@ use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::FromDer;
 
 use super::{Answer, MintedCa, UpstreamAuthority, UpstreamError, check_chain};
+use crate::ca::X509Attributes;
 use crate::ca::authority::Certificate;
 use crate::ca::certificate::{Issuer, Template};
 use crate::ca::name::Subject;
@@ -105,12 +106,11 @@ impl Inner {
         let key_id = &ca.certificate.key_id;
         let certificate = Template {
             serial: new_serial().map_err(failed)?,
-            subject: &Subject::read(&info.subject),
             not_before: backdated(now),
             not_after: end.min(ca.certificate.not_after),
             spki: info.subject_pki.raw,
             uri: &id,
-            dns_names: &[],
+            attributes: &X509Attributes::of(Subject::read(&info.subject)),
             is_ca: true,
         }
         .sign(&Issuer {

@@ -106,7 +106,8 @@ impl UpstreamAuthority for SpireAuthority {
             let answer = called(what, svids.new_downstream_x509ca(request)).await?;
             // The answer's own roots do not say which of them are tainted.
             let bundle = client.bundle().await?;
-            let good = bundle.x509.iter().filter(|root| !root.tainted);
+            let roots = bundle.x509.iter().flatten();
+            let good = roots.filter(|root| !root.tainted);
             let minted = MintedCa {
                 chain: answer.ca_cert_chain,
                 roots: good.map(|root| root.der.clone()).collect(),
@@ -205,8 +206,8 @@ impl Client {
             )));
         }
         Ok(UpstreamBundle {
-            x509: bundle.x509,
-            jwt: bundle.jwt,
+            x509: Some(bundle.x509),
+            jwt: Some(bundle.jwt),
         })
     }
 
