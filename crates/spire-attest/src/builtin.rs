@@ -30,6 +30,8 @@ impl fmt::Display for PluginKind {
 /// An attestor of this crate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Builtin {
+    /// `crate::workload::docker`
+    Docker,
     /// [`crate::node::join_token`]
     JoinToken,
     /// [`crate::node::gcp_iit`]
@@ -48,7 +50,8 @@ pub enum Builtin {
 
 impl Builtin {
     /// All there are.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
+        Self::Docker,
         Self::GcpIit,
         Self::HttpChallenge,
         Self::JoinToken,
@@ -76,13 +79,14 @@ impl Builtin {
             | Self::K8sPsat
             | Self::K8sSat
             | Self::X509Pop => PluginKind::NodeAttestor,
-            Self::Unix => PluginKind::WorkloadAttestor,
+            Self::Docker | Self::Unix => PluginKind::WorkloadAttestor,
         }
     }
 
     /// Its name, which is the attestation type on the wire and the type of its selectors.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Docker => "docker",
             Self::JoinToken => "join_token",
             Self::GcpIit => "gcp_iit",
             Self::HttpChallenge => "http_challenge",
@@ -97,7 +101,8 @@ impl Builtin {
     pub fn old_names(self) -> &'static [&'static str] {
         match self {
             Self::X509Pop => &["x509_pop"],
-            Self::GcpIit
+            Self::Docker
+            | Self::GcpIit
             | Self::HttpChallenge
             | Self::JoinToken
             | Self::K8sPsat

@@ -20,6 +20,7 @@
 //!
 //! | name | selectors |
 //! |---|---|
+//! | `docker` | `label`, `env`, `image_id`, `image_config_digest` of the container, in Docker or Podman |
 //! | `unix` | `uid`, `user`, `gid`, `group`, `supplementary_gid`, `supplementary_group`; with `discover_workload_path` also `path` and `sha256` |
 //!
 //! The traits are shaped like the streams of SPIRE's plugin interface (`AidAttestation`, `Attest`), so that a plugin

@@ -1,0 +1,147 @@
+//! What says of a process what it is: the workload attestors that are built in.
+
+use std::time::Duration;
+
+use ah_identity_provider::{Code, Explained};
+use ah_spire_attest::AttestError;
+use ah_spire_attest::peer::PeerInfo;
+use ah_spire_attest::workload::docker::{Docker, DockerConfig};
+use ah_spire_attest::workload::unix::{Unix, UnixConfig};
+use ah_spire_attest::workload::{ProcRoot, WorkloadAttestor};
+use ah_spire_plugin::catalog::PluginConfig;
+use ah_spire_plugin::config_block;
+use ah_spire_plugin::decode::{Deferred, UnknownKeys};
+use ah_spire_wire::model::Selector;
+
+use super::data;
+
+config_block! {
+    /// `WorkloadAttestor "docker"`
+    struct DockerData {
+        docker_socket_path: String = "docker_socket_path",
+        docker_version: String = "docker_version",
+        podman_socket_path: String = "podman_socket_path",
+        podman_socket_path_template: String = "podman_socket_path_template",
+        container_id_cgroup_matchers: Vec<String> = "container_id_cgroup_matchers",
+        use_new_container_locator: Option<bool> = "use_new_container_locator",
+        verbose_container_locator_logs: bool = "verbose_container_locator_logs",
+        sigstore: Deferred = "sigstore",
+    }
+}
+
+config_block! {
+    /// `WorkloadAttestor "unix"`
+    struct UnixData {
+        discover_workload_path: bool = "discover_workload_path",
+        workload_size_limit: i64 = "workload_size_limit",
+    }
+}
+
+/// A built-in workload attestor's settings.
+pub(super) enum BuiltInWorkload {
+    Docker(DockerConfig),
+    Unix(UnixConfig),
+}
+
+impl BuiltInWorkload {
+    /// `None` if there is no such attestor.
+    pub(super) fn read(plugin: &PluginConfig) -> Result<Option<Self>, Explained> {
+        Ok(Some(match plugin.name.as_str() {
+            "docker" => Self::Docker(docker(plugin)?),
+            "unix" => Self::Unix(unix(plugin)?),
+            _ => return Ok(None),
+        }))
+    }
+
+    pub(super) async fn open(self) -> Result<BuiltIn, Explained> {
+        let told = |error: AttestError, name: &str| {
+            let mut explained = error.explained().clone();
+            explained.text = format!("WorkloadAttestor {name:?}: {}", explained.text);
+            explained
+        };
+        Ok(match self {
+            Self::Docker(config) => {
+                let docker = Docker::configure(&config, ProcRoot::own());
+                BuiltIn::Docker(docker.map_err(|error| told(error, "docker"))?)
+            }
+            Self::Unix(config) => BuiltIn::Unix(Unix::new(config, ProcRoot::from_env())),
+        })
+    }
+}
+
+fn docker(plugin: &PluginConfig) -> Result<DockerConfig, Explained> {
+    let data: DockerData = data(plugin)?;
+    known(plugin, &data.unknown)?;
+    without(plugin, "sigstore", &data.sigstore)?;
+    Ok(DockerConfig {
+        docker_socket_path: data.docker_socket_path,
+        docker_version: data.docker_version,
+        podman_socket_path: data.podman_socket_path,
+        podman_socket_path_template: data.podman_socket_path_template,
+        container_id_cgroup_matchers: data.container_id_cgroup_matchers,
+        use_new_container_locator: data.use_new_container_locator,
+        verbose_container_locator_logs: data.verbose_container_locator_logs,
+    })
+}
+
+fn unix(plugin: &PluginConfig) -> Result<UnixConfig, Explained> {
+    let data: UnixData = data(plugin)?;
+    Ok(UnixConfig {
+        discover_workload_path: data.discover_workload_path,
+        workload_size_limit: data.workload_size_limit,
+    })
+}
+
+/// As upstream, these take no key that they do not know.
+fn known(plugin: &PluginConfig, unknown: &UnknownKeys) -> Result<(), Explained> {
+    if unknown.is_empty() {
+        return Ok(());
+    }
+    Err(refused(plugin, &format!("unknown keys: {unknown}"))
+        .hint("take them out of its plugin_data"))
+}
+
+/// Refuses a block that stands for something that is not there: without it workloads would have selectors that
+/// nobody checked, or none that entries wait for.
+fn without(plugin: &PluginConfig, key: &str, block: &Deferred) -> Result<(), Explained> {
+    if block.0.is_none() {
+        return Ok(());
+    }
+    Err(refused(plugin, &format!("{key} is not supported"))
+        .hint(format!("take {key} out of its plugin_data")))
+}
+
+fn refused(plugin: &PluginConfig, why: &str) -> Explained {
+    let kind = plugin.plugin_type.as_str();
+    Explained::new(Code::Usage, format!("{kind} {:?}: {why}", plugin.name))
+}
+
+/// An attestor that is built in. Clones are one.
+#[derive(Clone)]
+pub(in crate::run) enum BuiltIn {
+    Docker(Docker),
+    Unix(Unix),
+}
+
+impl WorkloadAttestor for BuiltIn {
+    fn name(&self) -> &str {
+        match self {
+            Self::Docker(attestor) => attestor.name(),
+            Self::Unix(attestor) => attestor.name(),
+        }
+    }
+
+    fn deadline(&self) -> Duration {
+        match self {
+            Self::Docker(attestor) => attestor.deadline(),
+            Self::Unix(attestor) => attestor.deadline(),
+        }
+    }
+
+    async fn attest(&self, peer: &PeerInfo) -> Result<Vec<Selector>, AttestError> {
+        match self {
+            Self::Docker(attestor) => attestor.attest(peer).await,
+            Self::Unix(attestor) => attestor.attest(peer).await,
+        }
+    }
+}
