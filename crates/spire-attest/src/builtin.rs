@@ -38,6 +38,8 @@ pub enum Builtin {
     GcpIit,
     /// [`crate::node::http_challenge`]
     HttpChallenge,
+    /// `crate::workload::k8s`
+    K8s,
     /// [`crate::node::k8s`], with projected tokens
     K8sPsat,
     /// [`crate::node::k8s`], with plain tokens
@@ -50,11 +52,12 @@ pub enum Builtin {
 
 impl Builtin {
     /// All there are.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Docker,
         Self::GcpIit,
         Self::HttpChallenge,
         Self::JoinToken,
+        Self::K8s,
         Self::K8sPsat,
         Self::K8sSat,
         Self::X509Pop,
@@ -79,7 +82,7 @@ impl Builtin {
             | Self::K8sPsat
             | Self::K8sSat
             | Self::X509Pop => PluginKind::NodeAttestor,
-            Self::Docker | Self::Unix => PluginKind::WorkloadAttestor,
+            Self::Docker | Self::K8s | Self::Unix => PluginKind::WorkloadAttestor,
         }
     }
 
@@ -90,6 +93,7 @@ impl Builtin {
             Self::JoinToken => "join_token",
             Self::GcpIit => "gcp_iit",
             Self::HttpChallenge => "http_challenge",
+            Self::K8s => "k8s",
             Self::K8sPsat => "k8s_psat",
             Self::K8sSat => "k8s_sat",
             Self::X509Pop => "x509pop",
@@ -105,6 +109,7 @@ impl Builtin {
             | Self::GcpIit
             | Self::HttpChallenge
             | Self::JoinToken
+            | Self::K8s
             | Self::K8sPsat
             | Self::K8sSat
             | Self::Unix => &[],

@@ -12,6 +12,7 @@ use crate::{AttestError, PluginKind, Selector};
 mod cgroup;
 mod container;
 pub mod docker;
+pub mod k8s;
 pub(crate) mod proc;
 pub mod unix;
 

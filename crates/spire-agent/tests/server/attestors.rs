@@ -23,6 +23,12 @@ async fn settings_that_can_be_used_are_valid() {
             container_id_cgroup_matchers = ["/docker/<id>"] use_new_container_locator = false
             verbose_container_locator_logs = true
         }"#,
+        r#""k8s" { plugin_data { kubelet_read_only_port = "10255" }"#,
+        r#""k8s" { plugin_data {
+            kubelet_read_only_port = 10255 max_poll_attempts = 5 poll_retry_interval = "1s" reload_interval = "30s"
+            node_name_env = "NODE" disable_container_selectors = true use_new_container_locator = true
+            enable_namespace_labels = true verbose_container_locator_logs = true
+        }"#,
     ] {
         conf.unix = beside_unix(block);
         let checked = conf.command(&node, &fake, "validate").output().unwrap();
@@ -49,11 +55,26 @@ async fn settings_that_cannot_be_used_are_named() {
             r#""docker" { plugin_data { docker_socket_path = "tcp://h:1" }"#,
             "is no unix socket",
         ),
-        ("sigstore is not supported",),
-        ("experimental is not supported",),
-        ("disable_kubelet_client is not supported",),
-        ("poll_retry_interval: missing unit",),
-        ("/nowhere",),
+        (
+            r#""k8s" { plugin_data { sigstore {} }"#,
+            "sigstore is not supported",
+        ),
+        (
+            r#""k8s" { plugin_data { experimental { broker {} } }"#,
+            "experimental is not supported",
+        ),
+        (
+            r#""k8s" { plugin_data { disable_kubelet_client = true }"#,
+            "disable_kubelet_client is not supported",
+        ),
+        (
+            r#""k8s" { plugin_data { poll_retry_interval = "5" }"#,
+            "poll_retry_interval: missing unit",
+        ),
+        (
+            r#""k8s" { plugin_data { token_path = "/nowhere" kubelet_ca_path = "/nowhere" }"#,
+            "/nowhere",
+        ),
         ("unknown keys: \"bus\"",),
         ("unknown keys: \"job\"",),
     ] {

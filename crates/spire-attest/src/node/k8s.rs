@@ -18,6 +18,9 @@ mod kubeconfig;
 mod sat;
 mod server;
 
+#[cfg(target_os = "linux")]
+pub(crate) use api::Api;
+
 pub use agent::{K8sAgent, K8sAgentConfig};
 pub use sat::{SatClusterConfig, SatServer};
 pub use server::{PsatClusterConfig, PsatServer};

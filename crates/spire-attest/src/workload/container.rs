@@ -11,7 +11,8 @@ mod names;
 
 use std::io;
 
-use names::{Place, place};
+use names::Place;
+pub(super) use names::{legacy, place};
 
 use crate::AttestError;
 use crate::peer::about_proc;
@@ -82,7 +83,7 @@ impl Locator {
 
 /// Takes `next` beside what other control groups said. One that names a pod counts more than one that does not: a node
 /// that is itself a container has its ID in the groups that Kubernetes does not manage.
-fn add(found: &mut Found, next: Place<'_>) -> Result<(), AttestError> {
+pub(super) fn add(found: &mut Found, next: Place<'_>) -> Result<(), AttestError> {
     match (&found.pod, &next.pod) {
         (Some(_), None) => return Ok(()),
         (None, Some(_)) => found.container = None,

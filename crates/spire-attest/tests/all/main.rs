@@ -17,6 +17,8 @@ mod http_challenge;
 mod join_token;
 mod k8s;
 #[cfg(target_os = "linux")]
+mod kubelet;
+#[cfg(target_os = "linux")]
 mod peer;
 #[cfg(target_os = "linux")]
 mod processes;

@@ -1,4 +1,4 @@
-//! The three calls of the Kubernetes API that attestation needs.
+//! The calls of the Kubernetes API that attestation needs.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -12,8 +12,10 @@ use serde_json::json;
 use crate::node::k8s::kubeconfig::Access;
 
 /// The API of one cluster.
-pub(super) struct Api {
+pub(crate) struct Api {
     kubeconfig: PathBuf,
+    /// `User-Agent`
+    program: &'static str,
 }
 
 /// Who holds a token (`TokenReviewStatus` of `authentication.k8s.io/v1`).
@@ -97,9 +99,13 @@ impl TokenStatus {
 }
 
 impl Api {
-    /// The API that the file `kubeconfig` leads to, or the one of this process's own pod where it is empty.
-    pub(super) fn new(kubeconfig: PathBuf) -> Self {
-        Self { kubeconfig }
+    /// The API that the file `kubeconfig` leads to, or the one of this process's own pod where it is empty,
+    /// for `program`.
+    pub(crate) fn new(kubeconfig: PathBuf, program: &'static str) -> Self {
+        Self {
+            kubeconfig,
+            program,
+        }
     }
 
     /// Asks who holds `token`; with `audiences`, whether it is for one of them.
@@ -162,6 +168,17 @@ impl Api {
         node.map_err(|error| format!("unable to query nodes API: {error}"))
     }
 
+    /// The labels of a namespace.
+    #[cfg(target_os = "linux")]
+    pub(crate) async fn namespace_labels(
+        &self,
+        name: &str,
+    ) -> Result<BTreeMap<String, String>, String> {
+        let path = format!("/api/v1/namespaces/{}", object_name(name)?);
+        let namespace: Object = self.call(&path, None).await?;
+        Ok(namespace.metadata.labels)
+    }
+
     /// Posts `body`, or gets where there is none.
     async fn call<T: DeserializeOwned>(
         &self,
@@ -179,7 +196,7 @@ impl Api {
             .method(method)
             .uri(format!("{}{path}", access.server))
             .header(header::ACCEPT, "application/json")
-            .header(header::USER_AGENT, "spire-server");
+            .header(header::USER_AGENT, self.program);
         if body.is_some() {
             request = request.header(header::CONTENT_TYPE, "application/json");
         }

@@ -64,6 +64,51 @@ fn uid_length(text: &str, separate: impl Fn(&str) -> Option<&str>) -> Option<usi
     Some(text.len() - rest.len())
 }
 
+/// As [`place`], by the rules that `use_new_container_locator = false` stands for: the ID ends the path, but for
+/// `.scope`, and the pod's UID is before it with nothing but names between; or the name is `crio-` and the ID.
+pub(in crate::workload) fn legacy(path: &str) -> Option<Place<'_>> {
+    let path = path.strip_suffix(".scope").unwrap_or(path);
+    let from = path.len().checked_sub(ID_DIGITS)?;
+    let container = path.get(from..).filter(|id| is_id(id))?;
+    let above = path.get(..from)?;
+    let head = above.strip_suffix(is_punctuation)?;
+    let pods = above.match_indices("pod").filter_map(|(at, pod)| {
+        let led = above.get(..at)?.ends_with(is_punctuation);
+        let rest = above.get(at + pod.len()..).filter(|_| led)?;
+        uid_of_legacy(rest)
+    });
+    match pods.last() {
+        Some((uid, tail)) => {
+            let names = tail.strip_suffix(is_punctuation);
+            // Each name between has a character at least.
+            let named =
+                names.is_none_or(|names| names.split(is_punctuation).all(|name| !name.is_empty()));
+            let pod = uid.replace(is_punctuation, "-");
+            named.then_some(Place {
+                container,
+                pod: Some(pod),
+            })
+        }
+        None => head.ends_with("crio").then_some(Place {
+            container,
+            pod: None,
+        }),
+    }
+}
+
+/// A UID at the start of `text`, with any separators or none, and what follows the punctuation after it.
+fn uid_of_legacy(text: &str) -> Option<(&str, &str)> {
+    let length = uid_length(text, |rest| {
+        Some(rest.strip_prefix(is_punctuation).unwrap_or(rest))
+    })?;
+    let (uid, rest) = text.split_at_checked(length)?;
+    Some((uid, rest.strip_prefix(is_punctuation)?))
+}
+
+fn is_punctuation(c: char) -> bool {
+    c.is_ascii_punctuation()
+}
+
 /// The root of a mount of control groups, unless it shows all of them. An empty field, such as a source that is not
 /// there, is a field too.
 pub(super) fn cgroup_mount(line: &str) -> Option<&str> {

@@ -60,6 +60,34 @@ fn the_last_word_that_is_an_id_is_the_container_and_the_pod_is_before_it() {
 }
 
 #[test]
+fn without_the_new_locator_the_id_has_to_end_the_path() {
+    let found = |path: &str| legacy(path).map(|place| (place.container.to_owned(), place.pod));
+    let in_pod = Some((ID.to_owned(), Some(POD.to_owned())));
+    for path in [
+        format!("/kubepods/burstable/pod{POD}/{ID}"),
+        format!(
+            "/kubepods-besteffort-pod{}.slice:cri-containerd:{ID}",
+            POD.replace('-', "_")
+        ),
+        format!("/kubepods-burstable-pod{POD}.slice/docker-{ID}.scope"),
+    ] {
+        assert_eq!(found(&path), in_pod, "{path}");
+    }
+    let crio = Some((ID.to_owned(), None));
+    assert_eq!(found(&format!("/../crio-{ID}.scope")), crio);
+    for path in [
+        format!("/docker/{ID}"),
+        format!("/kubepods/pod{POD}/{ID}/init"),
+        format!("/kubepods/pod{POD}//{ID}"),
+        format!("/kubepods/xpod{POD}/{ID}"),
+        "/".to_owned(),
+        "ü".repeat(64),
+    ] {
+        assert_eq!(found(&path), None, "{path}");
+    }
+}
+
+#[test]
 fn control_groups_that_disagree_name_no_container() {
     let tell = |paths: &[String]| {
         let mut found = Found::default();
