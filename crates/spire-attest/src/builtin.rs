@@ -44,6 +44,8 @@ pub enum Builtin {
     K8sPsat,
     /// [`crate::node::k8s`], with plain tokens
     K8sSat,
+    /// `crate::workload::systemd`
+    Systemd,
     /// [`crate::node::x509pop`]
     X509Pop,
     /// `crate::workload::unix`
@@ -52,7 +54,7 @@ pub enum Builtin {
 
 impl Builtin {
     /// All there are.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Docker,
         Self::GcpIit,
         Self::HttpChallenge,
@@ -60,6 +62,7 @@ impl Builtin {
         Self::K8s,
         Self::K8sPsat,
         Self::K8sSat,
+        Self::Systemd,
         Self::X509Pop,
         Self::Unix,
     ];
@@ -82,7 +85,7 @@ impl Builtin {
             | Self::K8sPsat
             | Self::K8sSat
             | Self::X509Pop => PluginKind::NodeAttestor,
-            Self::Docker | Self::K8s | Self::Unix => PluginKind::WorkloadAttestor,
+            Self::Docker | Self::K8s | Self::Systemd | Self::Unix => PluginKind::WorkloadAttestor,
         }
     }
 
@@ -96,6 +99,7 @@ impl Builtin {
             Self::K8s => "k8s",
             Self::K8sPsat => "k8s_psat",
             Self::K8sSat => "k8s_sat",
+            Self::Systemd => "systemd",
             Self::X509Pop => "x509pop",
             Self::Unix => "unix",
         }
@@ -112,6 +116,7 @@ impl Builtin {
             | Self::K8s
             | Self::K8sPsat
             | Self::K8sSat
+            | Self::Systemd
             | Self::Unix => &[],
         }
     }

@@ -29,6 +29,7 @@ async fn settings_that_can_be_used_are_valid() {
             node_name_env = "NODE" disable_container_selectors = true use_new_container_locator = true
             enable_namespace_labels = true verbose_container_locator_logs = true
         }"#,
+        r#""systemd" {"#,
     ] {
         conf.unix = beside_unix(block);
         let checked = conf.command(&node, &fake, "validate").output().unwrap();
@@ -75,7 +76,10 @@ async fn settings_that_cannot_be_used_are_named() {
             r#""k8s" { plugin_data { token_path = "/nowhere" kubelet_ca_path = "/nowhere" }"#,
             "/nowhere",
         ),
-        ("unknown keys: \"bus\"",),
+        (
+            r#""systemd" { plugin_data { bus = "x" }"#,
+            "unknown keys: \"bus\"",
+        ),
         ("unknown keys: \"job\"",),
     ] {
         conf.unix = beside_unix(block);

@@ -135,5 +135,8 @@ async fn a_configuration_is_checked_without_starting_anything() {
     assert_eq!(refused.status.code(), Some(1));
     let told = String::from_utf8(refused.stderr).unwrap();
     assert!(told.contains("WorkloadAttestor \"windows\""), "{told}");
-    assert!(told.contains("built in are: docker, k8s, unix"), "{told}");
+    assert!(
+        told.contains("built in are: docker, k8s, systemd, unix"),
+        "{told}"
+    );
 }

@@ -24,6 +24,8 @@ mod peer;
 mod processes;
 #[cfg(target_os = "linux")]
 mod reused;
+#[cfg(target_os = "linux")]
+mod systemd;
 mod tokens;
 #[cfg(target_os = "linux")]
 mod unix;

@@ -7,6 +7,7 @@ use ah_spire_attest::AttestError;
 use ah_spire_attest::peer::PeerInfo;
 use ah_spire_attest::workload::docker::{Docker, DockerConfig};
 use ah_spire_attest::workload::k8s::{K8s, K8sConfig};
+use ah_spire_attest::workload::systemd::Systemd;
 use ah_spire_attest::workload::unix::{Unix, UnixConfig};
 use ah_spire_attest::workload::{ProcRoot, WorkloadAttestor};
 use ah_spire_plugin::catalog::PluginConfig;
@@ -57,6 +58,11 @@ config_block! {
 }
 
 config_block! {
+    /// `WorkloadAttestor "systemd"`
+    struct NoData {}
+}
+
+config_block! {
     /// `WorkloadAttestor "unix"`
     struct UnixData {
         discover_workload_path: bool = "discover_workload_path",
@@ -68,6 +74,7 @@ config_block! {
 pub(super) enum BuiltInWorkload {
     Docker(DockerConfig),
     K8s(Box<K8sConfig>),
+    Systemd,
     Unix(UnixConfig),
 }
 
@@ -77,6 +84,11 @@ impl BuiltInWorkload {
         Ok(Some(match plugin.name.as_str() {
             "docker" => Self::Docker(docker(plugin)?),
             "k8s" => Self::K8s(Box::new(k8s(plugin)?)),
+            "systemd" => {
+                let data: NoData = data(plugin)?;
+                known(plugin, &data.unknown)?;
+                Self::Systemd
+            }
             "unix" => Self::Unix(unix(plugin)?),
             _ => return Ok(None),
         }))
@@ -96,6 +108,10 @@ impl BuiltInWorkload {
             Self::K8s(config) => {
                 let k8s = K8s::configure(&config, ProcRoot::own()).await;
                 BuiltIn::K8s(k8s.map_err(|error| told(error, "k8s"))?)
+            }
+            Self::Systemd => {
+                let systemd = Systemd::new(&variable("DBUS_SYSTEM_BUS_ADDRESS"));
+                BuiltIn::Systemd(systemd.map_err(|error| told(error, "systemd"))?)
             }
             Self::Unix(config) => BuiltIn::Unix(Unix::new(config, ProcRoot::from_env())),
         })
@@ -206,6 +222,7 @@ fn refused(plugin: &PluginConfig, why: &str) -> Explained {
 pub(in crate::run) enum BuiltIn {
     Docker(Docker),
     K8s(K8s),
+    Systemd(Systemd),
     Unix(Unix),
 }
 
@@ -214,6 +231,7 @@ impl WorkloadAttestor for BuiltIn {
         match self {
             Self::Docker(attestor) => attestor.name(),
             Self::K8s(attestor) => attestor.name(),
+            Self::Systemd(attestor) => attestor.name(),
             Self::Unix(attestor) => attestor.name(),
         }
     }
@@ -222,6 +240,7 @@ impl WorkloadAttestor for BuiltIn {
         match self {
             Self::Docker(attestor) => attestor.deadline(),
             Self::K8s(attestor) => attestor.deadline(),
+            Self::Systemd(attestor) => attestor.deadline(),
             Self::Unix(attestor) => attestor.deadline(),
         }
     }
@@ -230,6 +249,7 @@ impl WorkloadAttestor for BuiltIn {
         match self {
             Self::Docker(attestor) => attestor.attest(peer).await,
             Self::K8s(attestor) => attestor.attest(peer).await,
+            Self::Systemd(attestor) => attestor.attest(peer).await,
             Self::Unix(attestor) => attestor.attest(peer).await,
         }
     }
