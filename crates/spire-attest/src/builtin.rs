@@ -44,6 +44,8 @@ pub enum Builtin {
     K8sPsat,
     /// [`crate::node::k8s`], with plain tokens
     K8sSat,
+    /// `crate::workload::slurm`
+    Slurm,
     /// `crate::workload::systemd`
     Systemd,
     /// [`crate::node::x509pop`]
@@ -54,7 +56,7 @@ pub enum Builtin {
 
 impl Builtin {
     /// All there are.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Docker,
         Self::GcpIit,
         Self::HttpChallenge,
@@ -62,6 +64,7 @@ impl Builtin {
         Self::K8s,
         Self::K8sPsat,
         Self::K8sSat,
+        Self::Slurm,
         Self::Systemd,
         Self::X509Pop,
         Self::Unix,
@@ -85,7 +88,9 @@ impl Builtin {
             | Self::K8sPsat
             | Self::K8sSat
             | Self::X509Pop => PluginKind::NodeAttestor,
-            Self::Docker | Self::K8s | Self::Systemd | Self::Unix => PluginKind::WorkloadAttestor,
+            Self::Docker | Self::K8s | Self::Slurm | Self::Systemd | Self::Unix => {
+                PluginKind::WorkloadAttestor
+            }
         }
     }
 
@@ -99,6 +104,7 @@ impl Builtin {
             Self::K8s => "k8s",
             Self::K8sPsat => "k8s_psat",
             Self::K8sSat => "k8s_sat",
+            Self::Slurm => "slurm",
             Self::Systemd => "systemd",
             Self::X509Pop => "x509pop",
             Self::Unix => "unix",
@@ -116,6 +122,7 @@ impl Builtin {
             | Self::K8s
             | Self::K8sPsat
             | Self::K8sSat
+            | Self::Slurm
             | Self::Systemd
             | Self::Unix => &[],
         }

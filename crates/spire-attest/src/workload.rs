@@ -14,6 +14,7 @@ mod container;
 pub mod docker;
 pub mod k8s;
 pub(crate) mod proc;
+pub mod slurm;
 pub mod systemd;
 pub mod unix;
 

@@ -261,7 +261,7 @@ fn built_in(kind: PluginType) -> &'static str {
         PluginType::NodeAttestor => {
             "built in are: gcp_iit, http_challenge, join_token, k8s_psat, k8s_sat, x509pop"
         }
-        PluginType::WorkloadAttestor => "built in are: docker, k8s, systemd, unix",
+        PluginType::WorkloadAttestor => "built in are: docker, k8s, slurm, systemd, unix",
         _ => "this agent has no plugins of this type",
     }
 }

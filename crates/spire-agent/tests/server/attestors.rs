@@ -30,6 +30,7 @@ async fn settings_that_can_be_used_are_valid() {
             enable_namespace_labels = true verbose_container_locator_logs = true
         }"#,
         r#""systemd" {"#,
+        r#""slurm" { plugin_data {}"#,
     ] {
         conf.unix = beside_unix(block);
         let checked = conf.command(&node, &fake, "validate").output().unwrap();
@@ -80,7 +81,10 @@ async fn settings_that_cannot_be_used_are_named() {
             r#""systemd" { plugin_data { bus = "x" }"#,
             "unknown keys: \"bus\"",
         ),
-        ("unknown keys: \"job\"",),
+        (
+            r#""slurm" { plugin_data { job = 1 }"#,
+            "unknown keys: \"job\"",
+        ),
     ] {
         conf.unix = beside_unix(block);
         let checked = conf.command(&node, &fake, "validate").output().unwrap();

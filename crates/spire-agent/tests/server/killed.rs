@@ -136,7 +136,7 @@ async fn a_configuration_is_checked_without_starting_anything() {
     let told = String::from_utf8(refused.stderr).unwrap();
     assert!(told.contains("WorkloadAttestor \"windows\""), "{told}");
     assert!(
-        told.contains("built in are: docker, k8s, systemd, unix"),
+        told.contains("built in are: docker, k8s, slurm, systemd, unix"),
         "{told}"
     );
 }

@@ -25,6 +25,8 @@ mod processes;
 #[cfg(target_os = "linux")]
 mod reused;
 #[cfg(target_os = "linux")]
+mod slurm;
+#[cfg(target_os = "linux")]
 mod systemd;
 mod tokens;
 #[cfg(target_os = "linux")]

@@ -7,6 +7,7 @@ use ah_spire_attest::AttestError;
 use ah_spire_attest::peer::PeerInfo;
 use ah_spire_attest::workload::docker::{Docker, DockerConfig};
 use ah_spire_attest::workload::k8s::{K8s, K8sConfig};
+use ah_spire_attest::workload::slurm::Slurm;
 use ah_spire_attest::workload::systemd::Systemd;
 use ah_spire_attest::workload::unix::{Unix, UnixConfig};
 use ah_spire_attest::workload::{ProcRoot, WorkloadAttestor};
@@ -58,7 +59,7 @@ config_block! {
 }
 
 config_block! {
-    /// `WorkloadAttestor "systemd"`
+    /// `WorkloadAttestor "slurm"` and `"systemd"`
     struct NoData {}
 }
 
@@ -74,6 +75,7 @@ config_block! {
 pub(super) enum BuiltInWorkload {
     Docker(DockerConfig),
     K8s(Box<K8sConfig>),
+    Slurm,
     Systemd,
     Unix(UnixConfig),
 }
@@ -84,6 +86,11 @@ impl BuiltInWorkload {
         Ok(Some(match plugin.name.as_str() {
             "docker" => Self::Docker(docker(plugin)?),
             "k8s" => Self::K8s(Box::new(k8s(plugin)?)),
+            "slurm" => {
+                let data: NoData = data(plugin)?;
+                known(plugin, &data.unknown)?;
+                Self::Slurm
+            }
             "systemd" => {
                 let data: NoData = data(plugin)?;
                 known(plugin, &data.unknown)?;
@@ -109,6 +116,7 @@ impl BuiltInWorkload {
                 let k8s = K8s::configure(&config, ProcRoot::own()).await;
                 BuiltIn::K8s(k8s.map_err(|error| told(error, "k8s"))?)
             }
+            Self::Slurm => BuiltIn::Slurm(Slurm::new(ProcRoot::own())),
             Self::Systemd => {
                 let systemd = Systemd::new(&variable("DBUS_SYSTEM_BUS_ADDRESS"));
                 BuiltIn::Systemd(systemd.map_err(|error| told(error, "systemd"))?)
@@ -222,6 +230,7 @@ fn refused(plugin: &PluginConfig, why: &str) -> Explained {
 pub(in crate::run) enum BuiltIn {
     Docker(Docker),
     K8s(K8s),
+    Slurm(Slurm),
     Systemd(Systemd),
     Unix(Unix),
 }
@@ -231,6 +240,7 @@ impl WorkloadAttestor for BuiltIn {
         match self {
             Self::Docker(attestor) => attestor.name(),
             Self::K8s(attestor) => attestor.name(),
+            Self::Slurm(attestor) => attestor.name(),
             Self::Systemd(attestor) => attestor.name(),
             Self::Unix(attestor) => attestor.name(),
         }
@@ -240,6 +250,7 @@ impl WorkloadAttestor for BuiltIn {
         match self {
             Self::Docker(attestor) => attestor.deadline(),
             Self::K8s(attestor) => attestor.deadline(),
+            Self::Slurm(attestor) => attestor.deadline(),
             Self::Systemd(attestor) => attestor.deadline(),
             Self::Unix(attestor) => attestor.deadline(),
         }
@@ -249,6 +260,7 @@ impl WorkloadAttestor for BuiltIn {
         match self {
             Self::Docker(attestor) => attestor.attest(peer).await,
             Self::K8s(attestor) => attestor.attest(peer).await,
+            Self::Slurm(attestor) => attestor.attest(peer).await,
             Self::Systemd(attestor) => attestor.attest(peer).await,
             Self::Unix(attestor) => attestor.attest(peer).await,
         }
