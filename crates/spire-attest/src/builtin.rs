@@ -30,16 +30,24 @@ impl fmt::Display for PluginKind {
 /// An attestor of this crate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Builtin {
+    /// `crate::workload::docker`
+    Docker,
     /// [`crate::node::join_token`]
     JoinToken,
     /// [`crate::node::gcp_iit`]
     GcpIit,
     /// [`crate::node::http_challenge`]
     HttpChallenge,
+    /// `crate::workload::k8s`
+    K8s,
     /// [`crate::node::k8s`], with projected tokens
     K8sPsat,
     /// [`crate::node::k8s`], with plain tokens
     K8sSat,
+    /// `crate::workload::slurm`
+    Slurm,
+    /// `crate::workload::systemd`
+    Systemd,
     /// [`crate::node::x509pop`]
     X509Pop,
     /// `crate::workload::unix`
@@ -48,12 +56,16 @@ pub enum Builtin {
 
 impl Builtin {
     /// All there are.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 11] = [
+        Self::Docker,
         Self::GcpIit,
         Self::HttpChallenge,
         Self::JoinToken,
+        Self::K8s,
         Self::K8sPsat,
         Self::K8sSat,
+        Self::Slurm,
+        Self::Systemd,
         Self::X509Pop,
         Self::Unix,
     ];
@@ -76,18 +88,24 @@ impl Builtin {
             | Self::K8sPsat
             | Self::K8sSat
             | Self::X509Pop => PluginKind::NodeAttestor,
-            Self::Unix => PluginKind::WorkloadAttestor,
+            Self::Docker | Self::K8s | Self::Slurm | Self::Systemd | Self::Unix => {
+                PluginKind::WorkloadAttestor
+            }
         }
     }
 
     /// Its name, which is the attestation type on the wire and the type of its selectors.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Docker => "docker",
             Self::JoinToken => "join_token",
             Self::GcpIit => "gcp_iit",
             Self::HttpChallenge => "http_challenge",
+            Self::K8s => "k8s",
             Self::K8sPsat => "k8s_psat",
             Self::K8sSat => "k8s_sat",
+            Self::Slurm => "slurm",
+            Self::Systemd => "systemd",
             Self::X509Pop => "x509pop",
             Self::Unix => "unix",
         }
@@ -97,11 +115,15 @@ impl Builtin {
     pub fn old_names(self) -> &'static [&'static str] {
         match self {
             Self::X509Pop => &["x509_pop"],
-            Self::GcpIit
+            Self::Docker
+            | Self::GcpIit
             | Self::HttpChallenge
             | Self::JoinToken
+            | Self::K8s
             | Self::K8sPsat
             | Self::K8sSat
+            | Self::Slurm
+            | Self::Systemd
             | Self::Unix => &[],
         }
     }

@@ -20,6 +20,10 @@
 //!
 //! | name | selectors |
 //! |---|---|
+//! | `docker` | `label`, `env`, `image_id`, `image_config_digest` of the container, in Docker or Podman |
+//! | `k8s` | `ns`, `ns-label`, `sa`, `container-name`, `container-image`, `node-name`, `pod-label`, `pod-owner`, `pod-owner-uid`, `pod-uid`, `pod-name`, `pod-image`, `pod-image-count`, `pod-init-image`, `pod-init-image-count` |
+//! | `slurm` | `job_id` or `sluid`, and `step` |
+//! | `systemd` | `id` and `fragment_path` of the unit |
 //! | `unix` | `uid`, `user`, `gid`, `group`, `supplementary_gid`, `supplementary_group`; with `discover_workload_path` also `path` and `sha256` |
 //!
 //! The traits are shaped like the streams of SPIRE's plugin interface (`AidAttestation`, `Attest`), so that a plugin
@@ -31,6 +35,7 @@
 //! What needs a Linux kernel (process descriptors, procfs) is there on Linux alone.
 
 mod builtin;
+mod credentials;
 mod error;
 pub mod node;
 #[cfg(target_os = "linux")]

@@ -1,6 +1,7 @@
 //! Workload attestation: from a process to selectors.
 
 use std::future::Future;
+use std::time::Duration;
 
 use ah_identity_provider::{Code, Explained};
 use futures_util::future::join_all;
@@ -8,7 +9,13 @@ use futures_util::future::join_all;
 use crate::peer::{PeerError, PeerInfo};
 use crate::{AttestError, PluginKind, Selector};
 
+mod cgroup;
+mod container;
+pub mod docker;
+pub mod k8s;
 pub(crate) mod proc;
+pub mod slurm;
+pub mod systemd;
 pub mod unix;
 
 pub use proc::ProcRoot;
@@ -24,9 +31,15 @@ pub trait WorkloadAttestor: Send + Sync {
         &self,
         peer: &PeerInfo,
     ) -> impl Future<Output = Result<Vec<Selector>, AttestError>> + Send;
+
+    /// How long [`Self::attest`] may take. What the other attestors found waits for it.
+    fn deadline(&self) -> Duration {
+        Duration::from_secs(30)
+    }
 }
 
-/// What all of `attestors` know of `peer`, in their order. They run at once; one that fails is logged and skipped.
+/// What all of `attestors` know of `peer`, in their order. They run at once; one that fails, or does not answer by its
+/// deadline, is logged and skipped.
 ///
 /// # Errors
 /// When `peer` is gone or changed meanwhile, and when every attestor failed.
@@ -35,7 +48,7 @@ pub async fn attest<A: WorkloadAttestor>(
     peer: &PeerInfo,
 ) -> Result<Vec<Selector>, AttestError> {
     peer.verify()?;
-    let answers = join_all(attestors.iter().map(|attestor| attestor.attest(peer))).await;
+    let answers = join_all(attestors.iter().map(|attestor| in_time(attestor, peer))).await;
     // First of all: an attestor that failed because the process ended is not worth a line of its own.
     peer.verify()?;
     let mut selectors = Vec::new();
@@ -61,6 +74,24 @@ pub async fn attest<A: WorkloadAttestor>(
         return Err(all_failed(&failures));
     }
     Ok(selectors)
+}
+
+async fn in_time(
+    attestor: &impl WorkloadAttestor,
+    peer: &PeerInfo,
+) -> Result<Vec<Selector>, AttestError> {
+    let deadline = attestor.deadline();
+    let answer = tokio::time::timeout(deadline, attestor.attest(peer)).await;
+    answer.unwrap_or_else(|_| {
+        Err(AttestError::unavailable(
+            format!("no answer within {}s", deadline.as_secs()),
+            format!(
+                "find out what holds up the service that {:?} asks; until it answers, workloads wait that long and go \
+                 without its selectors",
+                attestor.name()
+            ),
+        ))
+    })
 }
 
 fn all_failed(failures: &[AttestError]) -> AttestError {

@@ -1,5 +1,7 @@
 //! Workload attestors.
 
+use std::time::Duration;
+
 use ah_spire_attest::peer::PeerInfo;
 use ah_spire_attest::workload::WorkloadAttestor;
 use ah_spire_attest::{AttestError, Selector};
@@ -57,6 +59,11 @@ impl Workloads {
 impl WorkloadAttestor for Workloads {
     fn name(&self) -> &str {
         self.0.name()
+    }
+
+    /// More than the plugin's own [`Limits`](crate::Limits): a call that took too long has the plugin looked at.
+    fn deadline(&self) -> Duration {
+        Duration::from_secs(40)
     }
 
     async fn attest(&self, peer: &PeerInfo) -> Result<Vec<Selector>, AttestError> {

@@ -54,7 +54,7 @@ where
         .header(header::USER_AGENT, agent)
         .body(Bytes::new())
         .map_err(|error| error.to_string())?;
-    let answer = exchange(request, stream).await?;
+    let answer = exchange(request, stream, MAX_DOCUMENT_BYTES).await?;
     let status = answer.status();
     let location = answer.headers().get(header::LOCATION);
     let location = location

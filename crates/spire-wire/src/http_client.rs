@@ -1,4 +1,7 @@
-//! Single requests over HTTP/1.1 to the services beside SPIRE: platforms, and whoever publishes a bundle.
+//! Single requests over HTTP/1.1 to the services beside SPIRE: platforms, container engines, and whoever publishes a
+//! bundle.
+
+mod nameless;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +20,9 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_util::task::AbortOnDropHandle;
 
-/// The largest answer that is read, in bytes.
+use nameless::Nameless;
+
+/// The largest answer that is read unless [`HttpClient::reading`] says otherwise, in bytes.
 pub const MAX_BYTES: usize = 4 * 1024 * 1024;
 
 /// How long a request may take, with connecting and the whole answer.
@@ -30,12 +35,18 @@ pub enum Roots {
     Machine,
     /// These alone.
     Only(Vec<CertificateDer<'static>>),
+    /// These alone, and whatever name the certificate has: for a server that is dialled at an address which no
+    /// certificate has, such as the machine's own.
+    AnyName(Vec<CertificateDer<'static>>),
+    /// Whoever answers is taken for the server.
+    Unverified,
 }
 
 /// Sends requests, each over a connection of its own. Redirects are answers like others.
 #[derive(Clone)]
 pub struct HttpClient {
     tls: Arc<ClientConfig>,
+    most: usize,
 }
 
 impl HttpClient {
@@ -49,17 +60,36 @@ impl HttpClient {
     ) -> Result<Self, String> {
         let told = |error: rustls::Error| error.to_string();
         let provider = Arc::new(aws_lc_rs::default_provider());
+        let algorithms = provider.signature_verification_algorithms;
         let config = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
-            .map_err(told)?
-            .with_root_certificates(store(roots)?);
+            .map_err(told)?;
+        let nameless = |roots| Arc::new(Nameless::new(roots, algorithms));
+        let config = match roots {
+            Roots::Machine => config.with_root_certificates(of_this_machine()?),
+            Roots::Only(roots) => config.with_root_certificates(store(roots)?),
+            Roots::AnyName(roots) => config
+                .dangerous()
+                .with_custom_certificate_verifier(nameless(Some(store(roots)?))),
+            Roots::Unverified => config
+                .dangerous()
+                .with_custom_certificate_verifier(nameless(None)),
+        };
         let config = match identity {
             Some((chain, key)) => config.with_client_auth_cert(chain, key).map_err(told)?,
             None => config.with_no_client_auth(),
         };
         Ok(Self {
             tls: Arc::new(config),
+            most: MAX_BYTES,
         })
+    }
+
+    /// Reads answers of up to `most` bytes.
+    #[must_use]
+    pub fn reading(mut self, most: usize) -> Self {
+        self.most = most;
+        self
     }
 
     /// A client for `http` alone: it trusts no certificate.
@@ -90,9 +120,10 @@ impl HttpClient {
                 let stream = TlsConnector::from(self.tls.clone())
                     .connect(name, stream)
                     .await;
-                exchange(request, stream.map_err(|error| format!("TLS: {error}"))?).await
+                let stream = stream.map_err(|error| format!("TLS: {error}"))?;
+                exchange(request, stream, self.most).await
             } else {
-                exchange(request, stream).await
+                exchange(request, stream, self.most).await
             }
         });
         let answer = tokio::time::timeout(TIMEOUT, whole)
@@ -102,35 +133,37 @@ impl HttpClient {
     }
 }
 
-fn store(roots: Roots) -> Result<RootCertStore, String> {
+fn store(roots: Vec<CertificateDer<'static>>) -> Result<RootCertStore, String> {
     let mut store = RootCertStore::empty();
-    match roots {
-        Roots::Only(roots) => {
-            for root in roots {
-                let added = store.add(root);
-                added.map_err(|error| format!("a CA certificate is not usable: {error}"))?;
-            }
-        }
-        Roots::Machine => {
-            let found = rustls_native_certs::load_native_certs();
-            store.add_parsable_certificates(found.certs);
-            if store.is_empty() {
-                return Err(match found.errors.first() {
-                    Some(error) => {
-                        format!("this machine's CA certificates cannot be read: {error}")
-                    }
-                    None => "this machine has no CA certificates (SSL_CERT_FILE names them)".into(),
-                });
-            }
-        }
+    for root in roots {
+        let added = store.add(root);
+        added.map_err(|error| format!("a CA certificate is not usable: {error}"))?;
     }
     Ok(store)
 }
 
-/// One request and its answer over `stream`; the URI of `request` is absolute.
-pub(crate) async fn exchange<T>(
+fn of_this_machine() -> Result<RootCertStore, String> {
+    let mut store = RootCertStore::empty();
+    let found = rustls_native_certs::load_native_certs();
+    store.add_parsable_certificates(found.certs);
+    if store.is_empty() {
+        return Err(match found.errors.first() {
+            Some(error) => format!("this machine's CA certificates cannot be read: {error}"),
+            None => "this machine has no CA certificates (SSL_CERT_FILE names them)".into(),
+        });
+    }
+    Ok(store)
+}
+
+/// One request and its answer of up to `most` bytes over `stream`; the URI of `request` is absolute. Whoever calls says
+/// how long it may take.
+///
+/// # Errors
+/// Says what is wrong with the request, the connection or the answer.
+pub async fn exchange<T>(
     mut request: Request<Bytes>,
     stream: T,
+    most: usize,
 ) -> Result<Response<Bytes>, String>
 where
     T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -152,7 +185,7 @@ where
     let _connection = AbortOnDropHandle::new(tokio::spawn(connection));
     let answer = requests.send_request(request.map(Full::new)).await;
     let (parts, body) = answer.map_err(told)?.into_parts();
-    let body = Limited::new(body, MAX_BYTES).collect().await;
+    let body = Limited::new(body, most).collect().await;
     let body = body.map_err(|error| error.to_string())?;
     Ok(Response::from_parts(parts, body.to_bytes()))
 }

@@ -2,6 +2,7 @@
 
 pub mod browser;
 pub mod ca;
+pub mod cgroup;
 pub mod child;
 pub mod clock;
 pub mod disk;

@@ -1,8 +1,10 @@
 //! A web server for tests: answers by path, and what was asked.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::ops::Deref;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -11,7 +13,8 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 
 /// What was asked for.
@@ -41,6 +44,7 @@ type Answer = Arc<dyn Fn(&Asked) -> Response<Bytes> + Send + Sync>;
 #[derive(Default)]
 struct State {
     answers: HashMap<String, Answer>,
+    first: VecDeque<Response<Bytes>>,
     asked: Vec<Asked>,
 }
 
@@ -48,8 +52,14 @@ struct State {
 pub struct Web {
     /// Where it listens.
     pub address: SocketAddr,
+    site: Site,
+}
+
+/// What is served, wherever.
+#[derive(Clone, Default)]
+pub struct Site {
     state: Arc<Mutex<State>>,
-    count: watch::Receiver<usize>,
+    count: watch::Sender<usize>,
 }
 
 impl Web {
@@ -57,30 +67,49 @@ impl Web {
     pub async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let state = Arc::<Mutex<State>>::default();
-        let shared = Arc::clone(&state);
-        let (counted, count) = watch::channel(0);
-        let counted = Arc::new(counted);
+        let site = Site::default();
+        let served = site.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let (state, counted) = (Arc::clone(&shared), Arc::clone(&counted));
-                tokio::spawn(async move {
-                    let service = service_fn(|request| answer(&state, &counted, request));
-                    let served = hyper::server::conn::http1::Builder::new();
-                    drop(served.serve_connection(TokioIo::new(stream), service).await);
-                });
+                tokio::spawn(served.clone().serve(stream));
             }
         });
-        Self {
-            address,
-            state,
-            count,
-        }
+        Self { address, site }
     }
 
     /// The address of `path` here.
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
+    }
+}
+
+impl Deref for Web {
+    type Target = Site;
+
+    fn deref(&self) -> &Site {
+        &self.site
+    }
+}
+
+impl Site {
+    /// A site on the unix socket `path`.
+    pub fn on_socket(path: &Path) -> Self {
+        let listener = UnixListener::bind(path).unwrap();
+        let site = Self::default();
+        let served = site.clone();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(served.clone().serve(stream));
+            }
+        });
+        site
+    }
+
+    /// Serves one connection.
+    pub async fn serve(self, stream: impl AsyncRead + AsyncWrite + Unpin) {
+        let service = service_fn(|request| answer(&self, request));
+        let served = hyper::server::conn::http1::Builder::new();
+        drop(served.serve_connection(TokioIo::new(stream), service).await);
     }
 
     /// What is answered to `path`, whatever the query.
@@ -118,6 +147,11 @@ impl Web {
         });
     }
 
+    /// What the next request is answered, before anything else; after those of earlier calls.
+    pub fn answers_once(&self, response: Response<Bytes>) {
+        self.state.lock().unwrap().first.push_back(response);
+    }
+
     /// What was asked since this was called before.
     pub fn asked(&self) -> Vec<Asked> {
         std::mem::take(&mut self.state.lock().unwrap().asked)
@@ -125,7 +159,7 @@ impl Web {
 
     /// Waits until `count` questions were asked in all.
     pub async fn was_asked(&self, count: usize) {
-        let mut counted = self.count.clone();
+        let mut counted = self.count.subscribe();
         counted.wait_for(|asked| *asked >= count).await.unwrap();
     }
 }
@@ -137,8 +171,7 @@ fn not_found() -> Response<Bytes> {
 }
 
 async fn answer(
-    state: &Mutex<State>,
-    counted: &watch::Sender<usize>,
+    site: &Site,
     request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let (parts, body) = request.into_parts();
@@ -150,14 +183,17 @@ async fn answer(
         body: String::from_utf8_lossy(&body).into_owned(),
     };
     let known = {
-        let mut state = state.lock().unwrap();
+        let mut state = site.state.lock().unwrap();
         state.asked.push(asked.clone());
-        state.answers.get(parts.uri.path()).cloned()
+        match state.first.pop_front() {
+            Some(first) => Some(Arc::new(move |_: &Asked| first.clone()) as Answer),
+            None => state.answers.get(parts.uri.path()).cloned(),
+        }
     };
     let response = match known {
         Some(known) => known(&asked),
         None => not_found(),
     };
-    counted.send_modify(|count| *count += 1);
+    site.count.send_modify(|count| *count += 1);
     Ok(response.map(Full::new))
 }

@@ -3,19 +3,19 @@
 mod external;
 mod node;
 mod reload;
+mod workload;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use ah_identity_provider::{Code, Explained};
 use ah_spire_attest::node::gcp_iit::{Account, Google};
-use ah_spire_attest::workload::ProcRoot;
-use ah_spire_attest::workload::unix::{Unix, UnixConfig};
 use ah_spire_plugin::agent::{AgentConfig, SdsConfig};
 use ah_spire_plugin::catalog::{PluginConfig, PluginType};
 use ah_spire_plugin::{config_block, decode};
 use ah_spire_plugin_host::keys::{Keys, Side};
-use ah_spire_plugin_host::{svids, workload};
+use ah_spire_plugin_host::svids;
+use ah_spire_plugin_host::workload::Workloads;
 use ah_spire_telemetry::Metrics;
 
 use crate::keys::{DiskKeys, ExternalKeys, KeyManager, MemoryKeys, MeteredKeys};
@@ -25,6 +25,7 @@ use external::{Running, Workload};
 use node::{BuiltInNode, NodeHalf};
 pub(super) use reload::Reload;
 use reload::Replaceable;
+use workload::BuiltInWorkload;
 
 /// What an agent is made of.
 pub(super) struct Plugins {
@@ -58,14 +59,6 @@ config_block! {
     }
 }
 
-config_block! {
-    /// `WorkloadAttestor "unix"`
-    struct UnixData {
-        discover_workload_path: bool = "discover_workload_path",
-        workload_size_limit: i64 = "workload_size_limit",
-    }
-}
-
 /// What a configuration asks for, before anything is opened.
 struct Wanted {
     keys: KeysWanted,
@@ -95,7 +88,7 @@ enum StoreWanted {
 }
 
 enum WorkloadWanted {
-    Unix(UnixConfig),
+    BuiltIn(BuiltInWorkload),
     External(PluginConfig),
 }
 
@@ -113,6 +106,11 @@ impl Plugins {
         let wanted = Wanted::read(config)?;
         for plugin in wanted.external() {
             external::check(plugin, config).await?;
+        }
+        for attestor in wanted.workload {
+            if let WorkloadWanted::BuiltIn(attestor) = attestor {
+                attestor.open().await?;
+            }
         }
         match wanted.node {
             NodeWanted::External(_) => Ok(()),
@@ -176,11 +174,11 @@ impl Plugins {
         let mut attestors = Vec::new();
         for attestor in wanted.workload {
             attestors.push(match attestor {
-                WorkloadWanted::Unix(config) => {
-                    Workload::Unix(Replaceable::new(unix_attestor(config)))
+                WorkloadWanted::BuiltIn(wanted) => {
+                    Workload::BuiltIn(Replaceable::new(wanted.open().await?))
                 }
                 WorkloadWanted::External(plugin) => {
-                    Workload::External(workload::Workloads::new(running.plugin(&plugin)?))
+                    Workload::External(Workloads::new(running.plugin(&plugin)?))
                 }
             });
         }
@@ -209,10 +207,6 @@ impl Plugins {
             stores,
         })
     }
-}
-
-fn unix_attestor(config: UnixConfig) -> Unix {
-    Unix::new(config, ProcRoot::from_env())
 }
 
 impl Wanted {
@@ -250,8 +244,10 @@ impl Wanted {
                     let wanted = wanted.ok_or_else(|| unsupported(plugin, built_in(kind)))?;
                     node = Some(NodeWanted::BuiltIn(wanted));
                 }
-                (PluginType::WorkloadAttestor, "unix") => {
-                    workload.push(WorkloadWanted::Unix(unix(plugin)?));
+                (kind @ PluginType::WorkloadAttestor, _) => {
+                    let wanted = BuiltInWorkload::read(plugin)?;
+                    let wanted = wanted.ok_or_else(|| unsupported(plugin, built_in(kind)))?;
+                    workload.push(WorkloadWanted::BuiltIn(wanted));
                 }
                 (PluginType::SvidStore, "directory") => {
                     stores.push(StoreWanted::Directory(directory(plugin)?));
@@ -295,7 +291,7 @@ impl Wanted {
         };
         let workload = self.workload.iter().filter_map(|it| match it {
             WorkloadWanted::External(plugin) => Some(plugin),
-            WorkloadWanted::Unix(_) => None,
+            WorkloadWanted::BuiltIn(_) => None,
         });
         let stores = self.stores.iter().filter_map(|it| match it {
             StoreWanted::External(plugin) => Some(plugin),
@@ -328,14 +324,6 @@ fn directory(plugin: &PluginConfig) -> Result<PathBuf, Explained> {
     Ok(data.path.into())
 }
 
-fn unix(plugin: &PluginConfig) -> Result<UnixConfig, Explained> {
-    let data: UnixData = data(plugin)?;
-    Ok(UnixConfig {
-        discover_workload_path: data.discover_workload_path,
-        workload_size_limit: data.workload_size_limit,
-    })
-}
-
 fn data<T: decode::Decode>(plugin: &PluginConfig) -> Result<T, Explained> {
     let failed = |cause: String| {
         Explained::new(
@@ -361,7 +349,7 @@ fn built_in(kind: PluginType) -> &'static str {
         PluginType::NodeAttestor => {
             "built in are: gcp_iit, http_challenge, join_token, k8s_psat, k8s_sat, x509pop"
         }
-        PluginType::WorkloadAttestor => "built in is: unix",
+        PluginType::WorkloadAttestor => "built in are: docker, k8s, slurm, systemd, unix",
         PluginType::SvidStore => "built in are: directory, gcp_secretmanager",
         _ => "this agent has no plugins of this type",
     }
@@ -414,7 +402,7 @@ pub(super) fn limits_of_user(config: &AgentConfig) -> Result<Vec<String>, Explai
     let discovers = wanted
         .workload
         .iter()
-        .any(|it| matches!(it, WorkloadWanted::Unix(config) if config.discover_workload_path));
+        .any(|it| matches!(it, WorkloadWanted::BuiltIn(BuiltInWorkload::Unix(config)) if config.discover_workload_path));
     let limits = (discovers && !may_look_at_others()).then(|| {
         "the agent may not look at processes of other users: WorkloadAttestor \"unix\" with discover_workload_path \
          fails for them; run the agent as root or with CAP_SYS_PTRACE"

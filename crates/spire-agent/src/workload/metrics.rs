@@ -1,6 +1,7 @@
 //! What is counted of calls and attestations (inventory section 10.2).
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use ah_spire_attest::AttestError;
 use ah_spire_attest::peer::PeerInfo;
@@ -66,6 +67,10 @@ impl<A: WorkloadAttestor> MeteredAttestor<A> {
 impl<A: WorkloadAttestor> WorkloadAttestor for MeteredAttestor<A> {
     fn name(&self) -> &str {
         self.attestor.name()
+    }
+
+    fn deadline(&self) -> Duration {
+        self.attestor.deadline()
     }
 
     async fn attest(&self, peer: &PeerInfo) -> Result<Vec<Selector>, AttestError> {

@@ -8,6 +8,7 @@
 )]
 
 mod admin;
+mod attestors;
 mod bootstrap;
 mod fake;
 mod faults;

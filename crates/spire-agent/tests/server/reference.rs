@@ -1,5 +1,5 @@
-//! The first agent reference (SPIRE 0.7), row by row: what it promises takes effect. Rows of clouds, Kubernetes and plugins
-//! that are processes of their own are left out.
+//! The first agent reference (SPIRE 0.7), row by row: what it promises takes effect. Rows of clouds and of plugins that
+//! are processes of their own are left out.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::FileTypeExt;
@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 use ah_testkit::ca::TestCa;
+use ah_testkit::cgroup::ControlGroup;
 use ah_testkit::process::{Process, eventually};
 use nix::sys::signal::Signal;
 
@@ -115,6 +116,16 @@ const ROWS: &[(&str, &str, &[&str])] = &[
         "tests/server/manager.rs",
         "the_manager_hears_how_it_is_and_a_plugin_is_told_something_new",
         &["plugin_data of unix"],
+    ),
+    (
+        HERE,
+        "a_workload_is_known_by_its_pod",
+        &[
+            "WorkloadAttestor k8s",
+            "WorkloadAttestor k8s, selectors ns and sa",
+            "kubelet_read_only_port of k8s, in quotes",
+            "k8s beside unix",
+        ],
     ),
     (
         COMMANDS,
@@ -473,4 +484,79 @@ async fn a_plugin_is_enabled_unless_the_file_says_otherwise() {
         let checked = conf.command(&node, &fake, "validate").output().unwrap();
         assert_eq!(checked.status.success(), valid, "{unix}: {checked:?}");
     }
+}
+
+/// The kubelet's read-only port, as the agent reaches it.
+async fn kubelet(pods: serde_json::Value) -> u16 {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let body = pods.to_string();
+    let answer = format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut request = [0; 4096];
+            let read = stream.read(&mut request).await.unwrap();
+            assert!(request[..read].starts_with(b"GET /pods HTTP/1.1\r\n"));
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        }
+    });
+    port
+}
+
+// The two attestors of the reference's sample (SR-6). A workload of this test is put into a pod's control group.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_workload_is_known_by_its_pod() {
+    let (container, uid) = (format!("{:064x}", std::process::id()), uuid());
+    let port = kubelet(serde_json::json!({"items": [{
+        "metadata": {"uid": uid, "name": "server", "namespace": "shop"},
+        "spec": {"serviceAccountName": "shop-server"},
+        "status": {"containerStatuses": [{"containerID": format!("containerd://{container}")}]},
+    }]}))
+    .await;
+    let fake = Fake::start().await;
+    serve_us(&fake);
+    fake.set_entry("k", "/in-a-pod", |entry| {
+        entry.selectors = ["ns:shop", "sa:shop-server"]
+            .map(|value| ah_spire_wire::types::Selector {
+                r#type: "k8s".into(),
+                value: value.into(),
+            })
+            .into();
+    });
+    let node = Node::new(&fake);
+    let mut conf = Conf::new(&node);
+    conf.unix = format!(
+        r#"plugin_data {{}} }}
+        WorkloadAttestor "k8s" {{ plugin_data {{ kubelet_read_only_port = "{port}" }}"#
+    );
+    let _agent = Process::start(&mut conf.command(&node, &fake, "run"));
+    let told = served(&node);
+    assert!(told.contains("spiffe://example.org/a\n"), "{told}");
+    assert!(!told.contains("/in-a-pod"), "{told}");
+
+    for kind in ["cgroup", "cgroup2"] {
+        let path = format!("kubepods-{container}/pod{uid}/{container}");
+        let Some(group) = ControlGroup::make(kind, &path) else {
+            continue;
+        };
+        let mut workload = Command::new("sh");
+        workload
+            .args(["-c", r#"echo 0 > "$0" && exec "$@""#])
+            .arg(group.processes())
+            .arg(env!("CARGO_BIN_EXE_spire-agent"))
+            .args(["api", "fetch", "-timeout", "30s", "-socketPath"])
+            .arg(node.directory.path().join("public/api.sock"));
+        let told = stdout(&workload.output().unwrap());
+        assert!(told.contains("spiffe://example.org/in-a-pod\n"), "{told}");
+        assert!(told.contains("spiffe://example.org/a\n"), "{told}");
+    }
+}
+
+/// The UID of a pod that no other test has.
+fn uuid() -> String {
+    format!("{:08x}-0000-4000-8000-000000000000", std::process::id())
 }

@@ -19,6 +19,9 @@ mod kubeconfig;
 mod sat;
 mod server;
 
+#[cfg(target_os = "linux")]
+pub(crate) use api::Api;
+
 pub use agent::{K8sAgent, K8sAgentConfig};
 pub use call::{KubeApi, KubeError, object_name};
 pub use sat::{SatClusterConfig, SatServer};

@@ -31,6 +31,13 @@ impl ProcRoot {
         self.0.join(pid.to_string()).join(name)
     }
 
+    /// Whether process `pid` sees the mounts that this process does. What cannot be seen is not so.
+    pub(crate) fn shares_mounts(&self, pid: i32) -> bool {
+        let theirs = std::fs::read_link(self.file(pid, "ns/mnt"));
+        let ours = std::fs::read_link(self.0.join("self/ns/mnt"));
+        matches!((theirs, ours), (Ok(theirs), Ok(ours)) if theirs == ours)
+    }
+
     /// As messages name it.
     pub(crate) fn path(&self) -> &Path {
         &self.0

@@ -3,20 +3,31 @@
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
+    clippy::indexing_slicing,
     clippy::panic,
     reason = "a test fails by panicking"
 )]
 
+#[cfg(target_os = "linux")]
+mod cgroups;
+#[cfg(target_os = "linux")]
+mod docker;
 mod gcp_iit;
 mod http_challenge;
 mod join_token;
 mod k8s;
+#[cfg(target_os = "linux")]
+mod kubelet;
 #[cfg(target_os = "linux")]
 mod peer;
 #[cfg(target_os = "linux")]
 mod processes;
 #[cfg(target_os = "linux")]
 mod reused;
+#[cfg(target_os = "linux")]
+mod slurm;
+#[cfg(target_os = "linux")]
+mod systemd;
 mod tokens;
 #[cfg(target_os = "linux")]
 mod unix;

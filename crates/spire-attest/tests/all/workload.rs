@@ -13,8 +13,9 @@ use tracing::subscriber::DefaultGuard;
 enum Answer {
     Says(&'static [&'static str]),
     Fails(&'static str),
+    Hangs,
 }
-use Answer::{Fails, Says};
+use Answer::{Fails, Hangs, Says};
 
 /// An attestor as this test wants it.
 struct Fake {
@@ -44,6 +45,7 @@ impl WorkloadAttestor for Fake {
             Fails(why) => Err(AttestError::Internal(
                 Explained::new(Code::Other, why).hint(format!("mend {}", self.name)),
             )),
+            Hangs => std::future::pending().await,
         }
     }
 }
@@ -118,6 +120,29 @@ async fn one_that_fails_is_skipped_and_the_others_count() {
         assert!(log.contains(word), "{log}");
     }
     assert_eq!(log.lines().count(), 1, "{log}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_never_answers_is_given_up_and_the_others_count() {
+    let (log, _guard) = logged();
+    let attestors = fakes([
+        ("docker", 0, Hangs),
+        ("unix", 0, Says(&["uid:0"])),
+        ("k8s", 0, Hangs),
+    ]);
+    let begin = tokio::time::Instant::now();
+    let selectors = attest(&attestors, &this_process()).await.unwrap();
+    assert_eq!(selectors, ["unix:uid:0".parse().unwrap()]);
+    // Both at once, not one after the other.
+    let waited = begin.elapsed().as_secs();
+    assert_eq!(waited, 30);
+    let log = String::from_utf8(log.lock().unwrap().clone()).unwrap();
+    for word in [
+        "workloadattestor(docker): no answer within 30s",
+        "workloadattestor(k8s): no answer within 30s",
+    ] {
+        assert!(log.contains(word), "{log}");
+    }
 }
 
 #[tokio::test]

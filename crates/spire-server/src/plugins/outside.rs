@@ -233,7 +233,7 @@ fn config_maps(plugin: &PluginConfig) -> Result<BTreeMap<String, ConfigMapTarget
         };
         let formatted = Formatted::read(&cluster.format, &cluster.refresh_hint);
         let target = ConfigMapTarget {
-            api: KubeApi::new(cluster.kubeconfig_path.into()),
+            api: KubeApi::new(cluster.kubeconfig_path.into(), "spire-server"),
             formatted: formatted.map_err(told)?,
             namespace: name("namespace", cluster.namespace)?,
             name: name("configmap_name", cluster.configmap_name)?,
@@ -379,7 +379,7 @@ fn objects(plugin: &PluginConfig, cluster: K8sBundleCluster) -> Result<BundleObj
         namespace: name("namespace", &cluster.namespace, "spire")?,
         config_map: name("config_map", &cluster.config_map, "spire-bundle")?,
         key: name("config_map_key", &cluster.config_map_key, "bundle.crt")?,
-        api: KubeApi::new(cluster.kube_config_file_path.into()),
+        api: KubeApi::new(cluster.kube_config_file_path.into(), "spire-server"),
         webhook_label: label(cluster.webhook_label),
         api_service_label: label(cluster.api_service_label),
     })

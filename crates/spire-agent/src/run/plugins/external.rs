@@ -1,10 +1,11 @@
 //! Plugins in processes of their own (`plugin_cmd`).
 
+use std::time::Duration;
+
 use ah_identity_provider::{Code, Explained};
 use ah_spire_attest::AttestError;
 use ah_spire_attest::peer::PeerInfo;
 use ah_spire_attest::workload::WorkloadAttestor;
-use ah_spire_attest::workload::unix::Unix;
 use ah_spire_plugin::agent::AgentConfig;
 use ah_spire_plugin::catalog::{PluginConfig, PluginType};
 use ah_spire_plugin_host::workload::{self, Workloads};
@@ -13,25 +14,33 @@ use ah_spire_telemetry::Metrics;
 use ah_spire_wire::model::Selector;
 
 use super::reload::Replaceable;
+use super::workload::BuiltIn;
 
 /// Any workload attestor. Clones are one.
 #[derive(Clone)]
 pub(in crate::run) enum Workload {
-    Unix(Replaceable<Unix>),
+    BuiltIn(Replaceable<BuiltIn>),
     External(Workloads),
 }
 
 impl WorkloadAttestor for Workload {
     fn name(&self) -> &str {
         match self {
-            Self::Unix(unix) => unix.name(),
+            Self::BuiltIn(attestor) => attestor.name(),
             Self::External(plugin) => plugin.name(),
+        }
+    }
+
+    fn deadline(&self) -> Duration {
+        match self {
+            Self::BuiltIn(attestor) => attestor.deadline(),
+            Self::External(plugin) => plugin.deadline(),
         }
     }
 
     async fn attest(&self, peer: &PeerInfo) -> Result<Vec<Selector>, AttestError> {
         match self {
-            Self::Unix(unix) => unix.attest(peer).await,
+            Self::BuiltIn(attestor) => attestor.attest(peer).await,
             Self::External(plugin) => plugin.attest(peer).await,
         }
     }

@@ -1,12 +1,12 @@
 //! SIGUSR1: every `plugin_data_file` is read again, and what changed is told to its plugin.
 
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use ah_identity_provider::{Code, Explained};
 use ah_spire_attest::AttestError;
 use ah_spire_attest::peer::PeerInfo;
 use ah_spire_attest::workload::WorkloadAttestor;
-use ah_spire_attest::workload::unix::Unix;
 use ah_spire_plugin::agent::AgentConfig;
 use ah_spire_plugin::catalog::{DataFiles, PluginConfig, PluginType};
 use ah_spire_plugin_host::Plugin;
@@ -14,7 +14,7 @@ use ah_spire_wire::model::Selector;
 
 use super::external::{Running, Workload};
 use super::node::{BuiltInNode, NodeHalf, node_agent};
-use super::{unix, unix_attestor};
+use super::workload::{BuiltIn, BuiltInWorkload};
 use crate::health::one_line;
 
 /// An attestor whose place another may take. Clones are one.
@@ -24,12 +24,17 @@ pub(crate) struct Replaceable<A> {
     attestor: Arc<RwLock<A>>,
 }
 
-impl<A: WorkloadAttestor> Replaceable<A> {
+impl<A: WorkloadAttestor + Clone> Replaceable<A> {
     pub(super) fn new(attestor: A) -> Self {
         Self {
             name: attestor.name().to_owned(),
             attestor: Arc::new(RwLock::new(attestor)),
         }
+    }
+
+    fn now(&self) -> A {
+        let now = self.attestor.read().unwrap_or_else(PoisonError::into_inner);
+        now.clone()
     }
 
     fn replace(&self, attestor: A) {
@@ -46,12 +51,12 @@ impl<A: WorkloadAttestor + Clone> WorkloadAttestor for Replaceable<A> {
         &self.name
     }
 
+    fn deadline(&self) -> Duration {
+        self.now().deadline()
+    }
+
     async fn attest(&self, peer: &PeerInfo) -> Result<Vec<Selector>, AttestError> {
-        let attestor = {
-            let now = self.attestor.read().unwrap_or_else(PoisonError::into_inner);
-            now.clone()
-        };
-        attestor.attest(peer).await
+        self.now().attest(peer).await
     }
 }
 
@@ -69,7 +74,7 @@ enum Part {
     /// Its folder cannot change: nobody would take away what is in the old one.
     Store,
     Node(NodeHalf),
-    Unix(Replaceable<Unix>),
+    Workload(Replaceable<BuiltIn>),
     External(Plugin),
 }
 
@@ -81,8 +86,8 @@ impl Reload {
         workload: Vec<Workload>,
         running: &Running,
     ) -> Self {
-        let mut unix = workload.into_iter().filter_map(|it| match it {
-            Workload::Unix(unix) => Some(unix),
+        let mut workload = workload.into_iter().filter_map(|it| match it {
+            Workload::BuiltIn(attestor) => Some(attestor),
             Workload::External(_) => None,
         });
         let enabled = config.plugins.iter().filter(|plugin| plugin.enabled);
@@ -91,7 +96,7 @@ impl Reload {
                 // One that a join token took the place of does not run.
                 _ if plugin.command.is_some() => Part::External(running.plugin(plugin).ok()?),
                 PluginType::NodeAttestor => Part::Node(node.clone()),
-                PluginType::WorkloadAttestor => Part::Unix(unix.next()?),
+                PluginType::WorkloadAttestor => Part::Workload(workload.next()?),
                 PluginType::SvidStore => Part::Store,
                 _ => Part::Keys,
             };
@@ -128,8 +133,10 @@ impl Part {
             )
             .hint("restart the agent")),
             Self::External(plugin) => plugin.reconfigure().await.map(|_| ()),
-            Self::Unix(attestor) => {
-                attestor.replace(unix_attestor(unix(plugin)?));
+            Self::Workload(attestor) => {
+                if let Some(wanted) = BuiltInWorkload::read(plugin)? {
+                    attestor.replace(wanted.open().await?);
+                }
                 Ok(())
             }
             Self::Node(half) => {

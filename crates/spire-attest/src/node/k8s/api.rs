@@ -1,4 +1,4 @@
-//! The three calls of the Kubernetes API that attestation needs.
+//! The calls of the Kubernetes API that attestation needs.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use serde_json::json;
 use super::call::{KubeApi, object_name};
 
 /// What attestation asks of the API of one cluster.
-pub(super) struct Api(KubeApi);
+pub(crate) struct Api(KubeApi);
 
 /// Who holds a token (`TokenReviewStatus` of `authentication.k8s.io/v1`).
 #[derive(Debug, Default, Deserialize)]
@@ -95,9 +95,10 @@ impl TokenStatus {
 }
 
 impl Api {
-    /// The API that the file `kubeconfig` leads to, or the one of this process's own pod where it is empty.
-    pub(super) fn new(kubeconfig: PathBuf) -> Self {
-        Self(KubeApi::new(kubeconfig))
+    /// The API that the file `kubeconfig` leads to, or the one of this process's own pod where it is empty,
+    /// for `program`.
+    pub(crate) fn new(kubeconfig: PathBuf, program: &'static str) -> Self {
+        Self(KubeApi::new(kubeconfig, program))
     }
 
     /// Asks who holds `token`; with `audiences`, whether it is for one of them.
@@ -158,6 +159,17 @@ impl Api {
         let path = format!("/api/v1/nodes/{}", object_name(name)?);
         let node = self.call(&path, None).await;
         node.map_err(|error| format!("unable to query nodes API: {error}"))
+    }
+
+    /// The labels of a namespace.
+    #[cfg(target_os = "linux")]
+    pub(crate) async fn namespace_labels(
+        &self,
+        name: &str,
+    ) -> Result<BTreeMap<String, String>, String> {
+        let path = format!("/api/v1/namespaces/{}", object_name(name)?);
+        let namespace: Object = self.call(&path, None).await?;
+        Ok(namespace.metadata.labels)
     }
 
     /// Posts `body`, or gets where there is none.

@@ -12,6 +12,8 @@ use super::kubeconfig::Access;
 #[derive(Clone, Debug)]
 pub struct KubeApi {
     kubeconfig: PathBuf,
+    /// `User-Agent`
+    program: &'static str,
 }
 
 /// Why a call of the Kubernetes API brought nothing.
@@ -26,9 +28,13 @@ pub enum KubeError {
 }
 
 impl KubeApi {
-    /// The API that the file `kubeconfig` leads to, or the one of this process's own pod where it is empty.
-    pub fn new(kubeconfig: PathBuf) -> Self {
-        Self { kubeconfig }
+    /// The API that the file `kubeconfig` leads to, or the one of this process's own pod where it is empty,
+    /// for `program`.
+    pub fn new(kubeconfig: PathBuf, program: &'static str) -> Self {
+        Self {
+            kubeconfig,
+            program,
+        }
     }
 
     /// The body of the answer. `path` begins with a slash, and `body` comes with its type. The kubeconfig is read for
@@ -50,7 +56,7 @@ impl KubeApi {
             .method(method)
             .uri(format!("{}{path}", access.server))
             .header(header::ACCEPT, "application/json")
-            .header(header::USER_AGENT, "spire-server");
+            .header(header::USER_AGENT, self.program);
         if let Some((kind, _)) = &body {
             request = request.header(header::CONTENT_TYPE, *kind);
         }

@@ -2,15 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use ah_identity_provider::pem;
 use ah_spire_wire::http_client::{HttpClient, Roots};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::HeaderValue;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
+use crate::credentials::{authorization, bearer, certificates, identity, read};
 use crate::node::Secret;
 
 /// Where a pod finds what it needs.
@@ -188,10 +187,13 @@ impl KubeConfig {
         );
         let identity = match (chain.await?, key.await?.map(Zeroizing::new)) {
             (None, None) => None,
-            (Some(chain), Some(key)) => Some(identity(&chain, &key)?),
+            (Some(chain), Some(key)) => Some(identity(
+                ("client-certificate", &chain),
+                ("client-key", &key),
+            )?),
             _ => return Err("client-certificate and client-key belong together".into()),
         };
-        let authorization = match (user.token, user.token_file, user.username) {
+        let shown = match (user.token, user.token_file, user.username) {
             (_, Some(path), _) => {
                 let token = Zeroizing::new(read(&folder.join(path)).await?);
                 Some(bearer(&token)?)
@@ -200,14 +202,14 @@ impl KubeConfig {
             (None, None, Some(name)) => {
                 let password = user.password.unwrap_or_default();
                 let both = Zeroizing::new(format!("{name}:{}", *password.0));
-                Some(header("Basic", &STANDARD.encode(both.as_bytes()))?)
+                Some(authorization("Basic", &STANDARD.encode(both.as_bytes()))?)
             }
             (None, None, None) => None,
         };
         Ok(Access {
             client: HttpClient::new(roots, identity)?,
             server: cluster.server.trim_end_matches('/').to_owned(),
-            authorization,
+            authorization: shown,
         })
     }
 }
@@ -238,37 +240,6 @@ async fn one_of(
         (None, Some(path)) => read(&folder.join(path)).await.map(Some),
         (None, None) => Ok(None),
     }
-}
-
-async fn read(path: &Path) -> Result<Vec<u8>, String> {
-    let bytes = tokio::fs::read(path).await;
-    bytes.map_err(|error| format!("{}: {error}", path.display()))
-}
-
-fn certificates(what: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
-    pem::certificates(pem).map_err(|error| format!("{what}: {error}"))
-}
-
-fn identity(
-    chain: &[u8],
-    key: &[u8],
-) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), String> {
-    let chain = certificates("client-certificate", chain)?;
-    let key = pem::private_key(key, None).map_err(|error| format!("client-key: {error}"))?;
-    Ok((chain, key.der().clone_key()))
-}
-
-fn bearer(token: &[u8]) -> Result<HeaderValue, String> {
-    let token = std::str::from_utf8(token).map_err(|_| "the token is not text")?;
-    header("Bearer", token.trim())
-}
-
-fn header(scheme: &str, secret: &str) -> Result<HeaderValue, String> {
-    let text = Zeroizing::new(format!("{scheme} {secret}"));
-    let mut value = HeaderValue::from_str(&text)
-        .map_err(|_| "the token has characters that no token has".to_owned())?;
-    value.set_sensitive(true);
-    Ok(value)
 }
 
 /// A parser may show the lines around a fault, and those may hold secrets.

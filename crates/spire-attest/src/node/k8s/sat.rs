@@ -69,7 +69,7 @@ impl SatServer {
         let mut opened = BTreeMap::new();
         for (name, config) in clusters {
             let by = if config.use_token_review_api_validation {
-                By::Review(Api::new(config.kube_config_file))
+                By::Review(Api::new(config.kube_config_file, "spire-server"))
             } else {
                 By::Keys(keys(&name, &config.service_account_key_file).await?)
             };

@@ -59,7 +59,7 @@ impl PsatServer {
             let cluster = Cluster {
                 accounts,
                 audience,
-                api: Api::new(config.kube_config_file),
+                api: Api::new(config.kube_config_file, "spire-server"),
                 node_labels: config.allowed_node_label_keys.into_iter().collect(),
                 pod_labels: config.allowed_pod_label_keys.into_iter().collect(),
                 pod_in_id: config.use_pod_uid_for_agent_id,

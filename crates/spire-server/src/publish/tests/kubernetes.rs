@@ -21,7 +21,7 @@ fn api(web: &Web, folder: &TempDir) -> KubeApi {
         web.url("")
     );
     std::fs::write(&path, text).unwrap();
-    KubeApi::new(path)
+    KubeApi::new(path, "spire-server")
 }
 
 fn refusal(status: StatusCode, message: &str) -> Response<Bytes> {

@@ -1,0 +1,268 @@
+//! What says of a process what it is: the workload attestors that are built in.
+
+use std::time::Duration;
+
+use ah_identity_provider::{Code, Explained};
+use ah_spire_attest::AttestError;
+use ah_spire_attest::peer::PeerInfo;
+use ah_spire_attest::workload::docker::{Docker, DockerConfig};
+use ah_spire_attest::workload::k8s::{K8s, K8sConfig};
+use ah_spire_attest::workload::slurm::Slurm;
+use ah_spire_attest::workload::systemd::Systemd;
+use ah_spire_attest::workload::unix::{Unix, UnixConfig};
+use ah_spire_attest::workload::{ProcRoot, WorkloadAttestor};
+use ah_spire_plugin::catalog::PluginConfig;
+use ah_spire_plugin::decode::{Deferred, UnknownKeys};
+use ah_spire_plugin::{config_block, duration};
+use ah_spire_wire::model::Selector;
+
+use super::data;
+
+config_block! {
+    /// `WorkloadAttestor "docker"`
+    struct DockerData {
+        docker_socket_path: String = "docker_socket_path",
+        docker_version: String = "docker_version",
+        podman_socket_path: String = "podman_socket_path",
+        podman_socket_path_template: String = "podman_socket_path_template",
+        container_id_cgroup_matchers: Vec<String> = "container_id_cgroup_matchers",
+        use_new_container_locator: Option<bool> = "use_new_container_locator",
+        verbose_container_locator_logs: bool = "verbose_container_locator_logs",
+        sigstore: Deferred = "sigstore",
+    }
+}
+
+config_block! {
+    /// `WorkloadAttestor "k8s"`
+    struct K8sData {
+        kubelet_read_only_port: i64 = "kubelet_read_only_port",
+        kubelet_secure_port: i64 = "kubelet_secure_port",
+        disable_kubelet_client: bool = "disable_kubelet_client",
+        max_poll_attempts: i64 = "max_poll_attempts",
+        poll_retry_interval: String = "poll_retry_interval",
+        kubelet_ca_path: String = "kubelet_ca_path",
+        skip_kubelet_verification: bool = "skip_kubelet_verification",
+        token_path: String = "token_path",
+        certificate_path: String = "certificate_path",
+        private_key_path: String = "private_key_path",
+        use_anonymous_authentication: bool = "use_anonymous_authentication",
+        node_name_env: String = "node_name_env",
+        node_name: String = "node_name",
+        reload_interval: String = "reload_interval",
+        disable_container_selectors: bool = "disable_container_selectors",
+        use_new_container_locator: Option<bool> = "use_new_container_locator",
+        verbose_container_locator_logs: bool = "verbose_container_locator_logs",
+        enable_namespace_labels: bool = "enable_namespace_labels",
+        sigstore: Deferred = "sigstore",
+        experimental: Deferred = "experimental",
+    }
+}
+
+config_block! {
+    /// `WorkloadAttestor "slurm"` and `"systemd"`
+    struct NoData {}
+}
+
+config_block! {
+    /// `WorkloadAttestor "unix"`
+    struct UnixData {
+        discover_workload_path: bool = "discover_workload_path",
+        workload_size_limit: i64 = "workload_size_limit",
+    }
+}
+
+/// A built-in workload attestor's settings.
+pub(super) enum BuiltInWorkload {
+    Docker(DockerConfig),
+    K8s(Box<K8sConfig>),
+    Slurm,
+    Systemd,
+    Unix(UnixConfig),
+}
+
+impl BuiltInWorkload {
+    /// `None` if there is no such attestor.
+    pub(super) fn read(plugin: &PluginConfig) -> Result<Option<Self>, Explained> {
+        Ok(Some(match plugin.name.as_str() {
+            "docker" => Self::Docker(docker(plugin)?),
+            "k8s" => Self::K8s(Box::new(k8s(plugin)?)),
+            "slurm" => {
+                let data: NoData = data(plugin)?;
+                known(plugin, &data.unknown)?;
+                Self::Slurm
+            }
+            "systemd" => {
+                let data: NoData = data(plugin)?;
+                known(plugin, &data.unknown)?;
+                Self::Systemd
+            }
+            "unix" => Self::Unix(unix(plugin)?),
+            _ => return Ok(None),
+        }))
+    }
+
+    pub(super) async fn open(self) -> Result<BuiltIn, Explained> {
+        let told = |error: AttestError, name: &str| {
+            let mut explained = error.explained().clone();
+            explained.text = format!("WorkloadAttestor {name:?}: {}", explained.text);
+            explained
+        };
+        Ok(match self {
+            Self::Docker(config) => {
+                let docker = Docker::configure(&config, ProcRoot::own());
+                BuiltIn::Docker(docker.map_err(|error| told(error, "docker"))?)
+            }
+            Self::K8s(config) => {
+                let k8s = K8s::configure(&config, ProcRoot::own()).await;
+                BuiltIn::K8s(k8s.map_err(|error| told(error, "k8s"))?)
+            }
+            Self::Slurm => BuiltIn::Slurm(Slurm::new(ProcRoot::own())),
+            Self::Systemd => {
+                let systemd = Systemd::new(&variable("DBUS_SYSTEM_BUS_ADDRESS"));
+                BuiltIn::Systemd(systemd.map_err(|error| told(error, "systemd"))?)
+            }
+            Self::Unix(config) => BuiltIn::Unix(Unix::new(config, ProcRoot::from_env())),
+        })
+    }
+}
+
+fn docker(plugin: &PluginConfig) -> Result<DockerConfig, Explained> {
+    let data: DockerData = data(plugin)?;
+    known(plugin, &data.unknown)?;
+    without(plugin, "sigstore", &data.sigstore)?;
+    Ok(DockerConfig {
+        docker_socket_path: data.docker_socket_path,
+        docker_version: data.docker_version,
+        podman_socket_path: data.podman_socket_path,
+        podman_socket_path_template: data.podman_socket_path_template,
+        container_id_cgroup_matchers: data.container_id_cgroup_matchers,
+        use_new_container_locator: data.use_new_container_locator,
+        verbose_container_locator_logs: data.verbose_container_locator_logs,
+    })
+}
+
+fn k8s(plugin: &PluginConfig) -> Result<K8sConfig, Explained> {
+    let data: K8sData = data(plugin)?;
+    known(plugin, &data.unknown)?;
+    without(plugin, "sigstore", &data.sigstore)?;
+    without(plugin, "experimental", &data.experimental)?;
+    if data.disable_kubelet_client {
+        return Err(
+            refused(plugin, "disable_kubelet_client is not supported").hint(
+                "without the kubelet this attestor knows nothing: take the key out, or the block",
+            ),
+        );
+    }
+    let node_name = match (data.node_name, data.node_name_env.as_str()) {
+        (name, _) if !name.is_empty() => name,
+        (_, "") => variable("MY_NODE_NAME"),
+        (_, name) => variable(name),
+    };
+    Ok(K8sConfig {
+        kubelet_read_only_port: data.kubelet_read_only_port,
+        kubelet_secure_port: data.kubelet_secure_port,
+        max_poll_attempts: data.max_poll_attempts,
+        poll_retry_interval: span(plugin, "poll_retry_interval", &data.poll_retry_interval)?,
+        kubelet_ca_path: data.kubelet_ca_path.into(),
+        skip_kubelet_verification: data.skip_kubelet_verification,
+        token_path: data.token_path.into(),
+        certificate_path: data.certificate_path.into(),
+        private_key_path: data.private_key_path.into(),
+        use_anonymous_authentication: data.use_anonymous_authentication,
+        node_name,
+        reload_interval: span(plugin, "reload_interval", &data.reload_interval)?,
+        disable_container_selectors: data.disable_container_selectors,
+        use_new_container_locator: data.use_new_container_locator,
+        verbose_container_locator_logs: data.verbose_container_locator_logs,
+        enable_namespace_labels: data.enable_namespace_labels,
+        kubeconfig: variable("KUBECONFIG").into(),
+    })
+}
+
+/// Empty where it is not set.
+fn variable(name: &str) -> String {
+    std::env::var(name).unwrap_or_default()
+}
+
+fn span(plugin: &PluginConfig, key: &str, text: &str) -> Result<Duration, Explained> {
+    if text.is_empty() {
+        return Ok(Duration::ZERO);
+    }
+    duration::parse(text).map_err(|error| {
+        refused(plugin, &format!("{key}: {error}")).hint("write it as in \"500ms\" or \"1m\"")
+    })
+}
+
+fn unix(plugin: &PluginConfig) -> Result<UnixConfig, Explained> {
+    let data: UnixData = data(plugin)?;
+    Ok(UnixConfig {
+        discover_workload_path: data.discover_workload_path,
+        workload_size_limit: data.workload_size_limit,
+    })
+}
+
+/// As upstream, these take no key that they do not know.
+fn known(plugin: &PluginConfig, unknown: &UnknownKeys) -> Result<(), Explained> {
+    if unknown.is_empty() {
+        return Ok(());
+    }
+    Err(refused(plugin, &format!("unknown keys: {unknown}"))
+        .hint("take them out of its plugin_data"))
+}
+
+/// Refuses a block that stands for something that is not there: without it workloads would have selectors that
+/// nobody checked, or none that entries wait for.
+fn without(plugin: &PluginConfig, key: &str, block: &Deferred) -> Result<(), Explained> {
+    if block.0.is_none() {
+        return Ok(());
+    }
+    Err(refused(plugin, &format!("{key} is not supported"))
+        .hint(format!("take {key} out of its plugin_data")))
+}
+
+fn refused(plugin: &PluginConfig, why: &str) -> Explained {
+    let kind = plugin.plugin_type.as_str();
+    Explained::new(Code::Usage, format!("{kind} {:?}: {why}", plugin.name))
+}
+
+/// An attestor that is built in. Clones are one.
+#[derive(Clone)]
+pub(in crate::run) enum BuiltIn {
+    Docker(Docker),
+    K8s(K8s),
+    Slurm(Slurm),
+    Systemd(Systemd),
+    Unix(Unix),
+}
+
+impl WorkloadAttestor for BuiltIn {
+    fn name(&self) -> &str {
+        match self {
+            Self::Docker(attestor) => attestor.name(),
+            Self::K8s(attestor) => attestor.name(),
+            Self::Slurm(attestor) => attestor.name(),
+            Self::Systemd(attestor) => attestor.name(),
+            Self::Unix(attestor) => attestor.name(),
+        }
+    }
+
+    fn deadline(&self) -> Duration {
+        match self {
+            Self::Docker(attestor) => attestor.deadline(),
+            Self::K8s(attestor) => attestor.deadline(),
+            Self::Slurm(attestor) => attestor.deadline(),
+            Self::Systemd(attestor) => attestor.deadline(),
+            Self::Unix(attestor) => attestor.deadline(),
+        }
+    }
+
+    async fn attest(&self, peer: &PeerInfo) -> Result<Vec<Selector>, AttestError> {
+        match self {
+            Self::Docker(attestor) => attestor.attest(peer).await,
+            Self::K8s(attestor) => attestor.attest(peer).await,
+            Self::Slurm(attestor) => attestor.attest(peer).await,
+            Self::Systemd(attestor) => attestor.attest(peer).await,
+            Self::Unix(attestor) => attestor.attest(peer).await,
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! Workload attestors as a configuration asks for them.
+
+use crate::fake::Fake;
+use crate::program::{Conf, stderr};
+use crate::rig::Node;
+
+/// The block of another workload attestor, behind that of `unix`.
+fn beside_unix(block: &str) -> String {
+    format!("plugin_data {{}} }} WorkloadAttestor {block}")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn settings_that_can_be_used_are_valid() {
+    let fake = Fake::start().await;
+    let node = Node::new(&fake);
+    let mut conf = Conf::new(&node);
+    for block in [
+        r#""docker" { plugin_data {}"#,
+        r#""docker" { plugin_data {
+            docker_socket_path = "unix:///run/docker.sock" docker_version = "1.44"
+            podman_socket_path = "unix:///run/podman.sock"
+            podman_socket_path_template = "unix:///run/user/%d/podman/podman.sock"
+            container_id_cgroup_matchers = ["/docker/<id>"] use_new_container_locator = false
+            verbose_container_locator_logs = true
+        }"#,
+        r#""k8s" { plugin_data { kubelet_read_only_port = "10255" }"#,
+        r#""k8s" { plugin_data {
+            kubelet_read_only_port = 10255 max_poll_attempts = 5 poll_retry_interval = "1s" reload_interval = "30s"
+            node_name_env = "NODE" disable_container_selectors = true use_new_container_locator = true
+            enable_namespace_labels = true verbose_container_locator_logs = true
+        }"#,
+        r#""systemd" {"#,
+        r#""slurm" { plugin_data {}"#,
+    ] {
+        conf.unix = beside_unix(block);
+        let checked = conf.command(&node, &fake, "validate").output().unwrap();
+        let told = String::from_utf8_lossy(&checked.stderr);
+        assert!(checked.status.success(), "{block}: {told}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn settings_that_cannot_be_used_are_named() {
+    let fake = Fake::start().await;
+    let node = Node::new(&fake);
+    let mut conf = Conf::new(&node);
+    for (block, why) in [
+        (
+            r#""docker" { plugin_data { sigstore { ignore_sct = true } }"#,
+            "sigstore is not supported",
+        ),
+        (
+            r#""docker" { plugin_data { docker_host = "x" }"#,
+            "unknown keys: \"docker_host\"",
+        ),
+        (
+            r#""docker" { plugin_data { docker_socket_path = "tcp://h:1" }"#,
+            "is no unix socket",
+        ),
+        (
+            r#""k8s" { plugin_data { sigstore {} }"#,
+            "sigstore is not supported",
+        ),
+        (
+            r#""k8s" { plugin_data { experimental { broker {} } }"#,
+            "experimental is not supported",
+        ),
+        (
+            r#""k8s" { plugin_data { disable_kubelet_client = true }"#,
+            "disable_kubelet_client is not supported",
+        ),
+        (
+            r#""k8s" { plugin_data { poll_retry_interval = "5" }"#,
+            "poll_retry_interval: missing unit",
+        ),
+        (
+            r#""k8s" { plugin_data { token_path = "/nowhere" kubelet_ca_path = "/nowhere" }"#,
+            "/nowhere",
+        ),
+        (
+            r#""systemd" { plugin_data { bus = "x" }"#,
+            "unknown keys: \"bus\"",
+        ),
+        (
+            r#""slurm" { plugin_data { job = 1 }"#,
+            "unknown keys: \"job\"",
+        ),
+    ] {
+        conf.unix = beside_unix(block);
+        let checked = conf.command(&node, &fake, "validate").output().unwrap();
+        let told = stderr(&checked);
+        assert!(told.contains(why), "{block}: {told}");
+        assert!(told.contains("hint:"), "{block}: {told}");
+    }
+}

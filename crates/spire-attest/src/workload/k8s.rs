@@ -1,0 +1,242 @@
+//! `k8s`: the pod and the container that a process runs in, as the kubelet of this node knows them.
+//!
+//! The container is found by the process's control groups, and the kubelet is asked for its pods (`/pods`), over its
+//! read-only port or the secure one. A container that has just started is not among them yet: the kubelet is asked
+//! again every `poll_retry_interval`, once for all who wait.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::node::k8s::Api;
+use crate::peer::PeerInfo;
+use crate::workload::container::{Found, Locator, add, legacy};
+use crate::workload::{ProcRoot, WorkloadAttestor, cgroup};
+use crate::{AttestError, Builtin, Selector};
+
+mod kubelet;
+mod lists;
+mod pods;
+
+use kubelet::Kubelet;
+use lists::Lists;
+use pods::Pod;
+
+/// How often the kubelet is asked.
+const POLLS: u32 = 60;
+const INTERVAL: Duration = Duration::from_millis(500);
+
+/// How old tokens and certificates may be.
+const RELOAD: Duration = Duration::from_mins(1);
+
+/// The attestor's settings, under the names of SPIRE's configuration files. What is empty, 0 or `None` has its default.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct K8sConfig {
+    /// The kubelet's port without TLS, at 127.0.0.1.
+    pub kubelet_read_only_port: i64,
+    /// The kubelet's port with TLS: 10250, unless there is one without.
+    pub kubelet_secure_port: i64,
+    /// How often the kubelet is asked for a container that it does not have yet: 60.
+    pub max_poll_attempts: i64,
+    /// The time between: 0.5 s.
+    pub poll_retry_interval: Duration,
+    /// PEM of the authorities of the kubelet's certificate: those that every pod has.
+    pub kubelet_ca_path: PathBuf,
+    /// Whoever answers is taken for the kubelet.
+    pub skip_kubelet_verification: bool,
+    /// The token that is shown to the kubelet: that of the pod's service account.
+    pub token_path: PathBuf,
+    /// PEM of a certificate that is shown instead.
+    pub certificate_path: PathBuf,
+    /// PEM of its key.
+    pub private_key_path: PathBuf,
+    /// Nothing is shown.
+    pub use_anonymous_authentication: bool,
+    /// The node, which the kubelet's certificate has to name; empty for 127.0.0.1, which none does.
+    pub node_name: String,
+    /// How often files are read again: 1 min.
+    pub reload_interval: Duration,
+    /// Only what is of the pod is told, also of a container that the kubelet does not have yet.
+    pub disable_container_selectors: bool,
+    /// `Some(false)`: IDs are looked for as older versions did.
+    pub use_new_container_locator: Option<bool>,
+    /// Logs the control groups of each process, at debug.
+    pub verbose_container_locator_logs: bool,
+    /// Also tells the labels of the pod's namespace, which the Kubernetes API is asked for.
+    pub enable_namespace_labels: bool,
+    /// How to reach that API; empty for the pod's own way.
+    pub kubeconfig: PathBuf,
+}
+
+/// The attestor. Cheap to clone; clones share what the kubelet said.
+#[derive(Clone)]
+pub struct K8s(Arc<Inner>);
+
+struct Inner {
+    locator: Locator,
+    old_locator: bool,
+    lists: Lists,
+    polls: u32,
+    interval: Duration,
+    /// `disable_container_selectors`
+    pods_alone: bool,
+    namespaces: Option<Api>,
+}
+
+impl K8s {
+    /// The attestor that reads processes in `proc`, which has to be procfs of this PID namespace.
+    ///
+    /// # Errors
+    /// Name the setting that cannot be used, or the file that cannot be read.
+    pub async fn configure(config: &K8sConfig, proc: ProcRoot) -> Result<Self, AttestError> {
+        let or = |set: Duration, default| if set.is_zero() { default } else { set };
+        let interval = or(config.poll_retry_interval, INTERVAL);
+        let kubelet = Kubelet::new(config)?;
+        let lists = Lists::new(kubelet, interval, or(config.reload_interval, RELOAD));
+        lists.check().await.map_err(|why| {
+            AttestError::invalid(
+                why,
+                "let kubelet_ca_path, token_path, certificate_path and private_key_path name files that the agent's \
+                 user may read",
+            )
+        })?;
+        let polls = u32::try_from(config.max_poll_attempts).unwrap_or(0);
+        Ok(Self(Arc::new(Inner {
+            locator: Locator {
+                proc,
+                pods: true,
+                verbose: config.verbose_container_locator_logs,
+            },
+            old_locator: config.use_new_container_locator == Some(false),
+            lists,
+            polls: if polls == 0 { POLLS } else { polls },
+            interval,
+            pods_alone: config.disable_container_selectors,
+            namespaces: config
+                .enable_namespace_labels
+                .then(|| Api::new(config.kubeconfig.clone(), "spire-agent")),
+        })))
+    }
+}
+
+impl WorkloadAttestor for K8s {
+    fn name(&self) -> &str {
+        Builtin::K8s.name()
+    }
+
+    /// All of its polls, and the answer to the last one.
+    fn deadline(&self) -> Duration {
+        let polling = self.0.interval.saturating_mul(self.0.polls);
+        polling.saturating_add(kubelet::TIMEOUT)
+    }
+
+    async fn attest(&self, peer: &PeerInfo) -> Result<Vec<Selector>, AttestError> {
+        let found = self.0.locate(peer.pid())?;
+        let Some(container) = &found.container else {
+            return Ok(Vec::new());
+        };
+        let values = self.0.values(container, found.pod.as_deref()).await?;
+        let selector = |value| Selector::new(Builtin::K8s.name(), value);
+        Ok(values.into_iter().map(selector).collect())
+    }
+}
+
+impl Inner {
+    fn locate(&self, pid: i32) -> Result<Found, AttestError> {
+        if !self.old_locator {
+            return self.locator.locate(pid);
+        }
+        let mut found = Found::default();
+        for path in cgroup::paths(&self.locator.proc, pid)? {
+            if let Some(place) = legacy(&path) {
+                add(&mut found, place)?;
+            }
+        }
+        Ok(found)
+    }
+
+    /// Values of selectors of `container`, in the pod `pod` where its control groups name one.
+    async fn values(&self, container: &str, pod: Option<&str>) -> Result<Vec<String>, AttestError> {
+        let mut seen = 0;
+        let mut failed = None;
+        for attempt in 1..=self.polls {
+            let (number, list) = self.lists.next(seen).await;
+            seen = number;
+            failed = match list {
+                Ok(pods) => {
+                    if let Some((pod, mut values)) = self.find(&pods, container, pod)? {
+                        values.extend(self.namespace_labels(pod).await?);
+                        return Ok(values);
+                    }
+                    None
+                }
+                Err(error) => Some(error),
+            };
+            tracing::debug!(
+                container,
+                attempt,
+                error = failed.as_deref(),
+                "the kubelet does not have a workload's container yet"
+            );
+        }
+        Err(match failed {
+            Some(error) => AttestError::unavailable(
+                error,
+                "see that the kubelet runs, and what it lets the agent do (get nodes/proxy, or nodes/pods)",
+            ),
+            None => AttestError::unavailable(
+                format!(
+                    "no selectors found after max poll attempts: the kubelet has no container {container}"
+                ),
+                "if it is still starting (as in a hook of postStart), set disable_container_selectors = true",
+            ),
+        })
+    }
+
+    /// The pod of `container`, and what is told of both.
+    fn find<'a>(
+        &self,
+        pods: &'a [Pod],
+        container: &str,
+        uid: Option<&str>,
+    ) -> Result<Option<(&'a Pod, Vec<String>)>, AttestError> {
+        let mut found = None;
+        for pod in pods
+            .iter()
+            .filter(|pod| uid.is_none_or(|uid| pod.uid() == uid))
+        {
+            let values = match pod.container(container) {
+                Some(status) if !self.pods_alone => {
+                    let mut values = pod.values();
+                    values.extend(status.values());
+                    values
+                }
+                Some(_) => pod.values(),
+                None if uid.is_some() && self.pods_alone => pod.values(),
+                None => continue,
+            };
+            if found.replace((pod, values)).is_some() {
+                return Err(AttestError::internal(
+                    "two pods found with same container Id",
+                    "look at the kubelet's pods: it says that they share a container",
+                ));
+            }
+        }
+        Ok(found)
+    }
+
+    async fn namespace_labels(&self, pod: &Pod) -> Result<Vec<String>, AttestError> {
+        let Some(api) = &self.namespaces else {
+            return Ok(Vec::new());
+        };
+        let namespace = pod.namespace();
+        let labels = api.namespace_labels(namespace).await.map_err(|error| {
+            AttestError::unavailable(
+                format!("unable to get namespace labels for {namespace:?}: {error}"),
+                "the agent's service account needs `get` on namespaces for enable_namespace_labels",
+            )
+        })?;
+        let value = |(key, value): (String, String)| format!("ns-label:{key}:{value}");
+        Ok(labels.into_iter().map(value).collect())
+    }
+}
