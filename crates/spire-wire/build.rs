@@ -1,6 +1,6 @@
 //! Compiles the protobufs of SPIFFE and SPIRE without any tool on PATH.
 
-const FILES: [&str; 16] = [
+const FILES: [&str; 18] = [
     "agent.proto",
     "agent_debug.proto",
     "agent_logger.proto",
@@ -9,6 +9,8 @@ const FILES: [&str; 16] = [
     "common.proto",
     "debug.proto",
     "entry.proto",
+    "envoy_secret.proto",
+    "envoy_tls.proto",
     "health.proto",
     "journal.proto",
     "localauthority.proto",
@@ -27,6 +29,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .bytes(".spire.api.types")
         // Messages of these hold private keys and tokens: none can be printed.
         .skip_debug([
+            ".envoy.config.core.v3.DataSource",
+            ".envoy.extensions.transport_sockets.tls.v3",
+            ".envoy.service.discovery.v3.DiscoveryResponse",
             ".spire.api.server.agent.v1",
             ".spire.api.server.svid.v1",
             ".spire.api.types.AttestationData",

@@ -20,4 +20,5 @@ mod rotation;
 pub mod run;
 pub mod server_client;
 mod warm;
+mod wire;
 pub mod workload;

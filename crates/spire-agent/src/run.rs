@@ -244,6 +244,7 @@ async fn endless(task: impl Future<Output = ()>) -> Result<(), Explained> {
 fn workload_api(config: &AgentConfig, socket: &Path, metrics: Metrics) -> workload::Config {
     let mut api = workload::Config::new(socket, config.trust_domain.clone());
     api.disabled = config.disable_workload_api;
+    api.sds = (!config.disable_sds_api).then(|| config.sds.clone());
     api.allow_unauthenticated_verifiers = config.allow_unauthenticated_verifiers;
     api.allowed_foreign_jwt_claims
         .clone_from(&config.allowed_foreign_jwt_claims);

@@ -1,4 +1,4 @@
-//! The SPIFFE Workload API on the agent's public socket.
+//! The SPIFFE Workload API on the agent's public socket, and Envoy's secret discovery.
 //!
 //! A connection belongs to the process that made it, held by a process descriptor, and ends with it. Each call attests
 //! that process once. Streams pull: whoever has room for a message gets the newest set then, so that a slow reader
@@ -10,7 +10,7 @@ use std::sync::Arc;
 use ah_identity_provider::Explained;
 use ah_spire_attest::peer::PeerInfo;
 use ah_spire_attest::socket::{Purpose, Socket};
-use ah_spire_plugin::agent::WorkloadApiRateLimit;
+use ah_spire_plugin::agent::{SdsConfig, WorkloadApiRateLimit};
 use ah_spire_telemetry::Metrics;
 use ah_spire_wire::Limits;
 use spiffe::TrustDomain;
@@ -38,9 +38,9 @@ mod metrics;
 mod quota;
 mod rates;
 mod refusal;
+mod sds;
 mod service;
 mod stream;
-mod wire;
 
 /// Calls on one connection. More than a process may have, so that it is told why instead of waiting.
 const CALLS: u32 = 4096;
@@ -63,8 +63,10 @@ pub struct Config {
     pub socket: PathBuf,
     /// `trust_domain`
     pub trust_domain: TrustDomain,
-    /// `disable_workload_api`: the socket serves health checks, and what `others` has.
+    /// `disable_workload_api`: the socket serves health checks, Envoy, and what `others` has.
     pub disabled: bool,
+    /// `sds { }`; `None` with `disable_sds_api`.
+    pub sds: Option<SdsConfig>,
     /// `allow_unauthenticated_verifiers`: bundles go to workloads without an entry too.
     pub allow_unauthenticated_verifiers: bool,
     /// `allowed_foreign_jwt_claims`: shown of JWT-SVIDs of other trust domains besides `sub`, `exp` and `aud`.
@@ -87,6 +89,7 @@ impl Config {
             socket: socket.into(),
             trust_domain,
             disabled: false,
+            sds: Some(SdsConfig::default()),
             allow_unauthenticated_verifiers: false,
             allowed_foreign_jwt_claims: Vec::new(),
             log_selectors: vec!["unix".to_owned()],
@@ -105,7 +108,7 @@ pub struct WorkloadApi<I, A> {
 }
 
 impl<I: Identities, A: Attest> WorkloadApi<I, A> {
-    /// Takes the socket's path. `others` answers what is neither Workload API nor health, such as SDS; its requests
+    /// Takes the socket's path. `others` answers what is neither Workload API nor SDS nor health; its requests
     /// carry the caller's [`PeerInfo`] as an extension.
     ///
     /// # Errors
@@ -132,6 +135,7 @@ impl<I: Identities, A: Attest> WorkloadApi<I, A> {
         tracing::info!(
             socket = %self.socket.path().display(),
             workload_api = !shared.config.disabled,
+            sds = shared.config.sds.is_some(),
             "serving the Workload API"
         );
         let take = |stream| {

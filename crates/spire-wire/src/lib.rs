@@ -58,6 +58,16 @@ pub mod agent {
     pub use crate::packages::spire::api::agent::logger::v1 as logger;
 }
 
+/// Envoy's secret discovery, version 3.
+pub mod envoy {
+    pub use crate::packages::envoy::config::core::v3 as core;
+    pub use crate::packages::envoy::extensions::transport_sockets::tls::v3 as tls;
+    pub use crate::packages::envoy::service::discovery::v3 as discovery;
+    pub use crate::packages::envoy::service::secret::v3 as secret;
+    pub use crate::packages::envoy::r#type::v3 as version;
+    pub use crate::packages::google::rpc;
+}
+
 /// How a server of this project tells its agents of changes, beside upstream's services.
 pub mod changes {
     pub use crate::packages::ah::spire::v1::{

@@ -16,6 +16,8 @@ pub(super) struct WorkloadMetrics {
     pub(super) rpc: RpcMetrics,
     /// Calls of the Workload API, whatever upstream's name of it says.
     pub(super) calls: OpenCalls,
+    /// Calls of Envoys.
+    pub(super) sds_calls: OpenCalls,
     pub(super) attestation: CallCounter,
     pub(super) selectors: Summary,
     rate_limited: HashMap<Method, Counter>,
@@ -31,6 +33,7 @@ impl WorkloadMetrics {
         Self {
             rpc: RpcMetrics::new(metrics),
             calls: OpenCalls::new(metrics, "workload_api"),
+            sds_calls: OpenCalls::new(metrics, "sds_api"),
             attestation: metrics.calls(&["workload_api", "workload_attestation"], &[]),
             selectors: metrics.summary(&["workload_api", "discovered_selectors"], &[]),
             rate_limited: rate_limited.into(),

@@ -23,9 +23,9 @@ use super::metrics::WorkloadMetrics;
 use super::quota::{Admitted, CallPlace};
 use super::refusal::{Refused, is_own};
 use super::stream::Updates;
-use super::wire::{message, not_grpc, streaming, unary};
-use super::{Config, Rates, explain, health, jwt};
+use super::{Config, Rates, explain, health, jwt, sds};
 use crate::identities::Identities;
+use crate::wire::{message, not_grpc, streaming, unary};
 
 const SERVICE: &str = "SpiffeWorkloadAPI";
 
@@ -40,20 +40,31 @@ pub(super) enum Method {
     FetchJwtSvid,
     FetchJwtBundles,
     ValidateJwtSvid,
+    StreamSecrets,
+    FetchSecrets,
 }
 
 impl Method {
-    pub(super) const ALL: [Self; 5] = [
+    pub(super) const ALL: [Self; 7] = [
         Self::FetchX509Svid,
         Self::FetchX509Bundles,
         Self::FetchJwtSvid,
         Self::FetchJwtBundles,
         Self::ValidateJwtSvid,
+        Self::StreamSecrets,
+        Self::FetchSecrets,
     ];
 
     /// As a call names it.
     pub(super) fn path(self) -> String {
-        format!("/{SERVICE}/{}", self.name())
+        format!("/{}/{}", self.service(), self.name())
+    }
+
+    fn service(self) -> &'static str {
+        match self {
+            Self::StreamSecrets | Self::FetchSecrets => sds::SERVICE,
+            _ => SERVICE,
+        }
     }
 
     pub(super) fn name(self) -> &'static str {
@@ -63,11 +74,14 @@ impl Method {
             Self::FetchJwtSvid => "FetchJWTSVID",
             Self::FetchJwtBundles => "FetchJWTBundles",
             Self::ValidateJwtSvid => "ValidateJWTSVID",
+            Self::StreamSecrets => "StreamSecrets",
+            Self::FetchSecrets => "FetchSecrets",
         }
     }
 
-    fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|method| method.name() == name)
+    pub(super) fn named(service: &str, name: &str) -> Option<Self> {
+        let mut all = Self::ALL.into_iter();
+        all.find(|method| method.service() == service && method.name() == name)
     }
 }
 
@@ -178,10 +192,14 @@ impl<I: Identities, A: Attest> Connection<I, A> {
                     let text = "security header missing from request";
                     return Status::invalid_argument(text).into_http();
                 }
-                match Method::named(name) {
+                match Method::named(SERVICE, name) {
                     Some(method) => self.call(method, request, place).await,
                     None => Status::unimplemented(not_offered(name)).into_http(),
                 }
+            }
+            sds::SERVICE => {
+                let peer = &self.caller.peer;
+                sds::answer(&self.shared, peer, name.to_owned(), request, place).await
             }
             health::SERVICE => unary(health::answer(&self.shared, name.to_owned(), request).await),
             explain::SERVICE => {
@@ -207,6 +225,9 @@ impl<I: Identities, A: Attest> Connection<I, A> {
             Method::FetchX509Svid => message::<X509svidRequest>(request).await.map(drop),
             Method::FetchX509Bundles => message::<X509BundlesRequest>(request).await.map(drop),
             Method::FetchJwtBundles => message::<JwtBundlesRequest>(request).await.map(drop),
+            Method::StreamSecrets | Method::FetchSecrets => {
+                Err(Status::unimplemented(not_offered(method.name())))
+            }
         };
         let stream = async {
             asked?;

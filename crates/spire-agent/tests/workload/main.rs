@@ -12,3 +12,4 @@ mod commands;
 mod faults;
 mod rig;
 mod rules;
+mod sds;
