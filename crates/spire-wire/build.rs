@@ -1,6 +1,6 @@
 //! Compiles the protobufs of SPIFFE and SPIRE without any tool on PATH.
 
-const FILES: [&str; 18] = [
+const FILES: [&str; 19] = [
     "agent.proto",
     "agent_debug.proto",
     "agent_logger.proto",
@@ -8,6 +8,7 @@ const FILES: [&str; 18] = [
     "changes.proto",
     "common.proto",
     "debug.proto",
+    "delegatedidentity.proto",
     "entry.proto",
     "envoy_secret.proto",
     "envoy_tls.proto",
@@ -32,6 +33,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             ".envoy.config.core.v3.DataSource",
             ".envoy.extensions.transport_sockets.tls.v3",
             ".envoy.service.discovery.v3.DiscoveryResponse",
+            ".spire.api.agent.delegatedidentity.v1",
             ".spire.api.server.agent.v1",
             ".spire.api.server.svid.v1",
             ".spire.api.types.AttestationData",

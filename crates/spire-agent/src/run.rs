@@ -20,7 +20,7 @@ use ah_spire_telemetry::{
 use nix::sys::stat::{Mode, umask};
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::{AdminApi, Insight};
+use crate::admin::{AdminApi, Delegation, Insight};
 use crate::agent::{Agent, AgentSettings};
 use crate::health::Health;
 use crate::workload::{self, WorkloadApi};
@@ -180,6 +180,7 @@ async fn serve_with(
     let clock = Arc::new(SystemClock);
     let agent = Agent::open(settings, plugins.node, plugins.keys, clock)?;
     let (identities, health) = (agent.identities(), agent.health());
+    let attestors = Arc::new(plugins.workload);
     let drain = shutdown.drain.clone();
     let mut tasks = Tasks::new(shutdown);
     if let Some(path) = &config.admin_socket {
@@ -188,12 +189,14 @@ async fn serve_with(
             cache: agent.cache(),
             started,
         };
-        let api = AdminApi::bind(path, insight, log.clone(), &metrics)?;
+        let delegates = config.authorized_delegates.clone();
+        let delegation = Delegation::new(agent.cache(), attestors.clone(), delegates, &metrics);
+        let api = AdminApi::bind(path, insight, delegation, log.clone(), &metrics)?;
         tasks.spawn("admin API", endless(api.serve(drain.clone())));
     }
     if let Some(socket) = &config.workload_socket {
         let api = workload_api(&config, socket, metrics);
-        let api = WorkloadApi::bind(api, identities, Arc::new(plugins.workload), None)?;
+        let api = WorkloadApi::bind(api, identities, attestors, None)?;
         let stop = drain.clone().cancelled_owned();
         tasks.spawn("Workload API", endless(api.serve(stop)));
     }

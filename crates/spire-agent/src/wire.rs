@@ -8,6 +8,7 @@ use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::StreamBody;
 use hyper::body::{Frame, Incoming};
 use prost::Message;
+use tokio::sync::watch;
 use tonic::body::Body;
 use tonic::codec::{Codec, Streaming};
 use tonic::{Code, Status};
@@ -91,6 +92,30 @@ pub(crate) fn streaming(
     kind.set_sensitive(true);
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
     response
+}
+
+/// What `encode` makes of the present value and of each later one, when there is room for it: who reads slowly skips what
+/// is out of date. A value that it makes nothing of is passed over; an error ends the stream.
+pub(crate) fn told<T: Clone + Send + Sync + 'static>(
+    values: watch::Receiver<T>,
+    encode: impl FnMut(&T) -> Result<Option<Bytes>, Status> + Send + 'static,
+) -> impl Stream<Item = Result<Bytes, Status>> + Send + 'static {
+    let mut values = values;
+    values.mark_changed();
+    stream::unfold(Some((values, encode)), |state| async move {
+        let (mut values, mut encode) = state?;
+        loop {
+            if values.changed().await.is_err() {
+                return Some((Err(Status::unavailable("the agent is stopping")), None));
+            }
+            let value = values.borrow_and_update().clone();
+            match encode(&value) {
+                Ok(Some(message)) => return Some((Ok(message), Some((values, encode)))),
+                Ok(None) => {}
+                Err(status) => return Some((Err(status), None)),
+            }
+        }
+    })
 }
 
 fn trailers(status: &Status) -> HeaderMap {

@@ -22,6 +22,7 @@ use tower::Layer;
 use crate::identities::Identities;
 
 pub use caller::{Attest, Attestors};
+pub(crate) use caller::{Attestation, end_of};
 pub use explain::{EXPLAIN_METHOD, ExplainAnswer, ExplainRequest, Nearest};
 pub use metrics::MeteredAttestor;
 pub use quota::Quota;
@@ -173,7 +174,7 @@ async fn connection<I: Identities, A: Attest>(
         return;
     };
     let pid = peer.pid();
-    let end = match caller::end_of(&peer) {
+    let end = match end_of(&peer) {
         Ok(end) => end,
         Err(error) => {
             tracing::warn!(pid, %error, "a caller of the Workload API could not be watched");

@@ -20,7 +20,8 @@ mod serving;
 pub use certificate::{Certificate, described_chain};
 pub use channel::{Channel, MAX_MESSAGE_BYTES};
 pub use convert::{
-    Invalid, entry_from_wire, entry_to_wire, spiffe_id_from_wire, spiffe_id_to_wire,
+    Invalid, entry_from_wire, entry_to_wire, selector_from_wire, spiffe_id_from_wire,
+    spiffe_id_to_wire,
 };
 pub use public_key::{BadKey, KeyKind, key_kind};
 pub use serving::{Limits, serve};
@@ -55,6 +56,7 @@ pub mod server {
 /// The APIs on an agent's admin socket.
 pub mod agent {
     pub use crate::packages::spire::agent::debug::v1 as debug;
+    pub use crate::packages::spire::api::agent::delegatedidentity::v1 as delegatedidentity;
     pub use crate::packages::spire::api::agent::logger::v1 as logger;
 }
 

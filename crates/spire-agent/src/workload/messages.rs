@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
-use ah_spire_wire::bundle::{Contents, to_document};
 use ah_spire_wire::model::Bundle;
 use ah_spire_wire::workload::{JwtBundlesResponse, X509BundlesResponse};
 use bytes::Bytes;
 use prost::Message;
 use spiffe::TrustDomain;
 
+use crate::bundles::{concatenated, document, id_of};
 use crate::identities::{WorkloadUpdate, X509Identity};
 use crate::wire::{Fields, framed};
 
@@ -63,13 +63,8 @@ impl Messages {
         self.jwt_bundles
             .get_or_init(|| {
                 let bundles = self.bundles().filter_map(|(id, bundle)| {
-                    match to_document(bundle, Contents::JwtKeys) {
-                        Ok(document) => Some((id, document.into_bytes())),
-                        Err(error) => {
-                            tracing::error!(trust_domain = id, %error, "a bundle cannot be told to workloads");
-                            None
-                        }
-                    }
+                    let document = document(&id, bundle)?;
+                    Some((id, document))
                 });
                 let message = JwtBundlesResponse {
                     bundles: bundles.collect(),
@@ -88,16 +83,6 @@ impl Messages {
             .chain(federated.map(|(domain, bundle)| (domain, &**bundle)))
             .map(|(domain, bundle)| (id_of(domain), bundle))
     }
-}
-
-/// As the Workload API names a trust domain: by its SPIFFE ID.
-pub(super) fn id_of(domain: &TrustDomain) -> String {
-    format!("spiffe://{domain}")
-}
-
-fn concatenated(bundle: &Bundle) -> Vec<u8> {
-    let ders = bundle.x509.iter().map(|authority| authority.der.as_slice());
-    ders.collect::<Vec<_>>().concat()
 }
 
 /// The identities that a workload is shown: of those with one hint, the oldest (SV-77).

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use ah_spire_attest::AttestError;
 use ah_spire_attest::peer::PeerInfo;
 use ah_spire_attest::workload::WorkloadAttestor;
-use ah_spire_telemetry::{CallCounter, Counter, Metrics, RpcMetrics, Summary};
+use ah_spire_telemetry::{CallCounter, Counter, Metrics, RpcMetrics};
 use ah_spire_wire::model::Selector;
 use tonic::Code;
 
@@ -18,8 +18,6 @@ pub(super) struct WorkloadMetrics {
     pub(super) calls: OpenCalls,
     /// Calls of Envoys.
     pub(super) sds_calls: OpenCalls,
-    pub(super) attestation: CallCounter,
-    pub(super) selectors: Summary,
     rate_limited: HashMap<Method, Counter>,
 }
 
@@ -34,8 +32,6 @@ impl WorkloadMetrics {
             rpc: RpcMetrics::new(metrics),
             calls: OpenCalls::new(metrics, "workload_api"),
             sds_calls: OpenCalls::new(metrics, "sds_api"),
-            attestation: metrics.calls(&["workload_api", "workload_attestation"], &[]),
-            selectors: metrics.summary(&["workload_api", "discovered_selectors"], &[]),
             rate_limited: rate_limited.into(),
         }
     }

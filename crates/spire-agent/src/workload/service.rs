@@ -12,12 +12,12 @@ use ah_spire_wire::model::Selector;
 use ah_spire_wire::workload::{JwtBundlesRequest, X509BundlesRequest, X509svidRequest};
 use http::{Request, Response};
 use hyper::body::Incoming;
+use tonic::Status;
 use tonic::body::Body;
 use tonic::service::Routes;
-use tonic::{Code, Status};
 use tower::Service;
 
-use super::caller::Attest;
+use super::caller::{Attest, Attestation};
 use super::messages::MessageCache;
 use super::metrics::WorkloadMetrics;
 use super::quota::{Admitted, CallPlace};
@@ -91,7 +91,7 @@ pub(super) struct Shared<I, A> {
     pub(super) identities: Arc<I>,
     pub(super) messages: MessageCache,
     pub(super) metrics: WorkloadMetrics,
-    attestor: Arc<A>,
+    attestation: Attestation<A>,
     rates: Rates,
     others: Option<Routes>,
 }
@@ -104,11 +104,11 @@ impl<I: Identities, A: Attest> Shared<I, A> {
         others: Option<Routes>,
     ) -> Self {
         Self {
+            attestation: Attestation::new(attestor, &config.metrics),
             metrics: WorkloadMetrics::new(&config.metrics),
             rates: Rates::new(config.rate_limit),
             config,
             identities,
-            attestor,
             messages: MessageCache::default(),
             others,
         }
@@ -116,20 +116,7 @@ impl<I: Identities, A: Attest> Shared<I, A> {
 
     /// The selectors of `peer`, found out anew.
     pub(super) async fn attest(&self, peer: &PeerInfo) -> Result<Vec<Selector>, Status> {
-        let attestation = self.metrics.attestation.start();
-        match self.attestor.attest(peer).await {
-            Ok(selectors) => {
-                attestation.done(Code::Ok);
-                self.metrics.selectors.observe(selectors.len() as f64);
-                Ok(selectors)
-            }
-            Err(error) => {
-                attestation.done(Code::Unavailable);
-                let hint = error.explained().hint.as_deref();
-                tracing::error!(pid = peer.pid(), %error, hint, "workload attestation failed");
-                Err(Status::unavailable("workload attestation failed"))
-            }
-        }
+        self.attestation.attest(peer).await
     }
 
     /// The selectors of whoever calls `method`, if it may call now.

@@ -9,6 +9,7 @@
 
 mod admin;
 mod bootstrap;
+mod delegated;
 mod fake;
 mod faults;
 mod full_disk;

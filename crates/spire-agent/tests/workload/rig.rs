@@ -292,6 +292,7 @@ impl Identities for TestIdentities {
                 JwtIdentity {
                     spiffe_id: entry.spiffe_id.clone(),
                     token: self.signer.svid(&subject, audience),
+                    issued_at: SystemTime::now(),
                     expires_at: SystemTime::now() + Duration::from_secs(300),
                     hint: entry.hint.clone(),
                 }

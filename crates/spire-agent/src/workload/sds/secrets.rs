@@ -9,7 +9,7 @@ use bytes::Bytes;
 use tonic::Status;
 use zeroize::Zeroizing;
 
-use super::super::messages::id_of;
+use crate::bundles::id_of;
 use crate::identities::{WorkloadUpdate, X509Identity};
 use crate::wire::{Fields, framed};
 
