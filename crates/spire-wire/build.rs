@@ -22,9 +22,18 @@ const FILES: [&str; 19] = [
     "workload.proto",
 ];
 
+use prost::Message as _;
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=proto");
     let descriptors = protox::compile(FILES, ["proto"])?;
+    // For clients that ask what is served: without the comments.
+    let mut told = descriptors.clone();
+    for file in &mut told.file {
+        file.source_code_info = None;
+    }
+    let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?);
+    std::fs::write(out.join("descriptors.bin"), told.encode_to_vec())?;
     tonic_prost_build::configure()
         .build_transport(false)
         .bytes(".spire.api.types")

@@ -196,7 +196,7 @@ async fn serve_with(
     }
     if let Some(socket) = &config.workload_socket {
         let api = workload_api(&config, socket, metrics);
-        let api = WorkloadApi::bind(api, identities, attestors, None)?;
+        let api = WorkloadApi::bind(api, identities, attestors)?;
         let stop = drain.clone().cancelled_owned();
         tasks.spawn("Workload API", endless(api.serve(stop)));
     }

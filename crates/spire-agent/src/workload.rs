@@ -16,7 +16,6 @@ use ah_spire_wire::Limits;
 use spiffe::TrustDomain;
 use tokio::net::UnixStream;
 use tokio_util::task::TaskTracker;
-use tonic::service::Routes;
 use tower::Layer;
 
 use crate::identities::Identities;
@@ -38,6 +37,7 @@ mod messages;
 mod metrics;
 mod quota;
 mod rates;
+mod reflection;
 mod refusal;
 mod sds;
 mod service;
@@ -64,7 +64,7 @@ pub struct Config {
     pub socket: PathBuf,
     /// `trust_domain`
     pub trust_domain: TrustDomain,
-    /// `disable_workload_api`: the socket serves health checks, Envoy, and what `others` has.
+    /// `disable_workload_api`: the socket serves health checks and Envoy.
     pub disabled: bool,
     /// `sds { }`; `None` with `disable_sds_api`.
     pub sds: Option<SdsConfig>,
@@ -109,21 +109,16 @@ pub struct WorkloadApi<I, A> {
 }
 
 impl<I: Identities, A: Attest> WorkloadApi<I, A> {
-    /// Takes the socket's path. `others` answers what is neither Workload API nor SDS nor health; its requests
-    /// carry the caller's [`PeerInfo`] as an extension.
+    /// Takes the socket's path.
     ///
     /// # Errors
     /// When the path is taken by something else or cannot be made; they name it and the remedy.
-    pub fn bind(
-        config: Config,
-        identities: Arc<I>,
-        attestor: Arc<A>,
-        others: Option<Routes>,
-    ) -> Result<Self, Explained> {
+    pub fn bind(config: Config, identities: Arc<I>, attestor: Arc<A>) -> Result<Self, Explained> {
+        let reflection = reflection::routes(&config)?;
         let socket = Socket::bind(&config.socket, &PURPOSE)?;
         Ok(Self {
             quotas: Arc::new(Quotas::new(config.quota)),
-            shared: Arc::new(Shared::new(config, identities, attestor, others)),
+            shared: Arc::new(Shared::new(config, identities, attestor, reflection)),
             socket,
         })
     }

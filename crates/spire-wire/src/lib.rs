@@ -36,6 +36,9 @@ mod packages {
     include!(concat!(env!("OUT_DIR"), "/packages.rs"));
 }
 
+/// Descriptions of all messages and services below: an encoded `google.protobuf.FileDescriptorSet`.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
 #[doc(inline)]
 pub use packages::grpc::health::v1 as health;
 #[doc(inline)]

@@ -23,11 +23,11 @@ use super::metrics::WorkloadMetrics;
 use super::quota::{Admitted, CallPlace};
 use super::refusal::{Refused, is_own};
 use super::stream::Updates;
-use super::{Config, Rates, explain, health, jwt, sds};
+use super::{Config, Rates, explain, health, jwt, reflection, sds};
 use crate::identities::Identities;
 use crate::wire::{message, not_grpc, streaming, unary};
 
-const SERVICE: &str = "SpiffeWorkloadAPI";
+pub(super) const SERVICE: &str = "SpiffeWorkloadAPI";
 
 /// SPIFFE Workload Endpoint §3: keeps a forged request of a browser or a server from reaching the API.
 const SECURITY_HEADER: &str = "workload.spiffe.io";
@@ -93,7 +93,7 @@ pub(super) struct Shared<I, A> {
     pub(super) metrics: WorkloadMetrics,
     attestation: Attestation<A>,
     rates: Rates,
-    others: Option<Routes>,
+    reflection: Routes,
 }
 
 impl<I: Identities, A: Attest> Shared<I, A> {
@@ -101,7 +101,7 @@ impl<I: Identities, A: Attest> Shared<I, A> {
         config: Config,
         identities: Arc<I>,
         attestor: Arc<A>,
-        others: Option<Routes>,
+        reflection: Routes,
     ) -> Self {
         Self {
             attestation: Attestation::new(attestor, &config.metrics),
@@ -110,7 +110,7 @@ impl<I: Identities, A: Attest> Shared<I, A> {
             config,
             identities,
             messages: MessageCache::default(),
-            others,
+            reflection,
         }
     }
 
@@ -193,7 +193,8 @@ impl<I: Identities, A: Attest> Connection<I, A> {
                 let peer = &self.caller.peer;
                 unary(explain::answer(&self.shared, peer, name.to_owned(), request).await)
             }
-            _ => self.other(request, place).await,
+            _ if reflection::SERVICES.contains(&service) => self.reflect(request, place).await,
+            _ => Status::unimplemented(format!("unknown service {service}")).into_http(),
         }
     }
 
@@ -235,15 +236,10 @@ impl<I: Identities, A: Attest> Connection<I, A> {
         }
     }
 
-    /// What somebody else answers on this socket.
-    async fn other(&self, mut request: Request<Incoming>, place: CallPlace) -> Response<Body> {
-        let Some(mut others) = self.shared.others.clone() else {
-            let path = request.uri().path().trim_start_matches('/');
-            let service = path.rsplit_once('/').map_or(path, |(service, _)| service);
-            return Status::unimplemented(format!("unknown service {service}")).into_http();
-        };
-        request.extensions_mut().insert(self.caller.peer.clone());
-        match others.call(request).await {
+    /// What this socket serves.
+    async fn reflect(&self, request: Request<Incoming>, place: CallPlace) -> Response<Body> {
+        let mut reflection = self.shared.reflection.clone();
+        match reflection.call(request).await {
             Ok(response) => response.map(|body| {
                 // The call lasts as long as its answer.
                 let held = http_body_util::BodyExt::map_frame(body, move |frame| {

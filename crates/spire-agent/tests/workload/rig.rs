@@ -75,7 +75,6 @@ impl Rig {
             self.config.clone(),
             Arc::clone(&self.identities),
             Arc::clone(&self.attestor),
-            None,
         );
         let api = api.unwrap_or_else(|error| panic!("{}", error.report()));
         drop(entered);
