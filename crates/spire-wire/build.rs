@@ -1,6 +1,6 @@
 //! Compiles the protobufs of SPIFFE and SPIRE without any tool on PATH.
 
-const FILES: [&str; 16] = [
+const FILES: [&str; 19] = [
     "agent.proto",
     "agent_debug.proto",
     "agent_logger.proto",
@@ -8,7 +8,10 @@ const FILES: [&str; 16] = [
     "changes.proto",
     "common.proto",
     "debug.proto",
+    "delegatedidentity.proto",
     "entry.proto",
+    "envoy_secret.proto",
+    "envoy_tls.proto",
     "health.proto",
     "journal.proto",
     "localauthority.proto",
@@ -19,14 +22,27 @@ const FILES: [&str; 16] = [
     "workload.proto",
 ];
 
+use prost::Message as _;
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=proto");
     let descriptors = protox::compile(FILES, ["proto"])?;
+    // For clients that ask what is served: without the comments.
+    let mut told = descriptors.clone();
+    for file in &mut told.file {
+        file.source_code_info = None;
+    }
+    let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?);
+    std::fs::write(out.join("descriptors.bin"), told.encode_to_vec())?;
     tonic_prost_build::configure()
         .build_transport(false)
         .bytes(".spire.api.types")
         // Messages of these hold private keys and tokens: none can be printed.
         .skip_debug([
+            ".envoy.config.core.v3.DataSource",
+            ".envoy.extensions.transport_sockets.tls.v3",
+            ".envoy.service.discovery.v3.DiscoveryResponse",
+            ".spire.api.agent.delegatedidentity.v1",
             ".spire.api.server.agent.v1",
             ".spire.api.server.svid.v1",
             ".spire.api.types.AttestationData",

@@ -14,6 +14,7 @@ use rustls_pki_types::CertificateDer;
 use spiffe::{SpiffeId, TrustDomain};
 use tokio::sync::{Notify, watch};
 
+use crate::bundles::Bundles;
 use crate::health::Health;
 use crate::identities::{Identities, JwtError, JwtIdentity, WorkloadUpdate, X509Identity};
 use crate::metrics::CacheMetrics;
@@ -213,6 +214,36 @@ impl Cache {
         self.state().changes()
     }
 
+    /// The entries of a workload with `selectors`, oldest first.
+    ///
+    /// # Errors
+    /// It is not known yet what there is.
+    pub(crate) fn matching(&self, selectors: &[Selector]) -> Result<Vec<Arc<Entry>>, JwtError> {
+        let set = state::selector_set(selectors);
+        let state = self.state();
+        if !state.is_filled() {
+            return Err(JwtError::Unavailable(
+                "the agent has not got its entries from the server yet".into(),
+            ));
+        }
+        Ok(state.matching_entries(&set))
+    }
+
+    /// A JWT-SVID for `entry`, from the cache where that is still good.
+    pub(crate) async fn jwt_svid(
+        &self,
+        entry: &Arc<Entry>,
+        audience: &[String],
+    ) -> Result<JwtIdentity, JwtError> {
+        let clock = self.clock.as_ref();
+        self.jwt.token(&self.client, entry, audience, clock).await
+    }
+
+    /// The bundles of all trust domains that entries of this agent have to do with, as they change.
+    pub(crate) fn bundles(&self) -> watch::Receiver<Bundles> {
+        self.state().bundles()
+    }
+
     /// All there is, to be kept for the next start.
     pub(crate) fn snapshot(&self) -> Option<Snapshot> {
         self.state().snapshot()
@@ -270,26 +301,14 @@ impl Identities for Cache {
         audience: &[String],
         spiffe_id: Option<&SpiffeId>,
     ) -> Result<Vec<JwtIdentity>, JwtError> {
-        let set = state::selector_set(selectors);
-        let mut entries = {
-            let state = self.state();
-            if !state.is_filled() {
-                return Err(JwtError::Unavailable(
-                    "the agent has not got its entries from the server yet".into(),
-                ));
-            }
-            state.matching_entries(&set)
-        };
+        let mut entries = self.matching(selectors)?;
         entries.retain(|entry| spiffe_id.is_none_or(|id| entry.spiffe_id == *id));
         if entries.is_empty() {
             return Err(JwtError::NoIdentity);
         }
         let mut tokens = Vec::with_capacity(entries.len());
         for entry in entries {
-            let token = self
-                .jwt
-                .token(&self.client, &entry, audience, self.clock.as_ref());
-            tokens.push(token.await?);
+            tokens.push(self.jwt_svid(&entry, audience).await?);
         }
         Ok(tokens)
     }

@@ -40,6 +40,8 @@ pub struct JwtIdentity {
     pub spiffe_id: SpiffeId,
     /// Compact serialization.
     pub token: String,
+    /// `iat`
+    pub issued_at: SystemTime,
     /// `exp`
     pub expires_at: SystemTime,
     /// The entry's hint.

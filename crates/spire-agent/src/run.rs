@@ -20,7 +20,7 @@ use ah_spire_telemetry::{
 use nix::sys::stat::{Mode, umask};
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::{AdminApi, Insight};
+use crate::admin::{AdminApi, Delegation, Insight};
 use crate::agent::{Agent, AgentSettings};
 use crate::health::Health;
 use crate::svid_store::StoreService;
@@ -185,6 +185,7 @@ async fn serve_with(
         .clone()
         .map(|cache| StoreService::new(cache, plugins.stores, &metrics));
     let (identities, health) = (agent.identities(), agent.health());
+    let attestors = Arc::new(plugins.workload);
     let drain = shutdown.drain.clone();
     let mut tasks = Tasks::new(shutdown);
     if let Some(path) = &config.admin_socket {
@@ -194,12 +195,14 @@ async fn serve_with(
             stored,
             started,
         };
-        let api = AdminApi::bind(path, insight, log.clone(), &metrics)?;
+        let delegates = config.authorized_delegates.clone();
+        let delegation = Delegation::new(agent.cache(), attestors.clone(), delegates, &metrics);
+        let api = AdminApi::bind(path, insight, delegation, log.clone(), &metrics)?;
         tasks.spawn("admin API", endless(api.serve(drain.clone())));
     }
     if let Some(socket) = &config.workload_socket {
         let api = workload_api(&config, socket, metrics);
-        let api = WorkloadApi::bind(api, identities, Arc::new(plugins.workload), None)?;
+        let api = WorkloadApi::bind(api, identities, attestors)?;
         let stop = drain.clone().cancelled_owned();
         tasks.spawn("Workload API", endless(api.serve(stop)));
     }
@@ -260,6 +263,7 @@ async fn endless(task: impl Future<Output = ()>) -> Result<(), Explained> {
 fn workload_api(config: &AgentConfig, socket: &Path, metrics: Metrics) -> workload::Config {
     let mut api = workload::Config::new(socket, config.trust_domain.clone());
     api.disabled = config.disable_workload_api;
+    api.sds = (!config.disable_sds_api).then(|| config.sds.clone());
     api.allow_unauthenticated_verifiers = config.allow_unauthenticated_verifiers;
     api.allowed_foreign_jwt_claims
         .clone_from(&config.allowed_foreign_jwt_claims);

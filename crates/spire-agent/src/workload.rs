@@ -1,4 +1,4 @@
-//! The SPIFFE Workload API on the agent's public socket.
+//! The SPIFFE Workload API on the agent's public socket, and Envoy's secret discovery.
 //!
 //! A connection belongs to the process that made it, held by a process descriptor, and ends with it. Each call attests
 //! that process once. Streams pull: whoever has room for a message gets the newest set then, so that a slow reader
@@ -10,18 +10,18 @@ use std::sync::Arc;
 use ah_identity_provider::Explained;
 use ah_spire_attest::peer::PeerInfo;
 use ah_spire_attest::socket::{Purpose, Socket};
-use ah_spire_plugin::agent::WorkloadApiRateLimit;
+use ah_spire_plugin::agent::{SdsConfig, WorkloadApiRateLimit};
 use ah_spire_telemetry::Metrics;
 use ah_spire_wire::Limits;
 use spiffe::TrustDomain;
 use tokio::net::UnixStream;
 use tokio_util::task::TaskTracker;
-use tonic::service::Routes;
 use tower::Layer;
 
 use crate::identities::Identities;
 
 pub use caller::{Attest, Attestors};
+pub(crate) use caller::{Attestation, end_of};
 pub use explain::{EXPLAIN_METHOD, ExplainAnswer, ExplainRequest, Nearest};
 pub use metrics::MeteredAttestor;
 pub use quota::Quota;
@@ -37,10 +37,11 @@ mod messages;
 mod metrics;
 mod quota;
 mod rates;
+mod reflection;
 mod refusal;
+mod sds;
 mod service;
 mod stream;
-mod wire;
 
 /// Calls on one connection. More than a process may have, so that it is told why instead of waiting.
 const CALLS: u32 = 4096;
@@ -63,8 +64,10 @@ pub struct Config {
     pub socket: PathBuf,
     /// `trust_domain`
     pub trust_domain: TrustDomain,
-    /// `disable_workload_api`: the socket serves health checks, and what `others` has.
+    /// `disable_workload_api`: the socket serves health checks and Envoy.
     pub disabled: bool,
+    /// `sds { }`; `None` with `disable_sds_api`.
+    pub sds: Option<SdsConfig>,
     /// `allow_unauthenticated_verifiers`: bundles go to workloads without an entry too.
     pub allow_unauthenticated_verifiers: bool,
     /// `allowed_foreign_jwt_claims`: shown of JWT-SVIDs of other trust domains besides `sub`, `exp` and `aud`.
@@ -87,6 +90,7 @@ impl Config {
             socket: socket.into(),
             trust_domain,
             disabled: false,
+            sds: Some(SdsConfig::default()),
             allow_unauthenticated_verifiers: false,
             allowed_foreign_jwt_claims: Vec::new(),
             log_selectors: vec!["unix".to_owned()],
@@ -105,21 +109,16 @@ pub struct WorkloadApi<I, A> {
 }
 
 impl<I: Identities, A: Attest> WorkloadApi<I, A> {
-    /// Takes the socket's path. `others` answers what is neither Workload API nor health, such as SDS; its requests
-    /// carry the caller's [`PeerInfo`] as an extension.
+    /// Takes the socket's path.
     ///
     /// # Errors
     /// When the path is taken by something else or cannot be made; they name it and the remedy.
-    pub fn bind(
-        config: Config,
-        identities: Arc<I>,
-        attestor: Arc<A>,
-        others: Option<Routes>,
-    ) -> Result<Self, Explained> {
+    pub fn bind(config: Config, identities: Arc<I>, attestor: Arc<A>) -> Result<Self, Explained> {
+        let reflection = reflection::routes(&config)?;
         let socket = Socket::bind(&config.socket, &PURPOSE)?;
         Ok(Self {
             quotas: Arc::new(Quotas::new(config.quota)),
-            shared: Arc::new(Shared::new(config, identities, attestor, others)),
+            shared: Arc::new(Shared::new(config, identities, attestor, reflection)),
             socket,
         })
     }
@@ -132,6 +131,7 @@ impl<I: Identities, A: Attest> WorkloadApi<I, A> {
         tracing::info!(
             socket = %self.socket.path().display(),
             workload_api = !shared.config.disabled,
+            sds = shared.config.sds.is_some(),
             "serving the Workload API"
         );
         let take = |stream| {
@@ -169,7 +169,7 @@ async fn connection<I: Identities, A: Attest>(
         return;
     };
     let pid = peer.pid();
-    let end = match caller::end_of(&peer) {
+    let end = match end_of(&peer) {
         Ok(end) => end,
         Err(error) => {
             tracing::warn!(pid, %error, "a caller of the Workload API could not be watched");

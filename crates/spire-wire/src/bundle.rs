@@ -246,18 +246,24 @@ pub fn pem(der: &[u8]) -> String {
     pem_block("CERTIFICATE", der)
 }
 
-/// `der` as a PEM block of its own (RFC 7468).
+/// `der` as a PEM block of its own (RFC 7468). The text never grows beyond what it was made for: whoever wipes it wipes
+/// all there is of a key.
 pub fn pem_block(label: &str, der: &[u8]) -> String {
-    let text = STANDARD.encode(der);
-    let mut out = String::with_capacity(text.len().saturating_add(100));
-    out.push_str(&format!("-----BEGIN {label}-----\n"));
-    for (at, character) in text.chars().enumerate() {
-        if at > 0 && at % 64 == 0 {
-            out.push('\n');
-        }
-        out.push(character);
+    /// Bytes of a line, which are 64 characters.
+    const LINE: usize = 48;
+    let lines = der.len().div_ceil(LINE);
+    let room = lines.saturating_mul(LINE / 3 * 4 + 1);
+    let mut out = String::with_capacity(room.saturating_add(label.len().saturating_mul(2) + 32));
+    for part in ["-----BEGIN ", label, "-----\n"] {
+        out.push_str(part);
     }
-    out.push_str(&format!("\n-----END {label}-----\n"));
+    for line in der.chunks(LINE) {
+        STANDARD.encode_string(line, &mut out);
+        out.push('\n');
+    }
+    for part in ["-----END ", label, "-----\n"] {
+        out.push_str(part);
+    }
     out
 }
 

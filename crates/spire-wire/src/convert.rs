@@ -76,7 +76,8 @@ pub fn entry_from_wire(entry: &types::Entry) -> Result<Entry, Invalid> {
     })
 }
 
-fn selector_from_wire(selector: &types::Selector) -> Result<Selector, Invalid> {
+/// Neither half may be empty, and the type has no colon.
+pub fn selector_from_wire(selector: &types::Selector) -> Result<Selector, Invalid> {
     if selector.r#type.is_empty() {
         return Err(Invalid::new("selectors", "selector type is empty"));
     }

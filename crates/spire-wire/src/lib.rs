@@ -21,7 +21,8 @@ pub mod sigv4;
 pub use certificate::{Certificate, described_chain};
 pub use channel::{Channel, MAX_MESSAGE_BYTES};
 pub use convert::{
-    Invalid, entry_from_wire, entry_to_wire, spiffe_id_from_wire, spiffe_id_to_wire,
+    Invalid, entry_from_wire, entry_to_wire, selector_from_wire, spiffe_id_from_wire,
+    spiffe_id_to_wire,
 };
 pub use public_key::{BadKey, KeyKind, key_kind};
 pub use serving::{Limits, serve};
@@ -35,6 +36,9 @@ mod packages {
     )]
     include!(concat!(env!("OUT_DIR"), "/packages.rs"));
 }
+
+/// Descriptions of all messages and services below: an encoded `google.protobuf.FileDescriptorSet`.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
 #[doc(inline)]
 pub use packages::grpc::health::v1 as health;
@@ -56,7 +60,18 @@ pub mod server {
 /// The APIs on an agent's admin socket.
 pub mod agent {
     pub use crate::packages::spire::agent::debug::v1 as debug;
+    pub use crate::packages::spire::api::agent::delegatedidentity::v1 as delegatedidentity;
     pub use crate::packages::spire::api::agent::logger::v1 as logger;
+}
+
+/// Envoy's secret discovery, version 3.
+pub mod envoy {
+    pub use crate::packages::envoy::config::core::v3 as core;
+    pub use crate::packages::envoy::extensions::transport_sockets::tls::v3 as tls;
+    pub use crate::packages::envoy::service::discovery::v3 as discovery;
+    pub use crate::packages::envoy::service::secret::v3 as secret;
+    pub use crate::packages::envoy::r#type::v3 as version;
+    pub use crate::packages::google::rpc;
 }
 
 /// How a server of this project tells its agents of changes, beside upstream's services.

@@ -160,6 +160,12 @@ fn spire_from_top_to_bottom() {
     let _ = follow("docs/spire.md");
 }
 
+// Inventory section 4: secret discovery and delegated identity.
+#[test]
+fn envoy_and_delegates_from_top_to_bottom() {
+    let _ = follow("docs/sds.md");
+}
+
 #[test]
 fn vault_from_top_to_bottom() {
     let _ = follow("docs/providers/vault.md");

@@ -113,7 +113,12 @@ impl JwtCache {
         };
         match (signed, valid) {
             (Ok(issued), _) => {
-                let token = identity(entry, &issued.spiffe_id, &issued.token, issued.expires_at);
+                let token = identity(
+                    entry,
+                    &issued.spiffe_id,
+                    &issued.token,
+                    (issued.issued_at, issued.expires_at),
+                );
                 if !entry.jwt_svid_include_jti {
                     let mut tokens = self.tokens();
                     tokens.put(key, issued, self.settings.limit);
@@ -187,7 +192,12 @@ impl Tokens {
             .duration_since(cached.issued_at)
             .unwrap_or_default();
         let left = cached.expires_at.duration_since(now).unwrap_or_default();
-        let token = identity(entry, &cached.spiffe_id, &cached.token, cached.expires_at);
+        let token = identity(
+            entry,
+            &cached.spiffe_id,
+            &cached.token,
+            (cached.issued_at, cached.expires_at),
+        );
         Some((token, left > life / 2))
     }
 
@@ -228,11 +238,12 @@ fn identity(
     entry: &Entry,
     spiffe_id: &SpiffeId,
     token: &str,
-    expires_at: SystemTime,
+    (issued_at, expires_at): (SystemTime, SystemTime),
 ) -> JwtIdentity {
     JwtIdentity {
         spiffe_id: spiffe_id.clone(),
         token: token.to_owned(),
+        issued_at,
         expires_at,
         hint: entry.hint.clone(),
     }

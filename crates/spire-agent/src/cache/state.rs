@@ -7,6 +7,7 @@ use spiffe::TrustDomain;
 use tokio::sync::watch;
 
 use super::index::Index;
+use crate::bundles::Bundles;
 use crate::identities::{WorkloadUpdate, X509Identity};
 
 /// The selectors of a workload: sorted, none twice.
@@ -75,6 +76,8 @@ pub(crate) struct State {
     /// `None` before the server said anything, and nothing was kept of what it said to the process before.
     bundle: Option<Arc<Bundle>>,
     federated: BTreeMap<TrustDomain, Arc<Bundle>>,
+    /// Both of the above, for those who follow them.
+    bundles: watch::Sender<Bundles>,
     /// One for each set of selectors, however many streams there are.
     subscriptions: HashMap<SelectorSet, watch::Sender<Arc<WorkloadUpdate>>>,
     /// Sets that wait for their first update, with how many.
@@ -181,6 +184,20 @@ impl State {
             });
             self.federated.insert(domain, bundle);
         }
+        let own = self.bundle.iter();
+        let own = own.map(|bundle| (bundle.trust_domain.clone(), bundle.clone()));
+        let all = Bundles(own.chain(self.federated.clone()).collect());
+        self.bundles.send_if_modified(|told| {
+            let changed = *told != all;
+            if changed {
+                *told = all;
+            }
+            changed
+        });
+    }
+
+    pub(super) fn bundles(&self) -> watch::Receiver<Bundles> {
+        self.bundles.subscribe()
     }
 
     fn matching<'a>(

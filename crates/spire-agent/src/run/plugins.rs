@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use ah_identity_provider::{Code, Explained};
 use ah_spire_attest::node::gcp_iit::{Account, Google};
-use ah_spire_plugin::agent::{AgentConfig, SdsConfig};
+use ah_spire_plugin::agent::AgentConfig;
 use ah_spire_plugin::catalog::{PluginConfig, PluginType};
 use ah_spire_plugin::{config_block, decode};
 use ah_spire_plugin_host::keys::{Keys, Side};
@@ -371,23 +371,9 @@ fn unsupported(plugin: &PluginConfig, why: &str) -> Explained {
 
 /// Which keys are set and have no effect.
 pub(super) fn missing(config: &AgentConfig) -> Vec<String> {
-    let rates = &config.experimental.rate_limit;
     let missing = [
         (config.experimental.broker.is_some(), "experimental.broker"),
         (config.profiling.enabled, "profiling_enabled"),
-        (
-            !config.authorized_delegates.is_empty(),
-            "authorized_delegates",
-        ),
-        (config.sds != SdsConfig::default(), "sds"),
-        (
-            rates.stream_secrets != 0,
-            "experimental.ratelimit.stream_secrets",
-        ),
-        (
-            rates.fetch_secrets != 0,
-            "experimental.ratelimit.fetch_secrets",
-        ),
     ];
     let set = missing.iter().filter(|(set, _)| *set);
     set.map(|(_, key)| {

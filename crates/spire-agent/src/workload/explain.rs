@@ -17,8 +17,8 @@ use tonic::Status;
 use super::caller::Attest;
 use super::refusal::missing;
 use super::service::Shared;
-use super::wire::{framed, message};
 use crate::identities::Identities;
+use crate::wire::{framed, message};
 
 pub(super) const SERVICE: &str = "ah.spire.agent.v1.Explain";
 

@@ -13,8 +13,8 @@ use tonic::Status;
 
 use super::caller::Attest;
 use super::service::Shared;
-use super::wire::{framed, message};
 use crate::identities::Identities;
+use crate::wire::{framed, message};
 
 pub(super) const SERVICE: &str = "grpc.health.v1.Health";
 

@@ -21,8 +21,8 @@ use super::caller::Attest;
 use super::messages::first_of_each_hint;
 use super::refusal::{Refused, no_identity};
 use super::service::{Method, Shared};
-use super::wire::{framed, message};
 use crate::identities::{Identities, JwtError};
+use crate::wire::{framed, message};
 
 pub(super) async fn fetch<I: Identities, A: Attest>(
     shared: &Arc<Shared<I, A>>,

@@ -3,16 +3,15 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
-use ah_spire_wire::bundle::{Contents, to_document};
 use ah_spire_wire::model::Bundle;
 use ah_spire_wire::workload::{JwtBundlesResponse, X509BundlesResponse};
 use bytes::Bytes;
 use prost::Message;
 use spiffe::TrustDomain;
-use zeroize::Zeroizing;
 
-use super::wire::framed;
+use crate::bundles::{concatenated, document, id_of};
 use crate::identities::{WorkloadUpdate, X509Identity};
+use crate::wire::{Fields, framed};
 
 /// One set and its messages, each made when somebody first wants it. With the frame's header, ready to be sent.
 pub(super) struct Messages {
@@ -64,13 +63,8 @@ impl Messages {
         self.jwt_bundles
             .get_or_init(|| {
                 let bundles = self.bundles().filter_map(|(id, bundle)| {
-                    match to_document(bundle, Contents::JwtKeys) {
-                        Ok(document) => Some((id, document.into_bytes())),
-                        Err(error) => {
-                            tracing::error!(trust_domain = id, %error, "a bundle cannot be told to workloads");
-                            None
-                        }
-                    }
+                    let document = document(&id, bundle)?;
+                    Some((id, document))
                 });
                 let message = JwtBundlesResponse {
                     bundles: bundles.collect(),
@@ -89,16 +83,6 @@ impl Messages {
             .chain(federated.map(|(domain, bundle)| (domain, &**bundle)))
             .map(|(domain, bundle)| (id_of(domain), bundle))
     }
-}
-
-/// As the Workload API names a trust domain: by its SPIFFE ID.
-fn id_of(domain: &TrustDomain) -> String {
-    format!("spiffe://{domain}")
-}
-
-fn concatenated(bundle: &Bundle) -> Vec<u8> {
-    let ders = bundle.x509.iter().map(|authority| authority.der.as_slice());
-    ders.collect::<Vec<_>>().concat()
 }
 
 /// The identities that a workload is shown: of those with one hint, the oldest (SV-77).
@@ -138,22 +122,13 @@ fn encode_svids(update: &WorkloadUpdate) -> Bytes {
         .iter()
         .map(|(domain, bundle)| {
             let (id, bundle) = (id_of(domain), concatenated(bundle));
-            let mut entry = Fields::with_room_for(&[id.as_bytes(), &bundle]);
-            entry.put(1, id.as_bytes());
-            entry.put(2, &bundle);
-            entry
+            Fields::of(&[(1, id.as_bytes()), (2, &bundle)])
         })
         .collect();
-    let parts = svids.iter().chain(&federated).map(|part| part.0.as_slice());
-    let parts: Vec<&[u8]> = parts.collect();
-    let mut message = Fields::with_room_for(&parts);
-    for svid in &svids {
-        message.put(1, &svid.0);
-    }
-    for entry in &federated {
-        message.put(3, &entry.0);
-    }
-    framed(&message.0)
+    let svids = svids.iter().map(|svid| (1, svid.bytes()));
+    let federated = federated.iter().map(|entry| (3, entry.bytes()));
+    let parts: Vec<_> = svids.chain(federated).collect();
+    framed(Fields::of(&parts).bytes())
 }
 
 /// `X509SVID`: leaf first (SV-78), the key as PKCS#8.
@@ -161,38 +136,13 @@ fn encode_svid(identity: &X509Identity, bundle: &[u8]) -> Fields {
     let id = identity.entry.spiffe_id.to_string();
     let chain = identity.chain.concat();
     let hint = identity.entry.hint.as_bytes();
-    let fields: [(u8, &[u8]); 5] = [
+    Fields::without_empty(&[
         (1, id.as_bytes()),
         (2, &chain),
         (3, &identity.key),
         (4, bundle),
         (5, hint),
-    ];
-    let mut svid = Fields::with_room_for(&fields.map(|(_, content)| content));
-    for (number, content) in fields {
-        if !content.is_empty() {
-            svid.put(number, content);
-        }
-    }
-    svid
-}
-
-/// Length-delimited fields of a protobuf message.
-struct Fields(Zeroizing<Vec<u8>>);
-
-impl Fields {
-    /// A tag is one byte here, a length at most ten.
-    fn with_room_for(contents: &[&[u8]]) -> Self {
-        let room: usize = contents.iter().map(|content| content.len() + 11).sum();
-        Self(Zeroizing::new(Vec::with_capacity(room)))
-    }
-
-    fn put(&mut self, number: u8, content: &[u8]) {
-        const LENGTH_DELIMITED: u8 = 2;
-        self.0.push(number << 3 | LENGTH_DELIMITED);
-        prost::encoding::encode_varint(content.len() as u64, &mut *self.0);
-        self.0.extend_from_slice(content);
-    }
+    ])
 }
 
 /// Finds the messages of a set that some stream has already.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use ah_spire_attest::AttestError;
 use ah_spire_attest::peer::PeerInfo;
 use ah_spire_attest::workload::WorkloadAttestor;
-use ah_spire_telemetry::{CallCounter, Counter, Metrics, RpcMetrics, Summary};
+use ah_spire_telemetry::{CallCounter, Counter, Metrics, RpcMetrics};
 use ah_spire_wire::model::Selector;
 use tonic::Code;
 
@@ -17,8 +17,8 @@ pub(super) struct WorkloadMetrics {
     pub(super) rpc: RpcMetrics,
     /// Calls of the Workload API, whatever upstream's name of it says.
     pub(super) calls: OpenCalls,
-    pub(super) attestation: CallCounter,
-    pub(super) selectors: Summary,
+    /// Calls of Envoys.
+    pub(super) sds_calls: OpenCalls,
     rate_limited: HashMap<Method, Counter>,
 }
 
@@ -32,8 +32,7 @@ impl WorkloadMetrics {
         Self {
             rpc: RpcMetrics::new(metrics),
             calls: OpenCalls::new(metrics, "workload_api"),
-            attestation: metrics.calls(&["workload_api", "workload_attestation"], &[]),
-            selectors: metrics.summary(&["workload_api", "discovered_selectors"], &[]),
+            sds_calls: OpenCalls::new(metrics, "sds_api"),
             rate_limited: rate_limited.into(),
         }
     }

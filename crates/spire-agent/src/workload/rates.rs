@@ -48,6 +48,8 @@ impl Rates {
             Method::FetchX509Bundles => self.limits.fetch_x509_bundles,
             Method::FetchJwtSvid => self.limits.fetch_jwt_svid,
             Method::FetchJwtBundles => self.limits.fetch_jwt_bundles,
+            Method::StreamSecrets => self.limits.stream_secrets,
+            Method::FetchSecrets => self.limits.fetch_secrets,
             Method::ValidateJwtSvid => 0,
         };
         if limit == 0 {
@@ -105,5 +107,31 @@ mod tests {
         let later = start + Duration::from_millis(500);
         assert!(rates.take(x509, &one, later).is_ok());
         assert!(rates.take(x509, &one, later).is_err());
+    }
+
+    // Inventory 1.4: stream_secrets, fetch_secrets.
+    #[test]
+    fn envoys_calls_have_limits_of_their_own() {
+        let start = Instant::now();
+        let one = [Selector::new("unix", "uid:1")];
+        let limits = WorkloadApiRateLimit {
+            stream_secrets: 1,
+            ..WorkloadApiRateLimit::default()
+        };
+        let rates = Rates::new(limits);
+        assert!(rates.take(Method::StreamSecrets, &one, start).is_ok());
+        let refused = rates.take(Method::StreamSecrets, &one, start).unwrap_err();
+        assert_eq!(
+            refused.message(),
+            "rate limit exceeded for /envoy.service.secret.v3.SecretDiscoveryService/StreamSecrets"
+        );
+        assert!(rates.take(Method::FetchSecrets, &one, start).is_ok());
+        assert!(rates.take(Method::FetchSecrets, &one, start).is_ok());
+        let rates = Rates::new(WorkloadApiRateLimit {
+            fetch_secrets: 1,
+            ..WorkloadApiRateLimit::default()
+        });
+        assert!(rates.take(Method::FetchSecrets, &one, start).is_ok());
+        assert!(rates.take(Method::FetchSecrets, &one, start).is_err());
     }
 }

@@ -32,8 +32,14 @@ pub(super) fn is_own(peer: &PeerInfo) -> bool {
     u32::try_from(peer.pid()) == Ok(std::process::id())
 }
 
-/// The refusal, which the log explains as far as `log_selectors` allows.
+/// The refusal, which the log explains.
 pub(super) fn no_identity<I: Identities, A>(shared: &Shared<I, A>, whom: &Refused) -> Status {
+    tell_no_identity(shared, whom);
+    Status::permission_denied("no identity issued")
+}
+
+/// Says in the log what is missing, as far as `log_selectors` allows.
+pub(super) fn tell_no_identity<I: Identities, A>(shared: &Shared<I, A>, whom: &Refused) {
     if !whom.own {
         let loggable = |selector: &&Selector| is_loggable(selector, &shared.config.log_selectors);
         let entries = shared.identities.entries();
@@ -61,7 +67,6 @@ pub(super) fn no_identity<I: Identities, A>(shared: &Shared<I, A>, whom: &Refuse
             "no identity issued"
         );
     }
-    Status::permission_denied("no identity issued")
 }
 
 /// What `entry` asks for that was not found.

@@ -12,22 +12,22 @@ use ah_spire_wire::model::Selector;
 use ah_spire_wire::workload::{JwtBundlesRequest, X509BundlesRequest, X509svidRequest};
 use http::{Request, Response};
 use hyper::body::Incoming;
+use tonic::Status;
 use tonic::body::Body;
 use tonic::service::Routes;
-use tonic::{Code, Status};
 use tower::Service;
 
-use super::caller::Attest;
+use super::caller::{Attest, Attestation};
 use super::messages::MessageCache;
 use super::metrics::WorkloadMetrics;
 use super::quota::{Admitted, CallPlace};
 use super::refusal::{Refused, is_own};
 use super::stream::Updates;
-use super::wire::{message, not_grpc, streaming, unary};
-use super::{Config, Rates, explain, health, jwt};
+use super::{Config, Rates, explain, health, jwt, reflection, sds};
 use crate::identities::Identities;
+use crate::wire::{message, not_grpc, streaming, unary};
 
-const SERVICE: &str = "SpiffeWorkloadAPI";
+pub(super) const SERVICE: &str = "SpiffeWorkloadAPI";
 
 /// SPIFFE Workload Endpoint §3: keeps a forged request of a browser or a server from reaching the API.
 const SECURITY_HEADER: &str = "workload.spiffe.io";
@@ -40,20 +40,31 @@ pub(super) enum Method {
     FetchJwtSvid,
     FetchJwtBundles,
     ValidateJwtSvid,
+    StreamSecrets,
+    FetchSecrets,
 }
 
 impl Method {
-    pub(super) const ALL: [Self; 5] = [
+    pub(super) const ALL: [Self; 7] = [
         Self::FetchX509Svid,
         Self::FetchX509Bundles,
         Self::FetchJwtSvid,
         Self::FetchJwtBundles,
         Self::ValidateJwtSvid,
+        Self::StreamSecrets,
+        Self::FetchSecrets,
     ];
 
     /// As a call names it.
     pub(super) fn path(self) -> String {
-        format!("/{SERVICE}/{}", self.name())
+        format!("/{}/{}", self.service(), self.name())
+    }
+
+    fn service(self) -> &'static str {
+        match self {
+            Self::StreamSecrets | Self::FetchSecrets => sds::SERVICE,
+            _ => SERVICE,
+        }
     }
 
     pub(super) fn name(self) -> &'static str {
@@ -63,11 +74,14 @@ impl Method {
             Self::FetchJwtSvid => "FetchJWTSVID",
             Self::FetchJwtBundles => "FetchJWTBundles",
             Self::ValidateJwtSvid => "ValidateJWTSVID",
+            Self::StreamSecrets => "StreamSecrets",
+            Self::FetchSecrets => "FetchSecrets",
         }
     }
 
-    fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|method| method.name() == name)
+    pub(super) fn named(service: &str, name: &str) -> Option<Self> {
+        let mut all = Self::ALL.into_iter();
+        all.find(|method| method.service() == service && method.name() == name)
     }
 }
 
@@ -77,9 +91,9 @@ pub(super) struct Shared<I, A> {
     pub(super) identities: Arc<I>,
     pub(super) messages: MessageCache,
     pub(super) metrics: WorkloadMetrics,
-    attestor: Arc<A>,
+    attestation: Attestation<A>,
     rates: Rates,
-    others: Option<Routes>,
+    reflection: Routes,
 }
 
 impl<I: Identities, A: Attest> Shared<I, A> {
@@ -87,35 +101,22 @@ impl<I: Identities, A: Attest> Shared<I, A> {
         config: Config,
         identities: Arc<I>,
         attestor: Arc<A>,
-        others: Option<Routes>,
+        reflection: Routes,
     ) -> Self {
         Self {
+            attestation: Attestation::new(attestor, &config.metrics),
             metrics: WorkloadMetrics::new(&config.metrics),
             rates: Rates::new(config.rate_limit),
             config,
             identities,
-            attestor,
             messages: MessageCache::default(),
-            others,
+            reflection,
         }
     }
 
     /// The selectors of `peer`, found out anew.
     pub(super) async fn attest(&self, peer: &PeerInfo) -> Result<Vec<Selector>, Status> {
-        let attestation = self.metrics.attestation.start();
-        match self.attestor.attest(peer).await {
-            Ok(selectors) => {
-                attestation.done(Code::Ok);
-                self.metrics.selectors.observe(selectors.len() as f64);
-                Ok(selectors)
-            }
-            Err(error) => {
-                attestation.done(Code::Unavailable);
-                let hint = error.explained().hint.as_deref();
-                tracing::error!(pid = peer.pid(), %error, hint, "workload attestation failed");
-                Err(Status::unavailable("workload attestation failed"))
-            }
-        }
+        self.attestation.attest(peer).await
     }
 
     /// The selectors of whoever calls `method`, if it may call now.
@@ -178,17 +179,22 @@ impl<I: Identities, A: Attest> Connection<I, A> {
                     let text = "security header missing from request";
                     return Status::invalid_argument(text).into_http();
                 }
-                match Method::named(name) {
+                match Method::named(SERVICE, name) {
                     Some(method) => self.call(method, request, place).await,
                     None => Status::unimplemented(not_offered(name)).into_http(),
                 }
+            }
+            sds::SERVICE => {
+                let peer = &self.caller.peer;
+                sds::answer(&self.shared, peer, name.to_owned(), request, place).await
             }
             health::SERVICE => unary(health::answer(&self.shared, name.to_owned(), request).await),
             explain::SERVICE => {
                 let peer = &self.caller.peer;
                 unary(explain::answer(&self.shared, peer, name.to_owned(), request).await)
             }
-            _ => self.other(request, place).await,
+            _ if reflection::SERVICES.contains(&service) => self.reflect(request, place).await,
+            _ => Status::unimplemented(format!("unknown service {service}")).into_http(),
         }
     }
 
@@ -207,6 +213,9 @@ impl<I: Identities, A: Attest> Connection<I, A> {
             Method::FetchX509Svid => message::<X509svidRequest>(request).await.map(drop),
             Method::FetchX509Bundles => message::<X509BundlesRequest>(request).await.map(drop),
             Method::FetchJwtBundles => message::<JwtBundlesRequest>(request).await.map(drop),
+            Method::StreamSecrets | Method::FetchSecrets => {
+                Err(Status::unimplemented(not_offered(method.name())))
+            }
         };
         let stream = async {
             asked?;
@@ -227,15 +236,10 @@ impl<I: Identities, A: Attest> Connection<I, A> {
         }
     }
 
-    /// What somebody else answers on this socket.
-    async fn other(&self, mut request: Request<Incoming>, place: CallPlace) -> Response<Body> {
-        let Some(mut others) = self.shared.others.clone() else {
-            let path = request.uri().path().trim_start_matches('/');
-            let service = path.rsplit_once('/').map_or(path, |(service, _)| service);
-            return Status::unimplemented(format!("unknown service {service}")).into_http();
-        };
-        request.extensions_mut().insert(self.caller.peer.clone());
-        match others.call(request).await {
+    /// What this socket serves.
+    async fn reflect(&self, request: Request<Incoming>, place: CallPlace) -> Response<Body> {
+        let mut reflection = self.shared.reflection.clone();
+        match reflection.call(request).await {
             Ok(response) => response.map(|body| {
                 // The call lasts as long as its answer.
                 let held = http_body_util::BodyExt::map_frame(body, move |frame| {

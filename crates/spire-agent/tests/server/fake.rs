@@ -251,6 +251,19 @@ impl Fake {
         self.state().calls.get(name).copied().unwrap_or(0)
     }
 
+    /// Has a bundle of another trust domain from now on.
+    pub(crate) fn federate(&self, domain: &str, ca: &Ca) {
+        let bundle = types::Bundle {
+            trust_domain: domain.into(),
+            x509_authorities: vec![types::X509Certificate {
+                asn1: ca.der.to_vec().into(),
+                tainted: false,
+            }],
+            ..types::Bundle::default()
+        };
+        self.state().federated.insert(domain.into(), bundle);
+    }
+
     /// Waits until `name` was called `more` times from now on.
     pub(crate) async fn called(&self, name: &str, more: usize) {
         let wanted = self.calls(name) + more;

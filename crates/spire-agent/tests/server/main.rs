@@ -10,6 +10,7 @@
 mod admin;
 mod attestors;
 mod bootstrap;
+mod delegated;
 mod fake;
 mod faults;
 mod full_disk;

@@ -108,17 +108,7 @@ async fn servers_and_settings_without_revisions_are_served_by_the_older_call() {
 async fn bundles_of_federated_domains_come_and_go() {
     let fake = Fake::start().await;
     let other = Ca::new();
-    fake.state().federated.insert(
-        "other.org".into(),
-        types::Bundle {
-            trust_domain: "other.org".into(),
-            x509_authorities: vec![types::X509Certificate {
-                asn1: other.der.to_vec().into(),
-                tainted: false,
-            }],
-            ..types::Bundle::default()
-        },
-    );
+    fake.federate("other.org", &other);
     fake.set_entry("a", "/a", |entry| {
         entry.federates_with = vec!["other.org".into(), "unknown.org".into()];
     });

@@ -1,6 +1,6 @@
 //! Workloads built on clients that others wrote, and on our own.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
@@ -44,38 +44,44 @@ fn there(what: &str, found: bool) -> bool {
     found
 }
 
-#[test]
-fn a_workload_in_go_is_served() {
+/// The program of the folder `name` of `tests/go`, where there is Go to build it with.
+pub(crate) fn built_in_go(name: &str) -> Option<PathBuf> {
     let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/go");
-    let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/go");
+    let module = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/go");
     // `make setup` fetched the modules; without them there is nothing to build.
-    let built = ah_testkit::need("go")
+    let buildable = ah_testkit::need("go")
         && there(
-            "a module of go-spiffe",
+            "a module of Go",
             Command::new("go")
                 .args(["mod", "download"])
-                .current_dir(&program)
+                .current_dir(&module)
                 .status()
                 .is_ok_and(|status| status.success()),
         );
-    if !built {
-        return;
+    if !buildable {
+        return None;
     }
     std::fs::create_dir_all(&target).unwrap();
+    let program = target.join(name);
     let made = Command::new("go")
         .args(["build", "-mod=readonly", "-o"])
-        .arg(target.join("workload"))
-        .arg(".")
-        .current_dir(&program)
+        .arg(&program)
+        .arg(format!("./{name}"))
+        .current_dir(&module)
         .output()
         .unwrap();
     let stderr = String::from_utf8_lossy(&made.stderr);
     assert!(made.status.success(), "{stderr}");
+    Some(program)
+}
+
+#[test]
+fn a_workload_in_go_is_served() {
+    let Some(program) = built_in_go("workload") else {
+        return;
+    };
     let rig = Rig::new();
-    follow(
-        &rig,
-        Command::new(target.join("workload")).arg(rig.socket()),
-    );
+    follow(&rig, Command::new(program).arg(rig.socket()));
 }
 
 #[test]

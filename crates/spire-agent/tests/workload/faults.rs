@@ -27,7 +27,6 @@ fn refusal(rig: &Rig) -> String {
             rig.config.clone(),
             Arc::clone(&rig.identities),
             Arc::clone(&rig.attestor),
-            None,
         );
         bound.err().expect("the socket was taken").report()
     })

@@ -10,5 +10,7 @@
 mod clients;
 mod commands;
 mod faults;
+mod reflection;
 mod rig;
 mod rules;
+mod sds;

@@ -75,7 +75,6 @@ impl Rig {
             self.config.clone(),
             Arc::clone(&self.identities),
             Arc::clone(&self.attestor),
-            None,
         );
         let api = api.unwrap_or_else(|error| panic!("{}", error.report()));
         drop(entered);
@@ -292,6 +291,7 @@ impl Identities for TestIdentities {
                 JwtIdentity {
                     spiffe_id: entry.spiffe_id.clone(),
                     token: self.signer.svid(&subject, audience),
+                    issued_at: SystemTime::now(),
                     expires_at: SystemTime::now() + Duration::from_secs(300),
                     hint: entry.hint.clone(),
                 }

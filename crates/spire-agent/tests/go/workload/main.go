@@ -1,5 +1,5 @@
 // A workload built on go-spiffe: fetches an X509-SVID and sees it rotate, fetches and validates a JWT-SVID, and
-// speaks mTLS with itself. Usage: main SOCKET. Each line of its output is one thing that worked.
+// speaks mTLS with itself. Usage: workload SOCKET. Each line of its output is one thing that worked.
 package main
 
 import (
