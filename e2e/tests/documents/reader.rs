@@ -92,6 +92,21 @@ impl Reader {
         self.follow(document, read(document));
     }
 
+    /// Follows what stands below a `##` heading.
+    pub(crate) fn section(&mut self, document: &str, heading: &str) {
+        let mut blocks = read(document);
+        blocks.retain(|block| block.section == heading);
+        self.follow(document, blocks);
+    }
+
+    /// Follows a page up to the first process that goes on.
+    pub(crate) fn preparations(&mut self, document: &str) {
+        let before = read(document).into_iter();
+        let before =
+            before.take_while(|block| block.kind.get(1).is_none_or(|word| word != "server"));
+        self.follow(document, before.collect());
+    }
+
     fn follow(&mut self, document: &str, blocks: Vec<Block>) {
         assert!(!blocks.is_empty(), "{document} has no command");
         for Block {
@@ -199,6 +214,12 @@ impl Reader {
         let found = servers.find(|server| server.user == user && server.check.starts_with(check));
         let found = found.unwrap_or_else(|| panic!("{user} runs nothing that {check} asks"));
         &found.process
+    }
+
+    /// Ends the processes that such a check asks.
+    pub(crate) fn end(&mut self, check: &str) {
+        self.servers
+            .retain(|server| !server.check.starts_with(check));
     }
 }
 
