@@ -62,6 +62,11 @@ pub fn blocks(text: &str) -> Vec<Block> {
 pub struct Placeholders(BTreeMap<String, String>);
 
 impl Placeholders {
+    /// Has `name` stand for `value`, which nothing on the page prints.
+    pub fn insert(&mut self, name: &str, value: &str) {
+        self.0.insert(name.to_owned(), value.to_owned());
+    }
+
     /// `text` with all that is known put in.
     pub fn fill(&self, text: &str) -> String {
         self.0.iter().fold(text.to_owned(), |text, (name, value)| {

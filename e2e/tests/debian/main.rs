@@ -162,6 +162,12 @@ fn documented(page: &str) -> Vec<String> {
     blocks.into_iter().map(|block| block.script).collect()
 }
 
+/// The machine's agent.
+const AGENT: &str = r"spire-server agent list -socketPath /run/spire/server.sock | grep -oP 'spiffe://[^\s]+' | head -1";
+
+/// The one that the machine's executor enrolled with.
+const CERTIFICATE: &str = "ah agent fleet show spiffe://example.org/ah/agent/executor-1 --json | jq -r .certificate.serial";
+
 /// `entry` makes an entry below the machine's agent.
 const ENTRY: &str = r#"
 agent=$(spire-server agent list -socketPath /run/spire/server.sock | grep -oP 'spiffe://[^\s]+' | head -1)
@@ -338,9 +344,7 @@ fn other_pages(debian: &Booted) {
     debian.shell(&drain);
     debian.shell("systemctl start ah-access-point");
     enrolled(debian);
-    for script in documented("docs/security.md") {
-        debian.shell(&script);
-    }
+    security_page(debian);
     debian.shell(&revoke);
 }
 
@@ -391,6 +395,65 @@ fn upgrade_page(debian: &Booted) {
     assert!(told.contains("after the backup"), "{told}");
     debian.shell("cd /packages/2; apt install ./ah_*.deb");
     enrolled(debian);
+}
+
+fn security_page(debian: &Booted) {
+    let [server, node, token, database, bars] =
+        <[String; 5]>::try_from(documented("docs/security.md")).unwrap();
+    let certificate = || debian.shell(CERTIFICATE);
+    let (old, before) = (debian.shell(AGENT), certificate());
+    let told = debian.shell(&server);
+    let join = told.lines().find_map(|line| line.strip_prefix("Token: "));
+    debian.shell(&format!(
+        r#"sed -i 's|join_token = .*|join_token = "{}"|' /etc/spire/agent.conf"#,
+        join.unwrap()
+    ));
+    debian.shell(&node);
+    debian.shell(&format!(
+        "spire-server agent evict -socketPath /run/spire/server.sock -spiffeID {old}\n{ENTRY}{ENTRIES}"
+    ));
+    eventually("an executor with an SVID of the new CA", || {
+        (certificate() != before).then_some(())
+    });
+    enrolled(debian);
+
+    debian.shell(HTTP);
+    let before = debian.shell("cat /etc/credstore/ah-access-point.http-token");
+    assert_eq!(answered(debian, &before), "200");
+    debian.shell("ah agent fleet revoke 0x19 --reason thief");
+    assert!(debian.shell(&token).contains("thief"));
+    assert_eq!(answered(debian, &before), "401");
+    let after = debian.shell("cat /etc/credstore/ah-access-point.http-token");
+    assert_eq!(answered(debian, &after), "200");
+    enrolled(debian);
+
+    // More starts within a minute than systemd lets anybody make.
+    debian.shell("systemctl reset-failed ah-access-point");
+    debian.shell(&database);
+    enrolled(debian);
+    debian.shell("! PGPASSWORD=PASSWORD psql -h db.example.org -U ah -c 'SELECT 1' ah");
+    assert!(debian.shell(&bars).contains("thief"));
+}
+
+/// Makes the access point serve REST to whoever has the token.
+const HTTP: &str = r#"
+cat >> /etc/ah/access-point.toml << EOF
+http_listen = "127.0.0.1:9443"
+http_token_file = "/run/credentials/ah-access-point.service/ah-access-point.http-token"
+EOF
+mkdir -p /etc/credstore
+echo a-token-that-somebody-stole > /etc/credstore/ah-access-point.http-token
+systemctl restart ah-access-point"#;
+
+/// The status with which REST answers to a token.
+fn answered(debian: &Booted, token: &str) -> String {
+    let ask = format!(
+        "exec 3<> /dev/tcp/127.0.0.1/9443
+         printf 'GET /api/v1/executors HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {}\r\n\r\n' >&3
+         head -1 <&3 | cut -d' ' -f2",
+        token.trim()
+    );
+    debian.shell(&ask).trim().to_owned()
 }
 
 /// Executors of another user, one after the other: each enrolls and goes.

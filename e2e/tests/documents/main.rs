@@ -7,6 +7,7 @@ mod monitoring;
 mod reader;
 mod vault;
 
+use ah_testkit::process::{Finished, eventually};
 use reader::Reader;
 
 // Issue: every command block in the documents runs, and shows what it prints.
@@ -92,4 +93,99 @@ fn federation_from_top_to_bottom_and_its_end() {
         .machine
         .command_as("agent-harbor", ["bash", "-c", validate]);
     assert!(!validate.output().expect("it runs").status.success());
+}
+
+// What to do when a key is stolen, of fleets that know nothing of SPIRE.
+#[test]
+fn stolen_keys_of_a_fleet() {
+    let Some(mut reader) = Reader::new() else {
+        return;
+    };
+    let page = "docs/security.md";
+    reader.section(page, "An executor's key is stolen");
+    reader.section(page, "The audit log is changed");
+    let robbed = reader.server("root", "ah agent status");
+    robbed.wait_for("certificate revoked");
+    reader.page("docs/providers/files.md");
+    reader.section(page, "An issuing CA is stolen");
+}
+
+#[test]
+fn stolen_keys_of_a_fleet_with_vault() {
+    let Some(mut reader) = Reader::with_vault() else {
+        return;
+    };
+    let page = "docs/security.md";
+    reader.page("docs/providers/vault.md");
+    reader.section(page, "A Vault secret id is stolen");
+    reader.end("ah agent");
+    reader.section(page, "An issuer in Vault is stolen");
+}
+
+// SV-53: what of SPIRE can be stolen.
+#[test]
+fn stolen_keys_of_a_trust_domain() {
+    let Some(mut reader) = Reader::new() else {
+        return;
+    };
+    let page = "docs/security.md";
+    reader.page("docs/spire.md");
+    reader.section(page, "An access point's key is stolen");
+    let late = "ah agent enroll --remote-server https://access-point.example.org:4433 --identity spiffe --name late --once";
+    let late = reader
+        .machine
+        .command_as("executor", late.split(' '))
+        .output();
+    let late = Finished::from(late.expect("it runs"));
+    let mismatch = "error: server SPIFFE ID mismatch: expected spiffe://example.org/ah/serve, got spiffe://example.org/ah/serve-2";
+    assert!(late.stderr.contains(mismatch), "{late:?}");
+
+    let executor = |reader: &Reader| {
+        let executor = reader.server("executor", "ah agent status");
+        executor.wait_for(" enrolled executor.id=");
+        executor.count("retrying in")
+    };
+    let tried = executor(&reader);
+    reader.section(page, "A SPIRE server's CA key is stolen");
+    assert_eq!(executor(&reader), tried, "the session is kept");
+    let machine = &reader.machine;
+    let bundle = machine
+        .shell("spire-server bundle show -socketPath /run/spire/server.sock")
+        .stdout;
+    assert_eq!(bundle.matches("BEGIN CERTIFICATE").count(), 1, "{bundle}");
+    let executor = reader.server("executor", "ah agent status");
+    executor.wait_for("enrollment moved to a new connection");
+
+    // A thief is there before the node.
+    let told = machine.shell("spire-server token generate -socketPath /run/spire/server.sock");
+    let token = told
+        .stdout
+        .lines()
+        .next()
+        .and_then(|line| line.strip_prefix("Token: "));
+    let token = token.expect("a token").to_owned();
+    for who in ["thief", "node"] {
+        machine.shell(&format!(
+            "mkdir /var/lib/{who}
+             sed -e 's|/var/lib/spire/agent|/var/lib/{who}|; s|agent.sock|{who}.sock|; s|join_token = .*|join_token = \"{token}\"|' \\
+               /etc/spire/agent.conf > /tmp/{who}.conf"
+        ));
+    }
+    let thief = machine.start("root", "spire-agent run -config /tmp/thief.conf");
+    let agent = format!("spiffe://example.org/spire/agent/join_token/{token}");
+    eventually("the thief's agent is attested", || {
+        let listed = machine.shell("spire-server agent list -socketPath /run/spire/server.sock");
+        listed.stdout.contains(&agent).then_some(())
+    });
+    let node = machine.start("root", "spire-agent run -config /tmp/node.conf");
+    node.wait_for("join token does not exist or has already been used");
+    reader.learn("fed654cba321...", &token);
+    reader.section(page, "A join token is stolen");
+    thief.wait_for("the agent was banned on the server");
+
+    reader.section(page, "An agent's SVID key is stolen");
+    let agent = reader.server("root", "spire-agent healthcheck");
+    agent.wait_for("the agent was banned on the server");
+    let executor = reader.server("executor", "ah agent status");
+    executor.wait_for("certificate revoked");
 }

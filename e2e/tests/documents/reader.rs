@@ -208,6 +208,11 @@ impl Reader {
         error.collect::<Vec<_>>().join("\n")
     }
 
+    /// Has a page's placeholder stand for what only the test knows.
+    pub(crate) fn learn(&mut self, placeholder: &str, value: &str) {
+        self.known.insert(placeholder, value);
+    }
+
     /// The process of `user` that this check asks.
     pub(crate) fn server(&self, user: &str, check: &str) -> &Process {
         let mut servers = self.servers.iter();
