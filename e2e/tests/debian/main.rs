@@ -284,7 +284,7 @@ fn enrolled(debian: &Booted) {
 fn upgrade(debian: &Booted, replace: &str) {
     // Before this the port was let go on purpose.
     let cursor =
-        debian.shell("journalctl --no-pager -n 0 --show-cursor | sed -n 's/^-- cursor: //p'");
+        debian.shell("journalctl --no-pager -n 1 --show-cursor | sed -n 's/^-- cursor: //p'");
     let cursor = cursor.trim();
     let mut comers = Process::start(&mut debian.command(["bash", "-c", COMERS]));
     comers.wait_for_nth(" enrolled executor.id=", 1);
