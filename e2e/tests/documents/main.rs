@@ -30,7 +30,7 @@ fn vault_from_top_to_bottom() {
 // ER-1 to ER-23
 #[test]
 fn every_error_as_it_is_provoked() {
-    let Some(mut reader) = Reader::new() else {
+    let Some(mut reader) = Reader::with_vault() else {
         return;
     };
     reader.page("docs/errors.md");
