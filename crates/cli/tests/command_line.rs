@@ -132,7 +132,7 @@ fn every_command_line_of_the_guides_parses() {
             launch.unwrap_or_else(|faults| panic!("{line}: {faults:?}"));
         }
     }
-    assert_eq!(count, 24);
+    assert_eq!(count, 26);
 }
 
 // Contract §8: exit code 2 for usage, in the one shape of errors.

@@ -14,6 +14,8 @@ const OPEN: &str = "...";
 pub struct Block {
     /// The headings above it.
     pub headings: usize,
+    /// The `##` heading that it stands below.
+    pub section: String,
     /// The words of its fence, `sh` first.
     pub kind: Vec<String>,
     /// Its lines.
@@ -26,10 +28,12 @@ pub struct Block {
 pub fn blocks(text: &str) -> Vec<Block> {
     let mut blocks: Vec<Block> = Vec::new();
     let (mut headings, mut adjacent) = (0, false);
+    let mut section = "";
     let mut lines = text.lines();
     while let Some(line) = lines.next() {
         let Some(fence) = line.strip_prefix("```") else {
             headings += usize::from(line.starts_with('#'));
+            section = line.strip_prefix("## ").unwrap_or(section);
             adjacent &= line.is_empty();
             continue;
         };
@@ -40,6 +44,7 @@ pub fn blocks(text: &str) -> Vec<Block> {
         match blocks.last_mut() {
             _ if runs => blocks.push(Block {
                 headings,
+                section: section.to_owned(),
                 kind,
                 script,
                 shown: None,
@@ -57,6 +62,11 @@ pub fn blocks(text: &str) -> Vec<Block> {
 pub struct Placeholders(BTreeMap<String, String>);
 
 impl Placeholders {
+    /// Has `name` stand for `value`, which nothing on the page prints.
+    pub fn insert(&mut self, name: &str, value: &str) {
+        self.0.insert(name.to_owned(), value.to_owned());
+    }
+
     /// `text` with all that is known put in.
     pub fn fill(&self, text: &str) -> String {
         self.0.iter().fold(text.to_owned(), |text, (name, value)| {
@@ -130,6 +140,7 @@ mod tests {
         };
         assert_eq!((first.headings, first.script.as_str()), (1, "a"));
         assert_eq!(first.shown.as_deref(), Some("b"));
+        assert_eq!((first.section.as_str(), second.section.as_str()), ("", "B"));
         assert_eq!((second.headings, second.kind.len()), (2, 3));
         assert_eq!(second.shown, None);
     }

@@ -11,12 +11,13 @@ use tempfile::TempDir;
 
 use ah_e2e::packages::{packages, root, run, scratch, sh};
 
-/// Beside what every Debian has: systemd as the first process, and what `ah` recommends is not needed.
-const INCLUDED: &str = "systemd,systemd-sysv,dbus";
+/// Beside what every Debian has: systemd as the first process, and what the pages use besides ours. What `ah`
+/// recommends is not needed.
+const INCLUDED: &str = "systemd,systemd-sysv,dbus,jq,sqlite3,postgresql";
 
 /// A directory with a bare Debian of this machine's release. Made once; the mirror is the one that apt uses here.
 fn bare_debian() -> PathBuf {
-    let place = ah_e2e::programs().join("debian-tree");
+    let place = ah_e2e::programs().join(format!("debian-with-{}", INCLUDED.replace(',', "-")));
     if !place.exists() {
         let making = scratch();
         let script = r#"
@@ -161,6 +162,12 @@ fn documented(page: &str) -> Vec<String> {
     blocks.into_iter().map(|block| block.script).collect()
 }
 
+/// The machine's agent.
+const AGENT: &str = r"spire-server agent list -socketPath /run/spire/server.sock | grep -oP 'spiffe://[^\s]+' | head -1";
+
+/// The one that the machine's executor enrolled with.
+const CERTIFICATE: &str = "ah agent fleet show spiffe://example.org/ah/agent/executor-1 --json | jq -r .certificate.serial";
+
 /// `entry` makes an entry below the machine's agent.
 const ENTRY: &str = r#"
 agent=$(spire-server agent list -socketPath /run/spire/server.sock | grep -oP 'spiffe://[^\s]+' | head -1)
@@ -230,7 +237,7 @@ rm /usr/sbin/policy-rc.d
 fn services(debian: &Booted, page: &[String; 5]) {
     let [install, spire_server, spire_agent, access_point, executor] = page;
     debian.shell(
-        "echo '127.0.0.1 localhost spire-server.example.org access-point.example.org' > /etc/hosts",
+        "echo '127.0.0.1 localhost spire-server.example.org access-point.example.org db.example.org' > /etc/hosts",
     );
     // There is no mirror to take what is only recommended from.
     debian.shell("echo 'APT::Install-Recommends \"false\";' > /etc/apt/apt.conf.d/alone");
@@ -275,6 +282,10 @@ fn enrolled(debian: &Booted) {
 
 /// Sessions are live and executors keep coming while every package is replaced.
 fn upgrade(debian: &Booted, replace: &str) {
+    // Before this the port was let go on purpose.
+    let cursor =
+        debian.shell("journalctl --no-pager -n 1 --show-cursor | sed -n 's/^-- cursor: //p'");
+    let cursor = cursor.trim();
     let mut comers = Process::start(&mut debian.command(["bash", "-c", COMERS]));
     comers.wait_for_nth(" enrolled executor.id=", 1);
     let before = debian.shell(PROCESSES);
@@ -299,7 +310,9 @@ fn upgrade(debian: &Booted, replace: &str) {
         "{:#?}",
         comers.lines()
     );
-    let journal = debian.shell("journalctl --no-pager -u ah-executor -u ah-access-point");
+    let journal = debian.shell(&format!(
+        "journalctl --no-pager --after-cursor='{cursor}' -u ah-executor -u ah-access-point"
+    ));
     assert!(!journal.contains("connection refused to"), "{journal}");
     debian.shell(
         "for unit in spire-server spire-agent ah-access-point ah-executor; do
@@ -310,32 +323,137 @@ fn upgrade(debian: &Booted, replace: &str) {
 
 /// What the other pages have somebody type on such a machine.
 fn other_pages(debian: &Booted) {
-    // The upgrade page runs a copy of the program, which needs an entry that the agent has heard of.
-    debian.shell(&format!(
-        "{ENTRY}
-         entry -spiffeID spiffe://example.org/ah/agent/executor-1 -selector unix:user:executor -selector unix:path:/tmp/new/usr/bin/ah
-         dpkg-deb -x /packages/2/ah_*.deb /tmp/new
-         until runuser -u executor -- /tmp/new/usr/bin/ah agent enroll --config /etc/ah/executor.toml --validate; do sleep 0.2; done"
-    ));
-    for page in ["docs/troubleshooting.md", "docs/upgrade.md"] {
-        for script in documented(page) {
-            // There is something to find.
-            debian.shell("ah agent fleet revoke comer; ah agent fleet reinstate comer");
-            debian.shell(&format!("cd /packages/2\n{script}"));
-            enrolled(debian);
-        }
-    }
-    for script in documented("docs/security.md") {
+    // There is something to find.
+    debian.shell("ah agent fleet revoke comer; ah agent fleet reinstate comer");
+    for script in documented("docs/troubleshooting.md") {
         debian.shell(&script);
+        enrolled(debian);
     }
-    let [bars, drain, revoke] =
-        <[String; 3]>::try_from(documented("docs/high-availability.md")).unwrap();
+    let [database, access_point, bars, drain, revoke] =
+        <[String; 5]>::try_from(documented("docs/high-availability.md")).unwrap();
+    debian.shell(&database);
+    upgrade_page(debian);
+
+    debian.shell(&access_point);
+    enrolled(debian);
+    debian.shell(
+        "[[ $(runuser -u postgres -- psql -At ah -c 'SELECT count(*) FROM executors') == 1 ]]",
+    );
     debian.shell("ah agent fleet revoke 0x17 --reason 'key found'");
     assert!(debian.shell(&bars).contains("key found"));
     debian.shell(&drain);
     debian.shell("systemctl start ah-access-point");
     enrolled(debian);
+    security_page(debian);
     debian.shell(&revoke);
+}
+
+/// With an older package that can be gone back to, and back again to the backup.
+fn upgrade_page(debian: &Booted) {
+    // The page runs a copy of the program, which needs an entry that the agent has heard of.
+    debian.shell(&format!(
+        "{ENTRY}
+         entry -spiffeID spiffe://example.org/ah/agent/executor-1 -selector unix:user:executor -selector unix:path:/tmp/new/usr/bin/ah
+         dpkg-deb -x /packages/2/ah_*.deb /tmp/new
+         until runuser -u executor -- /tmp/new/usr/bin/ah agent enroll --config /etc/ah/executor.toml --validate; do sleep 0.2; done
+         ln -s ../1 /packages/2/older"
+    ));
+    let [
+        save,
+        validate,
+        install,
+        versions,
+        after,
+        back,
+        restore,
+        postgres,
+        bars,
+    ] = <[String; 9]>::try_from(documented("docs/upgrade.md")).unwrap();
+    let version = || debian.shell("dpkg-query --show --showformat='${Version}' ah");
+    let newer = version();
+    for script in [save, validate, install] {
+        debian.shell(&format!("cd /packages/2\n{script}"));
+        enrolled(debian);
+    }
+    let told = debian.shell(&versions);
+    assert!(
+        told.contains("spiffe://example.org/ah/agent/executor-1"),
+        "{told}"
+    );
+    debian.shell(&after);
+    debian.shell(&format!("cd /packages/2\n{back}"));
+    assert_ne!(version(), newer);
+    enrolled(debian);
+    // The backup does not know of it, and the audit log does.
+    debian.shell("ah agent fleet revoke 0x18 --reason 'after the backup'");
+    debian.shell(&restore);
+    enrolled(debian);
+    let left = debian.shell("ah agent fleet list --revoked");
+    assert!(!left.contains("after the backup"), "{left}");
+    debian.shell(&postgres);
+    let told = debian.shell(&bars);
+    assert!(told.contains("after the backup"), "{told}");
+    debian.shell("cd /packages/2; apt install ./ah_*.deb");
+    enrolled(debian);
+}
+
+fn security_page(debian: &Booted) {
+    let [server, node, token, database, bars] =
+        <[String; 5]>::try_from(documented("docs/security.md")).unwrap();
+    let certificate = || debian.shell(CERTIFICATE);
+    let (old, before) = (debian.shell(AGENT), certificate());
+    let told = debian.shell(&server);
+    let join = told.lines().find_map(|line| line.strip_prefix("Token: "));
+    debian.shell(&format!(
+        r#"sed -i 's|join_token = .*|join_token = "{}"|' /etc/spire/agent.conf"#,
+        join.unwrap()
+    ));
+    debian.shell(&node);
+    debian.shell(&format!(
+        "spire-server agent evict -socketPath /run/spire/server.sock -spiffeID {old}\n{ENTRY}{ENTRIES}"
+    ));
+    eventually("an executor with an SVID of the new CA", || {
+        (certificate() != before).then_some(())
+    });
+    enrolled(debian);
+
+    debian.shell(HTTP);
+    let before = debian.shell("cat /etc/credstore/ah-access-point.http-token");
+    assert_eq!(answered(debian, &before), "200");
+    debian.shell("ah agent fleet revoke 0x19 --reason thief");
+    assert!(debian.shell(&token).contains("thief"));
+    assert_eq!(answered(debian, &before), "401");
+    let after = debian.shell("cat /etc/credstore/ah-access-point.http-token");
+    assert_eq!(answered(debian, &after), "200");
+    enrolled(debian);
+
+    // More starts within a minute than systemd lets anybody make.
+    debian.shell("systemctl reset-failed ah-access-point");
+    debian.shell(&database);
+    enrolled(debian);
+    debian.shell("! PGPASSWORD=PASSWORD psql -h db.example.org -U ah -c 'SELECT 1' ah");
+    assert!(debian.shell(&bars).contains("thief"));
+}
+
+/// Makes the access point serve REST to whoever has the token.
+const HTTP: &str = r#"
+cat >> /etc/ah/access-point.toml << EOF
+http_listen = "127.0.0.1:9443"
+http_token_file = "/run/credentials/ah-access-point.service/ah-access-point.http-token"
+EOF
+mkdir -p /etc/credstore
+echo a-token-that-somebody-stole > /etc/credstore/ah-access-point.http-token
+systemctl restart ah-access-point"#;
+
+/// The status with which REST answers to a token.
+fn answered(debian: &Booted, token: &str) -> String {
+    let ask = format!(
+        "exec 3<> /dev/tcp/127.0.0.1/9443
+         printf 'GET /api/v1/executors HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {}\r\n\r\n' >&3
+         head -1 <&3 | cut -d' ' -f2",
+        token.trim()
+    );
+    debian.shell(&ask).trim().to_owned()
 }
 
 /// Executors of another user, one after the other: each enrolls and goes.

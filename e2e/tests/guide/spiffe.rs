@@ -70,7 +70,7 @@ const TOKEN: &str = r"spire-server token generate \
     -socketPath /run/spire/server.sock \
     -ttl 3600";
 
-const ENTRIES: &str = r#"# Get agent SPIFFE ID
+pub(crate) const ENTRIES: &str = r#"# Get agent SPIFFE ID
 AGENT_ID=$(spire-server agent list -socketPath /run/spire/server.sock | grep -oP 'spiffe://[^\s]+' | head -1)
 
 # Register access point workload
@@ -87,7 +87,7 @@ spire-server entry create \
     -spiffeID "spiffe://example.org/ah/agent/executor-1" \
     -selector "unix:user:executor""#;
 
-const ACCESS_POINT: &str = r#"ah agent access-point \
+pub(crate) const ACCESS_POINT: &str = r#"ah agent access-point \
     --fleet-listen 0.0.0.0:4433 \
     --server-identity spiffe \
     --spiffe-socket /run/spire/agent.sock \
@@ -118,13 +118,13 @@ fn the_page_about_spire_prints_what_is_run_here() {
 }
 
 /// Server and agent as the guide sets them up.
-struct Spire {
+pub(crate) struct Spire {
     _server: Process,
     agent: Process,
 }
 
 impl Spire {
-    fn deploy(machine: &Machine) -> Self {
+    pub(crate) fn deploy(machine: &Machine) -> Self {
         Self::deploy_with(machine, "", "")
     }
 
@@ -168,7 +168,7 @@ fn healthy(machine: &Machine, program: &str, socket: &str) {
 
 /// Waits until the agent has heard of the entry of `user`, as a person who goes on to the next command would: an executor
 /// that comes first says so and tries again.
-fn entitled(machine: &Machine, user: &str) {
+pub(crate) fn entitled(machine: &Machine, user: &str) {
     let fetch = "spire-agent api fetch x509 -socketPath /run/spire/agent.sock";
     eventually(&format!("there is an SVID for {user}"), || {
         let answer = machine.command_as(user, ["bash", "-c", fetch]).output();

@@ -165,8 +165,6 @@ documents! {
     operations_works_as_typed: "docs/operations.md",
     high_availability_works_as_typed: "docs/high-availability.md",
     upgrade_works_as_typed: "docs/upgrade.md",
-    moving_works_as_typed: "docs/moving.md",
-    security_works_as_typed: "docs/security.md",
     dashboard_works_as_typed: "docs/dashboard.md",
     troubleshooting_works_as_typed: "docs/troubleshooting.md",
 }
