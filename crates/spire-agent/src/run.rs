@@ -15,7 +15,7 @@ use ah_identity_provider::{Code, Explained, SystemClock};
 use ah_spire_plugin::agent::AgentConfig;
 use ah_spire_plugin::goflag::Flags;
 use ah_spire_telemetry::{
-    HealthChecks, HealthListener, Log, Metrics, Program, PrometheusListener, State,
+    HealthChecks, HealthListener, Log, Metrics, Program, PrometheusListener, Sinks, State,
 };
 use nix::sys::stat::{Mode, umask};
 use tokio_util::sync::CancellationToken;
@@ -122,7 +122,7 @@ async fn serve(config: AgentConfig, log: Arc<Log>) -> Result<(), Explained> {
 
     // Before the node attests: what that takes is counted, too.
     let started = Instant::now();
-    let metrics = Metrics::new(&config.telemetry, Program::Agent, &config.trust_domain)?;
+    let (metrics, sinks) = Metrics::new(&config.telemetry, Program::Agent, &config.trust_domain)?;
     let prometheus = match &config.telemetry.prometheus {
         Some(prometheus) => Some(PrometheusListener::bind(prometheus, metrics.clone()).await?),
         None => None,
@@ -138,6 +138,7 @@ async fn serve(config: AgentConfig, log: Arc<Log>) -> Result<(), Explained> {
     let running = std::mem::take(&mut plugins.running);
     let start = Start {
         metrics,
+        sinks,
         prometheus,
         health_listener,
         started,
@@ -151,6 +152,7 @@ async fn serve(config: AgentConfig, log: Arc<Log>) -> Result<(), Explained> {
 /// What is there before the plugins are.
 struct Start {
     metrics: Metrics,
+    sinks: Sinks,
     prometheus: Option<PrometheusListener>,
     health_listener: Option<HealthListener>,
     started: Instant,
@@ -166,6 +168,7 @@ async fn serve_with(
 ) -> Result<(), Explained> {
     let Start {
         metrics,
+        sinks,
         prometheus,
         health_listener,
         started,
@@ -192,7 +195,7 @@ async fn serve_with(
         tasks.spawn("admin API", endless(api.serve(drain.clone())));
     }
     if let Some(socket) = &config.workload_socket {
-        let api = workload_api(&config, socket, metrics);
+        let api = workload_api(&config, socket, metrics.clone());
         let api = WorkloadApi::bind(api, identities, Arc::new(plugins.workload), None)?;
         let stop = drain.clone().cancelled_owned();
         tasks.spawn("Workload API", endless(api.serve(stop)));
@@ -200,6 +203,7 @@ async fn serve_with(
     if let Some(listener) = prometheus {
         tasks.spawn("Prometheus", endless(listener.serve(drain.clone())));
     }
+    tasks.spawn("telemetry", endless(sinks.run(drain.clone())));
     let checks = HealthChecks::default().with("agent", look_at(health.clone()));
     let checks = checks.run(health_listener, drain.clone());
     tasks.spawn("health checks", endless(checks));
@@ -210,7 +214,14 @@ async fn serve_with(
     );
     tasks.spawn(
         "signals",
-        signals::act_on(requests, log, plugins.reload, manager, drain.clone()),
+        signals::act_on(
+            requests,
+            log,
+            metrics,
+            plugins.reload,
+            manager,
+            drain.clone(),
+        ),
     );
     tasks.spawn("faults", print_faults(health, drain.clone()));
     let (ended, end) = tokio::sync::oneshot::channel();

@@ -15,7 +15,9 @@ use ah_daemon::signals::{Requests, Signals};
 use ah_daemon::tasks::Shutdown;
 use ah_identity_provider::{Clock, Explained, SystemClock};
 use ah_spire_plugin::server::ServerConfig;
-use ah_spire_telemetry::{HealthListener, Log, Metrics, Program, PrometheusListener, RpcMetrics};
+use ah_spire_telemetry::{
+    HealthListener, Log, Metrics, Program, PrometheusListener, RpcMetrics, Sinks,
+};
 use nix::sys::stat::{Mode, umask};
 use spiffe::SpiffeId;
 
@@ -54,8 +56,8 @@ pub async fn validate(config: &ServerConfig) -> Result<(), String> {
     external::check(&wanted.external, config).await
 }
 
-/// Where this server counts. Sinks that it does not have are refused by name.
-fn metrics(config: &ServerConfig) -> Result<Metrics, String> {
+/// Where this server counts, and what sends it on.
+fn metrics(config: &ServerConfig) -> Result<(Metrics, Sinks), String> {
     Metrics::new(&config.telemetry, Program::Server, &config.trust_domain)
         .map_err(|refused| refused.report())
 }
@@ -186,6 +188,8 @@ struct Started<S> {
     bundle_endpoint: Option<Endpoint>,
     health: Option<HealthListener>,
     prometheus: Option<PrometheusListener>,
+    metrics: Metrics,
+    sinks: Sinks,
 }
 
 async fn start(
@@ -204,7 +208,7 @@ async fn start(
         )
     })?;
     tracing::info!(db_type = %wanted.store.database_type, "Opening SQL database");
-    let metrics = metrics(config)?;
+    let (metrics, sinks) = metrics(config)?;
     metrics.started(env!("CARGO_PKG_VERSION"), &ours);
     let database = SqlStore::open(&wanted.store)
         .await
@@ -310,7 +314,7 @@ async fn start(
     let health = HealthListener::bind(&config.health_checks).await;
     let prometheus = match &config.telemetry.prometheus {
         Some(prometheus) => {
-            let bound = PrometheusListener::bind(prometheus, metrics).await;
+            let bound = PrometheusListener::bind(prometheus, metrics.clone()).await;
             Some(bound.map_err(told)?)
         }
         None => None,
@@ -330,6 +334,8 @@ async fn start(
         bundle_endpoint,
         health: health.map_err(told)?,
         prometheus,
+        metrics,
+        sinks,
     })
 }
 

@@ -13,4 +13,5 @@ mod nested;
 mod observed;
 mod server;
 mod signals;
+mod sinks;
 mod vault;

@@ -37,9 +37,11 @@ async fn serving(config: Prometheus) -> (SocketAddr, CancellationToken) {
         ..TelemetryConfig::default()
     };
     let trust_domain = TrustDomain::new("example.org").unwrap();
-    let metrics = Metrics::new(&telemetry, Program::Agent, &trust_domain).unwrap();
+    let (metrics, _) = Metrics::new(&telemetry, Program::Agent, &trust_domain).unwrap();
     metrics.counter(&["sds_api", "connection"], &[]).increment();
-    let listener = PrometheusListener::bind(&config, metrics).await.unwrap();
+    let listener = PrometheusListener::bind(&config, metrics)
+        .await
+        .unwrap();
     let address = listener.address().unwrap();
     let stop = CancellationToken::new();
     tokio::spawn(listener.serve(stop.clone()));
