@@ -15,7 +15,7 @@ use ah_identity_provider::{Code, Explained, SystemClock};
 use ah_spire_plugin::agent::AgentConfig;
 use ah_spire_plugin::goflag::Flags;
 use ah_spire_telemetry::{
-    HealthChecks, HealthListener, Log, Metrics, Program, PrometheusListener, Sinks, State,
+    HealthChecks, HealthListener, Log, Metrics, Program, PrometheusListener, Sinks, State, profile,
 };
 use nix::sys::stat::{Mode, umask};
 use tokio_util::sync::CancellationToken;
@@ -203,6 +203,8 @@ async fn serve_with(
     if let Some(listener) = prometheus {
         tasks.spawn("Prometheus", endless(listener.serve(drain.clone())));
     }
+    let profiling = profile(config.profiling.clone(), Program::Agent, drain.clone());
+    tasks.spawn("profiling", endless(profiling));
     tasks.spawn("telemetry", endless(sinks.run(drain.clone())));
     let checks = HealthChecks::default().with("agent", look_at(health.clone()));
     let checks = checks.run(health_listener, drain.clone());

@@ -86,16 +86,11 @@ fn tell_unsupported(config: &ServerConfig) -> Result<(), String> {
 }
 
 fn warn_unsupported(config: &ServerConfig) {
-    for (set, what) in [
-        (config.profiling.enabled, "profiling_enabled"),
-        (
-            !config.experimental.feature_flags.is_empty(),
-            "experimental.feature_flags",
-        ),
-    ] {
-        if set {
-            tracing::warn!(what, "Configured, and not supported by this server yet");
-        }
+    if !config.experimental.feature_flags.is_empty() {
+        tracing::warn!(
+            what = "experimental.feature_flags",
+            "Configured, and not supported by this server yet"
+        );
     }
 }
 

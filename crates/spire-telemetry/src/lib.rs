@@ -6,6 +6,7 @@
 //! - [`RpcMetrics`]: counts the calls to a service.
 //! - [`Log`]: upstream's lines, at a level that can be changed while the process runs.
 //! - [`HealthChecks`]: looks at the parts of a process, and answers `/live` and `/ready`.
+//! - [`profile`]: where the program spends its time, for `go tool pprof`.
 //! - [`Http`]: the small HTTP server under all that.
 
 mod health;
@@ -13,6 +14,7 @@ mod http;
 mod listener;
 mod log;
 mod metrics;
+mod profiling;
 mod rpc;
 
 pub use health::{Check, HealthChecks, HealthListener, State};
@@ -20,4 +22,5 @@ pub use http::{Http, answer};
 pub use listener::PrometheusListener;
 pub use log::{Log, describe_levels, level_asked_for, level_named};
 pub use metrics::{CallCounter, Counter, Gauge, Metrics, Program, Running, Sinks, Summary};
+pub use profiling::profile;
 pub use rpc::{Counted, RpcMetrics};

@@ -298,7 +298,6 @@ pub(super) fn missing(config: &AgentConfig) -> Vec<String> {
     let rates = &config.experimental.rate_limit;
     let missing = [
         (config.experimental.broker.is_some(), "experimental.broker"),
-        (config.profiling.enabled, "profiling_enabled"),
         (
             !config.authorized_delegates.is_empty(),
             "authorized_delegates",

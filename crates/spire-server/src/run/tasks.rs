@@ -7,7 +7,7 @@ use ah_daemon::signals::{Request, Requests};
 use ah_daemon::systemd;
 use ah_daemon::tasks::{Shutdown, Tasks};
 use ah_spire_plugin::server::ServerConfig;
-use ah_spire_telemetry::{HealthChecks, Log, Metrics, State};
+use ah_spire_telemetry::{HealthChecks, Log, Metrics, Program, State, profile};
 use tokio_util::sync::CancellationToken;
 
 use super::Started;
@@ -81,6 +81,11 @@ impl<S: Store> Started<S> {
                 Ok::<(), String>(())
             });
         }
+        let (profiling, stop) = (config.profiling.clone(), drain.clone());
+        tasks.spawn("profiling", async move {
+            profile(profiling, Program::Server, stop).await;
+            Ok::<(), String>(())
+        });
         let (sinks, stop) = (self.sinks, drain.clone());
         tasks.spawn("telemetry", async move {
             sinks.run(stop).await;
