@@ -124,7 +124,11 @@ async fn serve(config: AgentConfig, log: Arc<Log>) -> Result<(), Explained> {
     let started = Instant::now();
     let (metrics, sinks) = Metrics::new(&config.telemetry, Program::Agent, &config.trust_domain)?;
     let prometheus = match &config.telemetry.prometheus {
-        Some(prometheus) => Some(PrometheusListener::bind(prometheus, metrics.clone()).await?),
+        Some(prometheus) => {
+            let post_quantum_only = config.experimental.require_pq_kem;
+            let bound = PrometheusListener::bind(prometheus, metrics.clone(), post_quantum_only);
+            Some(bound.await?)
+        }
         None => None,
     };
     metrics.started(env!("CARGO_PKG_VERSION"), &config.trust_domain);

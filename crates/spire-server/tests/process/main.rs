@@ -6,6 +6,7 @@
 )]
 
 mod authorities;
+mod doors;
 mod federation;
 mod full_disk;
 mod guide;
