@@ -15,7 +15,7 @@ use ah_identity_provider::{Code, Explained, SystemClock};
 use ah_spire_plugin::agent::AgentConfig;
 use ah_spire_plugin::goflag::Flags;
 use ah_spire_telemetry::{
-    HealthChecks, HealthListener, Log, Metrics, Program, PrometheusListener, State,
+    HealthChecks, HealthListener, Log, Metrics, Program, PrometheusListener, Sinks, State, profile,
 };
 use nix::sys::stat::{Mode, umask};
 use tokio_util::sync::CancellationToken;
@@ -123,9 +123,13 @@ async fn serve(config: AgentConfig, log: Arc<Log>) -> Result<(), Explained> {
 
     // Before the node attests: what that takes is counted, too.
     let started = Instant::now();
-    let metrics = Metrics::new(&config.telemetry, Program::Agent, &config.trust_domain)?;
+    let (metrics, sinks) = Metrics::new(&config.telemetry, Program::Agent, &config.trust_domain)?;
     let prometheus = match &config.telemetry.prometheus {
-        Some(prometheus) => Some(PrometheusListener::bind(prometheus, metrics.clone()).await?),
+        Some(prometheus) => {
+            let post_quantum_only = config.experimental.require_pq_kem;
+            let bound = PrometheusListener::bind(prometheus, metrics.clone(), post_quantum_only);
+            Some(bound.await?)
+        }
         None => None,
     };
     metrics.started(env!("CARGO_PKG_VERSION"), &config.trust_domain);
@@ -139,6 +143,7 @@ async fn serve(config: AgentConfig, log: Arc<Log>) -> Result<(), Explained> {
     let running = std::mem::take(&mut plugins.running);
     let start = Start {
         metrics,
+        sinks,
         prometheus,
         health_listener,
         started,
@@ -152,6 +157,7 @@ async fn serve(config: AgentConfig, log: Arc<Log>) -> Result<(), Explained> {
 /// What is there before the plugins are.
 struct Start {
     metrics: Metrics,
+    sinks: Sinks,
     prometheus: Option<PrometheusListener>,
     health_listener: Option<HealthListener>,
     started: Instant,
@@ -167,6 +173,7 @@ async fn serve_with(
 ) -> Result<(), Explained> {
     let Start {
         metrics,
+        sinks,
         prometheus,
         health_listener,
         started,
@@ -201,7 +208,7 @@ async fn serve_with(
         tasks.spawn("admin API", endless(api.serve(drain.clone())));
     }
     if let Some(socket) = &config.workload_socket {
-        let api = workload_api(&config, socket, metrics);
+        let api = workload_api(&config, socket, metrics.clone());
         let api = WorkloadApi::bind(api, identities, attestors)?;
         let stop = drain.clone().cancelled_owned();
         tasks.spawn("Workload API", endless(api.serve(stop)));
@@ -219,6 +226,9 @@ async fn serve_with(
     if let Some(listener) = prometheus {
         tasks.spawn("Prometheus", endless(listener.serve(drain.clone())));
     }
+    let profiling = profile(config.profiling.clone(), Program::Agent, drain.clone());
+    tasks.spawn("profiling", endless(profiling));
+    tasks.spawn("telemetry", endless(sinks.run(drain.clone())));
     let checks = HealthChecks::default().with("agent", look_at(health.clone()));
     let checks = checks.run(health_listener, drain.clone());
     tasks.spawn("health checks", endless(checks));
@@ -229,7 +239,14 @@ async fn serve_with(
     );
     tasks.spawn(
         "signals",
-        signals::act_on(requests, log, plugins.reload, manager, drain.clone()),
+        signals::act_on(
+            requests,
+            log,
+            metrics,
+            plugins.reload,
+            manager,
+            drain.clone(),
+        ),
     );
     tasks.spawn("faults", print_faults(health, drain.clone()));
     let (ended, end) = tokio::sync::oneshot::channel();

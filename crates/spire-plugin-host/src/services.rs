@@ -77,8 +77,13 @@ impl wire::metrics_server::Metrics for Counting {
         Ok(Response::new(()))
     }
 
-    /// Prometheus, the one sink there is, has no such thing; upstream's drops it as well.
-    async fn emit_key(&self, _: Request<wire::EmitKeyRequest>) -> Result<Response<()>, Status> {
+    async fn emit_key(
+        &self,
+        request: Request<wire::EmitKeyRequest>,
+    ) -> Result<Response<()>, Status> {
+        let request = request.into_inner();
+        let Series { key, .. } = Series::of(&request.key, &[]);
+        self.0.point(&key, request.val.into());
         Ok(Response::new(()))
     }
 
@@ -118,7 +123,7 @@ impl wire::metrics_server::Metrics for Counting {
         let since = SystemTime::UNIX_EPOCH.checked_add(since);
         let took = since.and_then(|since| SystemTime::now().duration_since(since).ok());
         let took = took.unwrap_or_default().as_secs_f64() * 1000.0;
-        self.0.summary(&key, &labels).observe(took);
+        self.0.timer(&key, &labels).observe(took);
         Ok(Response::new(()))
     }
 }

@@ -1,6 +1,7 @@
 //! Where the services are reached: a unix socket for this host, TLS for the network.
 
 mod local;
+mod proxy;
 mod tcp;
 mod tls;
 

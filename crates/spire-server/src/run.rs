@@ -15,7 +15,10 @@ use ah_daemon::signals::{Requests, Signals};
 use ah_daemon::tasks::Shutdown;
 use ah_identity_provider::{Clock, Explained, SystemClock};
 use ah_spire_plugin::server::ServerConfig;
-use ah_spire_telemetry::{HealthListener, Log, Metrics, Program, PrometheusListener, RpcMetrics};
+use ah_spire_plugin::settings::FeatureFlag;
+use ah_spire_telemetry::{
+    HealthListener, Log, Metrics, Program, PrometheusListener, RpcMetrics, Sinks,
+};
 use ah_spire_wire::model::Bundle;
 use nix::sys::stat::{Mode, umask};
 use spiffe::SpiffeId;
@@ -56,46 +59,30 @@ pub async fn validate(config: &ServerConfig) -> Result<(), String> {
     external::check(&wanted.external, config).await
 }
 
-/// Where this server counts. Sinks that it does not have are refused by name.
-fn metrics(config: &ServerConfig) -> Result<Metrics, String> {
+/// Where this server counts, and what sends it on.
+fn metrics(config: &ServerConfig) -> Result<(Metrics, Sinks), String> {
     Metrics::new(&config.telemetry, Program::Server, &config.trust_domain)
         .map_err(|refused| refused.report())
 }
 
 /// What is configured and this server does not do: refused where leaving it out would be unsafe.
 fn tell_unsupported(config: &ServerConfig) -> Result<(), String> {
-    let experimental = &config.experimental;
-    let refused = [
-        (
-            experimental.auth_opa_policy_engine.is_some(),
-            "experimental.auth_opa_policy_engine is not supported: the built-in policy would allow what yours may not",
-        ),
-        (
-            !config.proxy_protocol_trusted_cidrs.is_empty(),
-            "proxy_protocol_trusted_cidrs is not supported: rate limits would count the proxy as one caller",
-        ),
-        (
-            experimental.require_pq_kem,
-            "experimental.require_pq_kem is not supported: X25519MLKEM768 is preferred, and others would still be taken",
-        ),
-    ];
-    match refused.iter().find(|(set, _)| *set) {
-        Some((_, why)) => Err((*why).to_owned()),
+    match config.experimental.auth_opa_policy_engine {
+        Some(_) => Err("experimental.auth_opa_policy_engine is not supported: the built-in policy would allow what yours may not".to_owned()),
         None => Ok(()),
     }
 }
 
 fn warn_unsupported(config: &ServerConfig) {
-    for (set, what) in [
-        (config.profiling.enabled, "profiling_enabled"),
-        (
-            !config.experimental.feature_flags.is_empty(),
-            "experimental.feature_flags",
-        ),
-    ] {
-        if set {
-            tracing::warn!(what, "Configured, and not supported by this server yet");
-        }
+    if config
+        .experimental
+        .feature_flags
+        .contains(&FeatureFlag::WitSvid)
+    {
+        tracing::warn!(
+            what = "experimental.feature_flags: wit-svid",
+            "Configured, and not supported by this server yet"
+        );
     }
 }
 
@@ -191,6 +178,8 @@ struct Started<S> {
     bundle_endpoint: Option<Endpoint>,
     health: Option<HealthListener>,
     prometheus: Option<PrometheusListener>,
+    metrics: Metrics,
+    sinks: Sinks,
 }
 
 async fn start(
@@ -209,7 +198,7 @@ async fn start(
         )
     })?;
     tracing::info!(db_type = %wanted.store.database_type, "Opening SQL database");
-    let metrics = metrics(config)?;
+    let (metrics, sinks) = metrics(config)?;
     metrics.started(env!("CARGO_PKG_VERSION"), &ours);
     let database = SqlStore::open(&wanted.store)
         .await
@@ -278,9 +267,11 @@ async fn start(
     if let Some(bundle) = &loaded {
         outside.loaded(bundle).await?;
     }
+    let post_quantum_only = config.experimental.require_pq_kem;
     let bundle_endpoint = match &config.federation.bundle_endpoint {
         Some(endpoint) => {
-            Some(Endpoint::bind(endpoint, trust.own_bundle(), svids.subscribe()).await?)
+            let (bundle, svids) = (trust.own_bundle(), svids.subscribe());
+            Some(Endpoint::bind(endpoint, bundle, svids, post_quantum_only).await?)
         }
         None => None,
     };
@@ -290,8 +281,15 @@ async fn start(
         store.clone(),
         clock.clone(),
         metrics.clone(),
+        post_quantum_only,
     ));
-    let configs = Configs::new(svids.subscribe(), trust.subscribe(), clients, clock.clone());
+    let configs = Configs::new(
+        svids.subscribe(),
+        trust.subscribe(),
+        clients,
+        clock.clone(),
+        post_quantum_only,
+    );
     let core = Arc::new(Core {
         trust_domain: ours,
         store,
@@ -320,7 +318,8 @@ async fn start(
     let health = HealthListener::bind(&config.health_checks).await;
     let prometheus = match &config.telemetry.prometheus {
         Some(prometheus) => {
-            let bound = PrometheusListener::bind(prometheus, metrics).await;
+            let bound =
+                PrometheusListener::bind(prometheus, metrics.clone(), post_quantum_only).await;
             Some(bound.map_err(told)?)
         }
         None => None,
@@ -338,10 +337,13 @@ async fn start(
         loaded,
         pruner,
         local,
-        network: Network::new(listener, configs),
+        network: Network::new(listener, configs)
+            .behind(config.proxy_protocol_trusted_cidrs.clone()),
         bundle_endpoint,
         health: health.map_err(told)?,
         prometheus,
+        metrics,
+        sinks,
     })
 }
 

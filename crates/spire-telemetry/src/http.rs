@@ -75,6 +75,16 @@ impl Http {
     where
         F: Fn(&Request<Incoming>) -> Response<Full<Bytes>> + Clone + Send + 'static,
     {
+        let at_once = move |request| std::future::ready(answer(&request));
+        self.serve_slowly(at_once, stop).await;
+    }
+
+    /// The same, for answers that take their time. One whose caller goes away is dropped.
+    pub(crate) async fn serve_slowly<F, A>(self, answer: F, stop: CancellationToken)
+    where
+        F: Fn(Request<Incoming>) -> A + Clone + Send + 'static,
+        A: Future<Output = Response<Full<Bytes>>> + Send + 'static,
+    {
         let places = Arc::new(Semaphore::new(self.most_connections));
         let tasks = TaskTracker::new();
         let tls = self.tls.map(TlsAcceptor::from);
@@ -113,9 +123,10 @@ impl Http {
     }
 }
 
-async fn connection<F>(stream: TcpStream, tls: Option<TlsAcceptor>, answer: F) -> io::Result<()>
+async fn connection<F, A>(stream: TcpStream, tls: Option<TlsAcceptor>, answer: F) -> io::Result<()>
 where
-    F: Fn(&Request<Incoming>) -> Response<Full<Bytes>>,
+    F: Fn(Request<Incoming>) -> A,
+    A: Future<Output = Response<Full<Bytes>>>,
 {
     match tls {
         None => requests(stream, answer).await,
@@ -126,14 +137,15 @@ where
     }
 }
 
-fn requests<T, F>(stream: T, answer: F) -> impl Future<Output = io::Result<()>>
+fn requests<T, F, A>(stream: T, answer: F) -> impl Future<Output = io::Result<()>>
 where
     T: AsyncRead + AsyncWrite + Unpin,
-    F: Fn(&Request<Incoming>) -> Response<Full<Bytes>>,
+    F: Fn(Request<Incoming>) -> A,
+    A: Future<Output = Response<Full<Bytes>>>,
 {
     let service = service_fn(move |request| {
-        let response = answer(&request);
-        async move { Ok::<_, Infallible>(response) }
+        let response = answer(request);
+        async move { Ok::<_, Infallible>(response.await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

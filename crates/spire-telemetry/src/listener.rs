@@ -26,13 +26,19 @@ pub struct PrometheusListener {
 }
 
 impl PrometheusListener {
-    /// Takes host and port.
+    /// Takes host and port. With `post_quantum_only` the key exchange of TLS is X25519MLKEM768 or there is none.
     ///
     /// # Errors
     /// The address cannot be had, or `tls { }` is not usable: TLS 1.3 with `cert_file` and `key_file`, and
     /// `client_ca_file` for clients that have to show a certificate.
-    pub async fn bind(config: &Prometheus, metrics: Metrics) -> Result<Self, Explained> {
-        let tls = config.tls.as_ref().map(server_config).transpose()?;
+    pub async fn bind(
+        config: &Prometheus,
+        metrics: Metrics,
+        post_quantum_only: bool,
+    ) -> Result<Self, Explained> {
+        let tls = config.tls.as_ref();
+        let tls = tls.map(|tls| server_config(tls, post_quantum_only));
+        let tls = tls.transpose()?;
         let listener = bind(&config.host, &config.port.to_string())
             .await
             .map_err(|error| {
@@ -79,7 +85,10 @@ impl PrometheusListener {
     }
 }
 
-fn server_config(tls: &PrometheusTls) -> Result<Arc<ServerConfig>, Explained> {
+fn server_config(
+    tls: &PrometheusTls,
+    post_quantum_only: bool,
+) -> Result<Arc<ServerConfig>, Explained> {
     let refused = |what: &str, hint: &str| {
         Err(Explained::new(Code::Usage, format!("telemetry.Prometheus.tls: {what}")).hint(hint))
     };
@@ -104,7 +113,11 @@ fn server_config(tls: &PrometheusTls) -> Result<Arc<ServerConfig>, Explained> {
     let chain = pem::certificates(&read(cert_file)?).map_err(|error| bad(cert_file, error))?;
     let key = pem::private_key(&read(key_file)?, None).map_err(|error| bad(key_file, error))?;
     let unusable = |error: rustls::Error| bad(cert_file, error);
-    let builder = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+    let mut provider = aws_lc_rs::default_provider();
+    if post_quantum_only {
+        provider.kx_groups = vec![aws_lc_rs::kx_group::X25519MLKEM768];
+    }
+    let builder = ServerConfig::builder_with_provider(Arc::new(provider))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(unusable)?;
     let builder = match &tls.client_ca_file {

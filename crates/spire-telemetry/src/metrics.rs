@@ -1,27 +1,29 @@
-//! Metrics as upstream's sink for Prometheus prints them.
+//! Metrics under upstream's names, for Prometheus and for the sinks that are told.
 //!
-//! The text is written here and not by `prometheus-client`: that has no summaries, and gives counters the suffix
+//! The text for Prometheus is written here and not by `prometheus-client`: that has no summaries, and gives counters the suffix
 //! `_total` of OpenMetrics, which upstream's names lack.
 
 mod filter;
+mod handles;
 mod name;
 mod registry;
 mod series;
+mod sinks;
 mod window;
 
 use std::sync::Arc;
-use std::time::Instant;
 
-use ah_identity_provider::{Code, Explained};
+use ah_identity_provider::Explained;
 use ah_spire_plugin::telemetry::TelemetryConfig;
 use spiffe::TrustDomain;
 
-pub use self::series::{CallCounter, Counter, Gauge, Running, Summary};
+pub use self::handles::{CallCounter, Counter, Gauge, Running, Summary};
+pub use self::sinks::Sinks;
 
 use self::filter::Filter;
-use self::registry::{Registry, Series};
-use self::series::Number;
-use self::window::Window;
+use self::registry::Registry;
+use self::series::{Kind, Series};
+use self::sinks::Configured;
 
 /// Whose metrics they are: the first part of every name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,18 +55,19 @@ impl Metrics {
         Self(None)
     }
 
-    /// As `telemetry { }` says; off when it names no sink.
+    /// As `telemetry { }` says; off when it names no sink. The sinks send once they are run.
     ///
     /// # Errors
-    /// A sink is configured that there is none of yet.
+    /// A sink's settings cannot be.
     pub fn new(
         config: &TelemetryConfig,
         program: Program,
         trust_domain: &TrustDomain,
-    ) -> Result<Self, Explained> {
-        refuse_other_sinks(config)?;
-        if config.prometheus.is_none() {
-            return Ok(Self::off());
+    ) -> Result<(Self, Sinks), Explained> {
+        let sinks = Configured::new(config, program.prefix())?;
+        let prometheus = config.prometheus.is_some();
+        if !prometheus && !config.in_memory && sinks.are_none() {
+            return Ok((Self::off(), Sinks::default()));
         }
         let host = config
             .hostname_label
@@ -73,12 +76,19 @@ impl Metrics {
         let trust_domain = config
             .trust_domain_label
             .then(|| trust_domain.as_str().to_owned());
-        Ok(Self(Some(Arc::new(Registry::new(
-            config.metric_prefix.as_deref().unwrap_or(program.prefix()),
+        let prefix = config.metric_prefix.as_deref().unwrap_or(program.prefix());
+        let registry = Arc::new(Registry {
+            prefix: prefix.to_owned(),
             host,
             trust_domain,
-            Filter::new(config),
-        )))))
+            filter: Filter::new(config),
+            prometheus,
+            m3: sinks.have_m3(),
+            queues: sinks.queues(),
+            memory: config.in_memory.then(Arc::default),
+            known: std::sync::RwLock::default(),
+        });
+        Ok((Self(Some(registry.clone())), sinks.with(registry)))
     }
 
     /// Whether anything is counted.
@@ -88,17 +98,33 @@ impl Metrics {
 
     /// What only goes up.
     pub fn counter(&self, key: &[&str], labels: &[(&str, &str)]) -> Counter {
-        Counter(self.0.as_ref().and_then(|it| it.counter(key, labels)))
+        Counter(self.series(Kind::Counter, key, labels))
     }
 
     /// What is at some value now.
     pub fn gauge(&self, key: &[&str], labels: &[(&str, &str)]) -> Gauge {
-        Gauge(self.0.as_ref().and_then(|it| it.gauge(key, labels)))
+        Gauge(self.series(Kind::Gauge, key, labels))
     }
 
     /// A number that something happens with, with its quantiles.
     pub fn summary(&self, key: &[&str], labels: &[(&str, &str)]) -> Summary {
-        Summary(self.0.as_ref().and_then(|it| it.summary(key, labels)))
+        Summary(self.series(Kind::Sample, key, labels))
+    }
+
+    /// A time that something takes, in milliseconds.
+    pub fn timer(&self, key: &[&str], labels: &[(&str, &str)]) -> Summary {
+        Summary(self.series(Kind::Timer, key, labels))
+    }
+
+    /// A value by itself, which Statsd and the memory have words for, and the other sinks have not.
+    pub fn point(&self, key: &[&str], value: f64) {
+        if let Some(series) = self.series(Kind::Point, key, &[]) {
+            series.tell(value);
+        }
+    }
+
+    fn series(&self, kind: Kind, key: &[&str], labels: &[(&str, &str)]) -> Option<Arc<Series>> {
+        self.0.as_ref()?.series(kind, key, labels)
     }
 
     /// Calls with their outcome and what time they took: `KEY` counts, `KEY.elapsed_time` has milliseconds, both with
@@ -115,8 +141,22 @@ impl Metrics {
         ];
         self.gauge(&["started"], &labels).set(1.0);
         if let Some(registry) = &self.0 {
-            registry.add(&["uptime_in_ms"], &[], Series::Since(Instant::now()));
+            registry.time_from_now(&["uptime_in_ms"]);
+            registry.tell_times();
         }
+    }
+
+    /// What `InMem { }` keeps goes to the log, a line for each series of each second of the last hour.
+    pub async fn log_memory(&self) {
+        let memory = self.0.as_ref().and_then(|it| it.memory.clone());
+        let Some(memory) = memory else { return };
+        let write = move || {
+            for line in memory.lines() {
+                tracing::info!(subsystem_name = "telemetry", "{line}");
+            }
+        };
+        // It writes; a panic there is none of ours.
+        let _ = tokio::task::spawn_blocking(write).await;
     }
 
     /// All of it in the text format 0.0.4 of Prometheus.
@@ -125,25 +165,6 @@ impl Metrics {
             .as_ref()
             .map(|registry| registry.text())
             .unwrap_or_default()
-    }
-}
-
-fn refuse_other_sinks(config: &TelemetryConfig) -> Result<(), Explained> {
-    let configured = [
-        ("DogStatsd", !config.dog_statsd.is_empty()),
-        ("Statsd", !config.statsd.is_empty()),
-        ("M3", !config.m3.is_empty()),
-        ("InMem", config.in_memory),
-    ];
-    match configured.iter().find(|(_, there)| *there) {
-        None => Ok(()),
-        Some((block, _)) => Err(Explained::new(
-            Code::Usage,
-            format!("telemetry.{block} is not supported"),
-        )
-        .hint(format!(
-            "remove the block {block} from telemetry; metrics are served by the block Prometheus"
-        ))),
     }
 }
 

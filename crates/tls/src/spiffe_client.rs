@@ -10,7 +10,7 @@ use ah_identity_provider::{Clock, Explained, PrivateKey};
 use rustls::Error;
 use rustls::client::danger::{ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ResolvesClientCert, Resumption};
-use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::crypto::CryptoProvider;
 use rustls::sign::{CertifiedKey, SigningKey};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use spiffe::SpiffeId;
@@ -21,7 +21,7 @@ use tokio_rustls::client::TlsStream;
 use crate::configs::{ALPN, Time, provider, unusable};
 use crate::handshake::{PresentAlways, chain, record, tls13_signatures, with_verdict};
 use crate::verify::{verify_first_use, verify_spiffe_server};
-use crate::{PeerIdentity, Trust, VerifyError};
+use crate::{PeerIdentity, Trust, VerifyError, key_exchanges};
 
 /// By what the server is judged.
 #[derive(Clone)]
@@ -77,10 +77,7 @@ impl SpiffeClient {
         post_quantum_only: bool,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, Explained> {
-        let mut provider = CryptoProvider::clone(&provider());
-        if post_quantum_only {
-            provider.kx_groups = vec![aws_lc_rs::kx_group::X25519MLKEM768];
-        }
+        let provider = key_exchanges(CryptoProvider::clone(&provider()), post_quantum_only);
         let own = match identity {
             Some((chain, key)) => {
                 let key = match key {

@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use crate::parse_spiffe_id;
+use crate::{key_exchanges, parse_spiffe_id};
 
 /// TLS 1.2 and 1.3 towards web servers (RFC 6125), ALPN `http/1.1`.
 #[derive(Debug)]
@@ -41,11 +41,11 @@ impl fmt::Display for WebFault {
 
 impl WebClient {
     /// Reads the machine's roots, from files: not on a thread that has others to serve. `SSL_CERT_FILE` and
-    /// `SSL_CERT_DIR` name others.
+    /// `SSL_CERT_DIR` name others. With `post_quantum_only` the key exchange is X25519MLKEM768 or there is none.
     ///
     /// # Errors
     /// There are none.
-    pub fn new() -> Result<Self, String> {
+    pub fn new(post_quantum_only: bool) -> Result<Self, String> {
         let mut roots = RootCertStore::empty();
         let found = rustls_native_certs::load_native_certs();
         roots.add_parsable_certificates(found.certs);
@@ -56,7 +56,8 @@ impl WebClient {
             });
         }
         // The web's suites: ours are those of TLS 1.3 alone.
-        let provider = Arc::new(aws_lc_rs::default_provider());
+        let provider = key_exchanges(aws_lc_rs::default_provider(), post_quantum_only);
+        let provider = Arc::new(provider);
         let inner = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone())
             .build()
             .map_err(|error| error.to_string())?;

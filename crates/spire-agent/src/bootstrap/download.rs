@@ -79,7 +79,7 @@ async fn fetch(url: &Url, unix_socket: Option<&Path>) -> Result<Answer, String> 
     if url.scheme() != "https" {
         return ask(url, AGENT, transport).await;
     }
-    let web = tokio::task::spawn_blocking(WebClient::new);
+    let web = tokio::task::spawn_blocking(|| WebClient::new(false));
     let web = web.await.map_err(|error| error.to_string())??;
     let stream = web.connect(host, transport).await;
     let stream = stream.map_err(|fault| format!("{place}: TLS: {fault}"))?;

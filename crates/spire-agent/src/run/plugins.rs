@@ -371,10 +371,7 @@ fn unsupported(plugin: &PluginConfig, why: &str) -> Explained {
 
 /// Which keys are set and have no effect.
 pub(super) fn missing(config: &AgentConfig) -> Vec<String> {
-    let missing = [
-        (config.experimental.broker.is_some(), "experimental.broker"),
-        (config.profiling.enabled, "profiling_enabled"),
-    ];
+    let missing = [(config.experimental.broker.is_some(), "experimental.broker")];
     let set = missing.iter().filter(|(set, _)| *set);
     set.map(|(_, key)| {
         format!("{key} is set, and this agent does not have it yet: it has no effect")

@@ -6,16 +6,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use ah_daemon::signals::{Request, Requests};
 use ah_daemon::systemd;
 use ah_identity_provider::Explained;
-use ah_spire_telemetry::Log;
+use ah_spire_telemetry::{Log, Metrics};
 use tokio_util::sync::CancellationToken;
 
 use super::plugins::Reload;
 use crate::health::Health;
 
-/// Opens the log file again, or has the plugins read their files again.
+/// Opens the log file again, or has the plugins read their files again and tells what metrics are kept.
 pub(super) async fn act_on(
     mut requests: Requests,
     log: Arc<Log>,
+    metrics: Metrics,
     mut reload: Reload,
     manager: Arc<Manager>,
     stop: CancellationToken,
@@ -29,6 +30,7 @@ pub(super) async fn act_on(
             Some(Request::ReopenLog) => log.reopen(),
             Some(Request::Reload) => {
                 manager.reloading();
+                metrics.log_memory().await;
                 let done = Box::pin(reload.run()).await;
                 manager.reloaded(&done);
             }

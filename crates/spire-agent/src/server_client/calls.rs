@@ -243,7 +243,7 @@ impl ServerClient {
     }
 
     /// Tells the server which version runs and which bundle it knows. A server that does not want to know is fine:
-    /// before 1.15 none lets agents say so.
+    /// before 1.15 none has it among what agents may call, and each denial is a line in its log.
     pub async fn post_status(&self, version: &str, bundle: u64) -> Result<(), ServerFault> {
         let request = PostStatusRequest {
             current_bundle_serial: bundle,
@@ -255,7 +255,10 @@ impl ServerClient {
             })
             .await;
         match answer {
-            Ok(_) | Err(ServerFault::Unimplemented(_) | ServerFault::Refused(_)) => Ok(()),
+            Ok(_)
+            | Err(
+                ServerFault::Unimplemented(_) | ServerFault::Refused(_) | ServerFault::Denied(..),
+            ) => Ok(()),
             Err(fault) => Err(fault),
         }
     }

@@ -61,6 +61,8 @@ pub(crate) struct State {
     /// Calls of an agent are denied with it.
     pub(crate) denied: Option<types::permission_denied_details::Reason>,
     pub(crate) jwt_down: bool,
+    /// As upstream's server before 1.15, which lets no agent tell its status.
+    pub(crate) denies_status: bool,
     /// Calls by name, as they come in.
     pub(crate) calls: BTreeMap<&'static str, usize>,
     /// Calls with these names wait until it is empty again.
@@ -107,6 +109,7 @@ impl Fake {
             jwt_life: Duration::from_secs(300),
             denied: None,
             jwt_down: false,
+            denies_status: false,
             calls: BTreeMap::new(),
             held: HashSet::new(),
             sent: 0,

@@ -1,6 +1,7 @@
 //! Metrics of a real agent, as Prometheus reads them (inventory section 10.2).
 
-use ah_testkit::process::{Process, eventually};
+use ah_testkit::process::{DEADLINE, Process, eventually};
+use nix::sys::signal::Signal;
 
 use crate::fake::Fake;
 use crate::program::{Conf, fetch, get, program, serve_us, stdout};
@@ -106,4 +107,37 @@ async fn an_agent_counts_what_upstreams_does_under_the_same_names() {
     some("spire_agent_cache_manager_tainted_x509_svids_workload_count");
     fake.state().entries.clear();
     is("spire_agent_lru_cache_entry_remove", 1.0);
+}
+
+// Inventory §10: Statsd, InMem. SIGUSR1 has what is kept in memory told.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_tells_a_collector_what_it_counts() {
+    let fake = Fake::start().await;
+    let node = Node::new(&fake);
+    let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let address = socket.local_addr().unwrap();
+    let mut conf = Conf::new(&node);
+    conf.more = format!(
+        r#"telemetry {{
+            EnableHostnameLabel = false
+            Statsd = [ {{ address = "{address}" }} ]
+            InMem {{}}
+        }}"#
+    );
+    let agent = Process::start(&mut conf.command(&node, &fake, "run"));
+    let wanted = "spire_agent.node.attestor.new_svid.join_token.OK:1.000000|c\n";
+    let mut told = String::new();
+    while !told.contains(wanted) {
+        let mut buffer = [0; 2000];
+        let received = tokio::time::timeout(DEADLINE, socket.recv(&mut buffer)).await;
+        let length = received.unwrap_or_else(|_| panic!("{told}")).unwrap();
+        told.push_str(std::str::from_utf8(&buffer[..length]).unwrap());
+    }
+    assert!(told.starts_with("spire_agent.started."), "{told}");
+
+    eventually("the second of the attestation has ended", || {
+        agent.signal(Signal::SIGUSR1);
+        let kept = "[C] 'spire_agent.node.attestor.new_svid.join_token.OK': Count: 1 Sum: 1.000";
+        (agent.count(kept) > 0).then_some(())
+    });
 }

@@ -91,6 +91,21 @@ async fn only_entries_that_changed_are_fetched() {
     agent.stop().await.unwrap();
 }
 
+// Inventory §8: Agent.PostStatus. Upstream's agents ask once as well, and go on.
+#[tokio::test]
+async fn a_server_that_takes_no_status_is_asked_once() {
+    let fake = Fake::start().await;
+    fake.state().denies_status = true;
+    fake.set_entry("a", "/a", |_| {});
+    let node = Node::new(&fake);
+    let agent = node.start();
+    let updates = agent.subscribe().await;
+    fake.called("SyncAuthorizedEntries", 3).await;
+    assert_eq!(fake.calls("PostStatus"), 1);
+    assert_eq!(ids(&updates.borrow()), ["/a"]);
+    agent.stop().await.unwrap();
+}
+
 #[tokio::test]
 async fn servers_and_settings_without_revisions_are_served_by_the_older_call() {
     let fake = Fake::start().await;

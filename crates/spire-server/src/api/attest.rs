@@ -106,7 +106,7 @@ impl<S: Store> Attestation<S> {
         });
         tracing::info!(
             agent_id = %attested.id,
-            address = ?self.caller.address(),
+            address = self.caller.address().map(tracing::field::display),
             "Agent attestation request completed"
         );
         self.answers.send(step).await

@@ -73,6 +73,7 @@ pub(super) async fn handshake(
             admin_ids: Default::default(),
         },
         clock.clone(),
+        false,
     );
     let config = configs
         .current()

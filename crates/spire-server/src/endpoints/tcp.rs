@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::task::Context;
 use std::time::Duration;
 
+use ah_spire_plugin::server::Cidr;
 use ah_spire_wire::{Limits, serve};
 use rustls::server::Acceptor;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -13,6 +14,7 @@ use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
+use super::proxy::Proxies;
 use super::tls::{Configs, peer_svid};
 use super::{HANDSHAKES, accept_loop};
 use tower::Layer;
@@ -50,12 +52,26 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 pub struct Network {
     listener: TcpListener,
     configs: Configs,
+    proxies: Proxies,
 }
 
 impl Network {
     /// Each handshake takes what `configs` holds at that time.
     pub fn new(listener: TcpListener, configs: Configs) -> Self {
-        Self { listener, configs }
+        Self {
+            listener,
+            configs,
+            proxies: Proxies::default(),
+        }
+    }
+
+    /// The same behind proxies that tell who their clients are.
+    #[must_use]
+    pub fn behind(self, trusted: Vec<Cidr>) -> Self {
+        Self {
+            proxies: Proxies::new(trusted),
+            ..self
+        }
     }
 
     /// Where it listens.
@@ -66,24 +82,25 @@ impl Network {
     /// Answers calls until `stop`, and those under way then.
     pub async fn run<S: Store>(self, core: Arc<Core<S>>, stop: CancellationToken) {
         let routes = network_routes(&core);
-        let connection = |(stream, address): (TcpStream, SocketAddr)| {
+        let connection = |(stream, peer): (TcpStream, SocketAddr)| {
             let config = self.configs.current();
+            let proxies = self.proxies.clone();
             let (core, routes, stop) = (core.clone(), routes.clone(), stop.clone());
             async move {
                 let Some(config) = config else {
-                    tracing::warn!(%address, "No X509-SVID to present yet; a connection was closed");
+                    tracing::warn!(address = %peer, "No X509-SVID to present yet; a connection was closed");
                     return;
                 };
-                let handshake = handshake(stream, config);
-                let stream = tokio::select! {
+                let handshake = handshake(stream, peer, &proxies, config);
+                let (stream, address) = tokio::select! {
                     ended = tokio::time::timeout(HANDSHAKE, handshake) => match ended {
                         Ok(Ok(stream)) => stream,
                         Ok(Err(error)) => {
-                            tracing::debug!(%error, %address, "A TLS handshake failed");
+                            tracing::debug!(%error, address = %peer, "A TLS handshake failed");
                             return;
                         }
                         Err(_) => {
-                            tracing::debug!(%address, "A TLS handshake took too long");
+                            tracing::debug!(address = %peer, "A TLS handshake took too long");
                             return;
                         }
                     },
@@ -117,15 +134,18 @@ impl Network {
     }
 }
 
-/// A place among the handshakes is taken only once the ClientHello is complete: silent sockets hold none.
+/// With the address that the client has. A place among the handshakes is taken only once the ClientHello is complete: silent sockets hold none.
 async fn handshake(
-    stream: TcpStream,
+    mut stream: TcpStream,
+    peer: SocketAddr,
+    proxies: &Proxies,
     config: Arc<rustls::ServerConfig>,
-) -> io::Result<TlsStream<TcpStream>> {
+) -> io::Result<(TlsStream<TcpStream>, SocketAddr)> {
     let _ = stream.set_nodelay(true);
+    let address = proxies.client(&mut stream, peer).await?;
     let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
     let _place = HANDSHAKES
         .try_acquire()
         .map_err(|_| io::Error::other("too many handshakes at once"))?;
-    hello.into_stream(config).await
+    Ok((hello.into_stream(config).await?, address))
 }

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use ah_identity_provider::{Clock, PrivateKey, TrustBundles};
-use ah_tls::{Policy, Trust, optional_clients};
-use rustls::crypto::aws_lc_rs;
+use ah_tls::{Policy, Trust, key_exchanges, optional_clients};
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{Error, ServerConfig, ServerConnection};
@@ -43,6 +43,7 @@ pub struct ClientTrust {
 pub struct Configs {
     clients: ClientTrust,
     clock: Arc<dyn Clock>,
+    provider: Arc<CryptoProvider>,
     state: Mutex<State>,
 }
 
@@ -54,16 +55,19 @@ struct State {
 
 impl Configs {
     /// Nothing is served before `svid` holds one. `bundles` are those of the own trust domain and of those that
-    /// administrators come from.
+    /// administrators come from. With `post_quantum_only` the key exchange is X25519MLKEM768 or there is none.
     pub fn new(
         svid: watch::Receiver<Option<Arc<ServerSvid>>>,
         bundles: watch::Receiver<Arc<TrustBundles>>,
         clients: ClientTrust,
         clock: Arc<dyn Clock>,
+        post_quantum_only: bool,
     ) -> Self {
+        let provider = key_exchanges(aws_lc_rs::default_provider(), post_quantum_only);
         Self {
             clients,
             clock,
+            provider: Arc::new(provider),
             state: Mutex::new(State {
                 svid,
                 bundles,
@@ -93,7 +97,7 @@ impl Configs {
     }
 
     fn build(&self, svid: &ServerSvid, bundles: &TrustBundles) -> Result<Arc<ServerConfig>, Error> {
-        let provider = Arc::new(aws_lc_rs::default_provider());
+        let provider = self.provider.clone();
         let chain = svid
             .chain
             .iter()

@@ -26,6 +26,15 @@ const AGENT: &str = "spire-server";
 /// How much of an answer that is no document is told, in characters.
 const TOLD: usize = 200;
 
+/// What is asked of whom.
+pub(super) struct Question<'a> {
+    pub(super) domain: &'a TrustDomain,
+    pub(super) url: &'a str,
+    pub(super) proof: &'a Proof,
+    /// `experimental.require_pq_kem`
+    pub(super) post_quantum_only: bool,
+}
+
 /// How an endpoint is to prove itself.
 pub(super) enum Proof {
     /// `https_web`
@@ -38,13 +47,10 @@ pub(super) enum Proof {
     },
 }
 
-/// The bundle of `domain` as its endpoint serves it.
-pub(super) async fn fetch(
-    domain: &TrustDomain,
-    url: &str,
-    proof: &Proof,
-) -> Result<Bundle, String> {
-    let within = tokio::time::timeout(TIMEOUT, Box::pin(document(url, proof))).await;
+/// The bundle of a trust domain as its endpoint serves it.
+pub(super) async fn fetch(question: Question<'_>) -> Result<Bundle, String> {
+    let Question { domain, url, .. } = question;
+    let within = tokio::time::timeout(TIMEOUT, Box::pin(document(&question))).await;
     let document = within
         .unwrap_or_else(|_| Err(format!("no answer within {}s", TIMEOUT.as_secs())))
         .map_err(|why| format!("failed to fetch bundle: {url}: {why}"))?;
@@ -54,11 +60,11 @@ pub(super) async fn fetch(
     Ok(bundle)
 }
 
-async fn document(url: &str, proof: &Proof) -> Result<Bytes, String> {
-    let checked = endpoint_url(url)?;
+async fn document(question: &Question<'_>) -> Result<Bytes, String> {
+    let checked = endpoint_url(question.url)?;
     let mut url = Url::parse(&checked).map_err(|error| error.to_string())?;
     for _ in 0..=MOST_REDIRECTS {
-        let answer = ask(&url, proof).await?;
+        let answer = ask(&url, question).await?;
         match (answer.status, answer.location) {
             (StatusCode::OK, _) => return Ok(answer.body),
             (
@@ -83,12 +89,13 @@ async fn document(url: &str, proof: &Proof) -> Result<Bytes, String> {
 }
 
 /// Each connection is proved, those that a redirect leads to as well.
-async fn ask(url: &Url, proof: &Proof) -> Result<Answer, String> {
+async fn ask(url: &Url, question: &Question<'_>) -> Result<Answer, String> {
     let host = host_of(url)?;
-    match proof {
+    let post_quantum_only = question.post_quantum_only;
+    match question.proof {
         Proof::Web => {
             // From files, and each time: they may be newer ones.
-            let web = tokio::task::spawn_blocking(WebClient::new);
+            let web = tokio::task::spawn_blocking(move || WebClient::new(post_quantum_only));
             let web = web.await.map_err(|error| error.to_string())??;
             let stream = web.connect(host, dial(url).await?).await;
             let stream = stream.map_err(|fault| match &fault.spiffe_id {
@@ -107,9 +114,10 @@ async fn ask(url: &Url, proof: &Proof) -> Result<Answer, String> {
                 domains: [(id.trust_domain().clone(), roots.collect())].into(),
             });
             let trust = ServerTrust::Roots(Arc::new(trust));
-            let client = SpiffeClient::new(id.clone(), trust, None, false, clock.clone())
-                .map_err(|error| error.to_string())?
-                .of_host(host)?;
+            let client =
+                SpiffeClient::new(id.clone(), trust, None, post_quantum_only, clock.clone())
+                    .map_err(|error| error.to_string())?
+                    .of_host(host)?;
             let stream = client.handshake(dial(url).await?).await;
             let (stream, _) = stream.map_err(|fault| match fault {
                 HandshakeFault::Ended(error) => format!("{host}: TLS: {error}"),

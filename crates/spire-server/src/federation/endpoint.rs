@@ -9,6 +9,7 @@ use ah_spire_plugin::server::{BundleEndpoint, BundleEndpointProfile};
 use ah_spire_telemetry::{Http, answer};
 use ah_spire_wire::bundle::{Contents, to_document};
 use ah_spire_wire::model::Bundle;
+use ah_tls::key_exchanges;
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
@@ -46,6 +47,7 @@ struct Documents {
 
 impl Endpoint {
     /// Takes the address of `config`. `bundles` is the own one, `svids` the server's own, for the profile `https_spiffe`.
+    /// With `post_quantum_only` the key exchange is X25519MLKEM768 or there is none.
     ///
     /// # Errors
     /// The address cannot be had, or the certificate not be read, or its source is not supported.
@@ -53,6 +55,7 @@ impl Endpoint {
         config: &BundleEndpoint,
         bundles: watch::Receiver<Option<Arc<Bundle>>>,
         svids: watch::Receiver<Option<Arc<ServerSvid>>>,
+        post_quantum_only: bool,
     ) -> Result<Self, String> {
         let source = match &config.profile {
             BundleEndpointProfile::HttpsSpiffe => Source::Svid(svids),
@@ -69,7 +72,8 @@ impl Endpoint {
             }
         };
         let shown = Arc::new(Shown::default());
-        let tls = server_config(shown.clone()).map_err(|error| error.to_string())?;
+        let tls =
+            server_config(shown.clone(), post_quantum_only).map_err(|error| error.to_string())?;
         let listener = listen(config.socket_address()).map_err(|error| {
             format!("federation.bundle_endpoint: {error}: set its address and port to free ones of this machine")
         })?;
@@ -128,8 +132,12 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// TLS 1.2 and 1.3, as upstream's endpoint, for clients of all kinds.
-fn server_config(shown: Arc<Shown>) -> Result<rustls::ServerConfig, rustls::Error> {
-    let provider = Arc::new(aws_lc_rs::default_provider());
+fn server_config(
+    shown: Arc<Shown>,
+    post_quantum_only: bool,
+) -> Result<rustls::ServerConfig, rustls::Error> {
+    let provider = key_exchanges(aws_lc_rs::default_provider(), post_quantum_only);
+    let provider = Arc::new(provider);
     let mut config = rustls::ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
         .with_no_client_auth()

@@ -13,7 +13,7 @@ use tokio::sync::{Mutex as Turn, Notify, Semaphore, watch};
 use tokio_util::task::AbortOnDropHandle;
 use tonic::Code;
 
-use super::client::{Proof, fetch};
+use super::client::{Proof, Question, fetch};
 use super::interval::until_next;
 use crate::store::{Page, Profile, Relationship, Store, StoreError};
 
@@ -53,16 +53,19 @@ struct Updater<S> {
     clock: Arc<dyn Clock>,
     metrics: Metrics,
     places: Semaphore,
+    post_quantum_only: bool,
 }
 
 impl<S: Store> Manager<S> {
-    /// For the server of `ours`. `configured` goes before what the store has for the same trust domain.
+    /// For the server of `ours`. `configured` goes before what the store has for the same trust domain. With
+    /// `post_quantum_only` endpoints are asked by X25519MLKEM768 alone.
     pub fn new(
         ours: TrustDomain,
         configured: BTreeMap<TrustDomain, Relationship>,
         store: Arc<S>,
         clock: Arc<dyn Clock>,
         metrics: Metrics,
+        post_quantum_only: bool,
     ) -> Self {
         Self {
             ours,
@@ -72,6 +75,7 @@ impl<S: Store> Manager<S> {
                 clock,
                 metrics,
                 places: Semaphore::new(AT_A_TIME),
+                post_quantum_only,
             }),
             changed: Notify::new(),
             polls: Mutex::default(),
@@ -284,7 +288,13 @@ impl<S: Store> Updater<S> {
                 clock: self.clock.clone(),
             },
         };
-        let fetched = fetch(domain, &relationship.endpoint_url, &proof)
+        let question = Question {
+            domain,
+            url: &relationship.endpoint_url,
+            proof: &proof,
+            post_quantum_only: self.post_quantum_only,
+        };
+        let fetched = fetch(question)
             .await
             .map_err(|why| format!("failed to fetch federated bundle from endpoint: {why}"))?;
         if let Some(local) = local {

@@ -7,7 +7,7 @@ use ah_daemon::signals::{Request, Requests};
 use ah_daemon::systemd;
 use ah_daemon::tasks::{Shutdown, Tasks};
 use ah_spire_plugin::server::ServerConfig;
-use ah_spire_telemetry::{HealthChecks, Log, State};
+use ah_spire_telemetry::{HealthChecks, Log, Metrics, Program, State, profile};
 use tokio_util::sync::CancellationToken;
 
 use super::Started;
@@ -86,6 +86,16 @@ impl<S: Store> Started<S> {
                 Ok::<(), String>(())
             });
         }
+        let (profiling, stop) = (config.profiling.clone(), drain.clone());
+        tasks.spawn("profiling", async move {
+            profile(profiling, Program::Server, stop).await;
+            Ok::<(), String>(())
+        });
+        let (sinks, stop) = (self.sinks, drain.clone());
+        tasks.spawn("telemetry", async move {
+            sinks.run(stop).await;
+            Ok::<(), String>(())
+        });
         let checks = checks(&self.core);
         let (listener, stop) = (self.health, drain.clone());
         tasks.spawn("health", async move {
@@ -111,7 +121,7 @@ impl<S: Store> Started<S> {
         systemd::ready(&format!("serving {}", config.trust_domain));
         tasks.spawn(
             "signals",
-            act_on(requests, self.log, self.reload, drain.clone()),
+            act_on(requests, self.log, self.metrics, self.reload, drain.clone()),
         );
         let watchdog = tokio::spawn(systemd::feed_watchdog(|| true, drain.clone()));
         let ended = tasks.run(DRAIN).await;
@@ -161,10 +171,11 @@ fn follow(config: &ServerConfig) -> Follow {
     }
 }
 
-/// Opens the log file again, or has the plugins read their files again.
+/// Opens the log file again, or has the plugins read their files again and tells what metrics are kept.
 async fn act_on(
     mut requests: Requests,
     log: Arc<Log>,
+    metrics: Metrics,
     mut reload: Reload,
     stop: CancellationToken,
 ) -> Result<(), String> {
@@ -177,6 +188,7 @@ async fn act_on(
             Some(Request::ReopenLog) => log.reopen(),
             Some(Request::Reload) => {
                 systemd::reloading();
+                metrics.log_memory().await;
                 let done = reload.run().await;
                 systemd::ready(&done);
             }

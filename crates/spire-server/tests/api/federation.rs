@@ -212,7 +212,9 @@ async fn a_bundle_is_served_and_fetched_with_the_servers_svid() {
         refresh_hint: Duration::from_secs(90),
         profile: BundleEndpointProfile::HttpsSpiffe,
     };
-    let endpoint = Endpoint::bind(&config, bundles, svids).await.unwrap();
+    let endpoint = Endpoint::bind(&config, bundles, svids, false)
+        .await
+        .unwrap();
     let url = format!("https://{}", endpoint.address().unwrap());
     let stop = CancellationToken::new();
     let served = tokio::spawn(endpoint.run(stop.clone()));
@@ -460,6 +462,7 @@ async fn what_is_configured_goes_first() {
         rig.store.clone(),
         Arc::new(SystemClock),
         Metrics::off(),
+        false,
     );
     assert_eq!(manager.refresh(&other()).await, Ok(true));
     assert_eq!(stored(&rig).await.unwrap().sequence, 4);

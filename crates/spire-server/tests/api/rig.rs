@@ -340,6 +340,7 @@ impl Rig {
             store.clone(),
             clock.clone(),
             Metrics::off(),
+            false,
         ));
         let local_authorities: Arc<dyn LocalAuthorities> = match authorities {
             Some(upstream) => manager(store.clone(), upstream, clock.clone()).await,
@@ -376,7 +377,7 @@ impl Rig {
             trust_domain: ours,
             admin_ids,
         };
-        let configs = Configs::new(svid, trusted, clients, clock.clone());
+        let configs = Configs::new(svid, trusted, clients, clock.clone(), false);
         let network = Network::new(bind("127.0.0.1:0".parse().unwrap()).unwrap(), configs);
         let address = network.address().unwrap();
         let stop = CancellationToken::new();

@@ -6,6 +6,7 @@
 )]
 
 mod authorities;
+mod doors;
 mod federation;
 mod full_disk;
 mod guide;
@@ -13,4 +14,5 @@ mod nested;
 mod observed;
 mod server;
 mod signals;
+mod sinks;
 mod vault;

@@ -20,7 +20,9 @@ fn metrics() -> Metrics {
         }),
         ..TelemetryConfig::default()
     };
-    Metrics::new(&config, Program::Server, &domain("example.org")).unwrap()
+    Metrics::new(&config, Program::Server, &domain("example.org"))
+        .unwrap()
+        .0
 }
 
 /// `operation{status} count` of everything that was counted.

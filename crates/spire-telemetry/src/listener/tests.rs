@@ -37,9 +37,11 @@ async fn serving(config: Prometheus) -> (SocketAddr, CancellationToken) {
         ..TelemetryConfig::default()
     };
     let trust_domain = TrustDomain::new("example.org").unwrap();
-    let metrics = Metrics::new(&telemetry, Program::Agent, &trust_domain).unwrap();
+    let (metrics, _) = Metrics::new(&telemetry, Program::Agent, &trust_domain).unwrap();
     metrics.counter(&["sds_api", "connection"], &[]).increment();
-    let listener = PrometheusListener::bind(&config, metrics).await.unwrap();
+    let listener = PrometheusListener::bind(&config, metrics, false)
+        .await
+        .unwrap();
     let address = listener.address().unwrap();
     let stop = CancellationToken::new();
     tokio::spawn(listener.serve(stop.clone()));
@@ -128,7 +130,7 @@ async fn what_is_not_done_is_refused_by_name() {
     // Inventory §10: use_spire_svid, authorized_spiffe_ids
     let whole = tls("c.pem".into(), "k.pem".into());
     let refused = async |tls| {
-        let fault = PrometheusListener::bind(&config(Some(tls)), Metrics::off()).await;
+        let fault = PrometheusListener::bind(&config(Some(tls)), Metrics::off(), false).await;
         let fault = fault.err().unwrap();
         assert!(fault.hint.is_some());
         fault.text
@@ -167,7 +169,7 @@ async fn an_address_that_is_taken_is_named() {
         port,
         ..config(None)
     };
-    let fault = PrometheusListener::bind(&config, Metrics::off()).await;
+    let fault = PrometheusListener::bind(&config, Metrics::off(), false).await;
     let text = fault.err().unwrap().text;
     assert_eq!(
         text,

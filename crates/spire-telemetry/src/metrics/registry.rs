@@ -7,92 +7,110 @@ use std::time::Instant;
 
 use super::filter::Filter;
 use super::name::{flatten, quoted, sanitize};
-use super::{Number, Window};
+use super::series::{Kind, Name, Outlets, Series};
+use super::sinks::Queue;
+use super::sinks::memory::Memory;
 
-/// Only making a handle and printing lock it.
+/// Only making a handle and reading lock it.
 #[derive(Debug)]
 pub(super) struct Registry {
-    prefix: String,
-    host: Option<String>,
-    trust_domain: Option<String>,
-    filter: Filter,
-    families: RwLock<BTreeMap<String, BTreeMap<Labels, Series>>>,
+    pub(super) prefix: String,
+    pub(super) host: Option<String>,
+    pub(super) trust_domain: Option<String>,
+    pub(super) filter: Filter,
+    pub(super) prometheus: bool,
+    pub(super) m3: bool,
+    pub(super) queues: Vec<Queue>,
+    pub(super) memory: Option<Arc<Memory>>,
+    pub(super) known: RwLock<Known>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    families: BTreeMap<String, BTreeMap<Labels, Arc<Series>>>,
+    /// As they came.
+    all: Vec<Arc<Series>>,
 }
 
 /// By name.
 type Labels = BTreeMap<String, String>;
 
-/// One line of the text, or several.
-#[derive(Clone, Debug)]
-pub(super) enum Series {
-    Counter(Arc<Number>),
-    Gauge(Arc<Number>),
-    Summary(Arc<Window>),
-    /// Milliseconds since then.
-    Since(Instant),
-}
-
 impl Registry {
-    pub(super) fn new(
-        prefix: &str,
-        host: Option<String>,
-        trust_domain: Option<String>,
-        filter: Filter,
-    ) -> Self {
-        Self {
-            prefix: prefix.to_owned(),
-            host,
-            trust_domain,
-            filter,
-            families: RwLock::default(),
-        }
+    /// The series of that name and labels: the one that is there, or a new one; `None` when it is filtered out. Labels
+    /// that are filtered out bring several series together in one.
+    pub(super) fn series(
+        &self,
+        kind: Kind,
+        key: &[&str],
+        labels: &[(&str, &str)],
+    ) -> Option<Arc<Series>> {
+        self.add(kind, key, labels, None)
     }
 
-    pub(super) fn counter(&self, key: &[&str], labels: &[(&str, &str)]) -> Option<Arc<Number>> {
-        match self.add(key, labels, Series::Counter(Arc::default()))? {
-            Series::Counter(number) => Some(number),
-            other => other.clashes(key),
-        }
+    /// A gauge of the milliseconds from now.
+    pub(super) fn time_from_now(&self, key: &[&str]) -> Option<Arc<Series>> {
+        self.add(Kind::Gauge, key, &[], Some(Instant::now()))
     }
 
-    pub(super) fn gauge(&self, key: &[&str], labels: &[(&str, &str)]) -> Option<Arc<Number>> {
-        match self.add(key, labels, Series::Gauge(Arc::default()))? {
-            Series::Gauge(number) => Some(number),
-            other => other.clashes(key),
-        }
-    }
-
-    pub(super) fn summary(&self, key: &[&str], labels: &[(&str, &str)]) -> Option<Arc<Window>> {
-        match self.add(key, labels, Series::Summary(Arc::default()))? {
-            Series::Summary(window) => Some(window),
-            other => other.clashes(key),
-        }
-    }
-
-    /// The series of that name and labels: the one that is there, or `new`; `None` when it is filtered out. Labels that
-    /// are filtered out bring several series together in one.
-    pub(super) fn add(&self, key: &[&str], labels: &[(&str, &str)], new: Series) -> Option<Series> {
+    fn add(
+        &self,
+        kind: Kind,
+        key: &[&str],
+        labels: &[(&str, &str)],
+        since: Option<Instant>,
+    ) -> Option<Arc<Series>> {
+        let outlets = self.outlets(kind, key)?;
         let mut parts = vec![self.prefix.as_str()];
         parts.extend(key);
-        if !self.filter.allows(&parts.join(".")) {
-            return None;
-        }
-        let mut families = self
-            .families
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        let family = families.entry(flatten(&parts)).or_default();
+        let labels = match kind {
+            // As upstream: a plugin's point has no labels, and gets none.
+            Kind::Point => Vec::new(),
+            _ => self.labels(labels),
+        };
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        let family = known.families.entry(flatten(&parts)).or_default();
         // Of one name, all are of one type.
         if let Some(other) = family.values().next()
-            && other.kind() != new.kind()
+            && other.kind() != shown(kind)
         {
-            return Some(other.clone());
+            other.clashes(key);
+            return None;
         }
-        let series = family.entry(self.labels(labels)).or_insert(new);
-        Some(series.clone())
+        let by_name = labels.iter().cloned().collect::<Labels>();
+        if let Some(there) = family.get(&by_name) {
+            return Some(there.clone());
+        }
+        let name = Name {
+            kind,
+            parts: parts.into_iter().map(str::to_owned).collect(),
+            labels,
+        };
+        let series = Arc::new(Series::new(name, outlets, since));
+        family.insert(by_name, series.clone());
+        known.all.push(series.clone());
+        Some(series)
     }
 
-    fn labels(&self, own: &[(&str, &str)]) -> Labels {
+    /// Where a series of that name is told; `None` for nowhere.
+    fn outlets(&self, kind: Kind, key: &[&str]) -> Option<Outlets> {
+        let name = |parts: &[&str]| [parts, key].concat().join(".");
+        let plain = self.filter.allows(&name(&[&self.prefix]));
+        let m3 = self.m3
+            && self
+                .filter
+                .allows(&name(&[&self.prefix, kind.type_prefix()]));
+        (plain || m3).then(|| Outlets {
+            printed: plain && self.prometheus,
+            m3,
+            queues: match plain {
+                true => self.queues.clone(),
+                false => Vec::new(),
+            },
+            memory: self.memory.clone().filter(|_| plain),
+        })
+    }
+
+    fn labels(&self, own: &[(&str, &str)]) -> Vec<(String, String)> {
         let trust_domain = self.trust_domain.as_deref().map(|it| ("trust_domain", it));
         let made_fit = own
             .iter()
@@ -107,13 +125,30 @@ impl Registry {
             .collect()
     }
 
+    /// Those that came after the first `known`.
+    pub(super) fn newer(&self, known: usize) -> Vec<Arc<Series>> {
+        let all = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        all.all.iter().skip(known).cloned().collect()
+    }
+
+    /// Gauges of time are told anew to those who are not asking.
+    pub(super) fn tell_times(&self) {
+        for series in self.newer(0) {
+            if let Some(since) = series.since {
+                series.set(since.elapsed().as_millis() as f64);
+            }
+        }
+    }
+
     pub(super) fn text(&self) -> String {
-        let families = self.families.read().unwrap_or_else(PoisonError::into_inner);
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
         let mut text = String::new();
-        for (name, family) in families.iter() {
+        for (name, family) in &known.families {
             let mut lines = String::new();
             for (labels, series) in family {
-                series.write(&mut lines, name, labels);
+                if series.is_printed() {
+                    series.write(&mut lines, name, labels);
+                }
             }
             if let Some(first) = family.values().next().filter(|_| !lines.is_empty()) {
                 let kind = first.kind();
@@ -125,23 +160,28 @@ impl Registry {
     }
 }
 
+/// As Prometheus calls it.
+fn shown(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Counter => "counter",
+        Kind::Gauge => "gauge",
+        Kind::Sample | Kind::Timer => "summary",
+        Kind::Point => "point",
+    }
+}
+
 impl Series {
     fn kind(&self) -> &'static str {
-        match self {
-            Self::Counter(_) => "counter",
-            Self::Gauge(_) | Self::Since(_) => "gauge",
-            Self::Summary(_) => "summary",
-        }
+        shown(self.name.kind)
     }
 
     /// A name that is in use with another type: a mistake in the program. Its other numbers matter more.
-    fn clashes<T>(&self, key: &[&str]) -> Option<T> {
+    fn clashes(&self, key: &[&str]) {
         tracing::error!(
             metric = key.join("."),
             kind = self.kind(),
             "metric is already there with another type and not counted"
         );
-        None
     }
 
     fn write(&self, text: &mut String, name: &str, labels: &Labels) {
@@ -159,12 +199,12 @@ impl Series {
             };
             let _ = writeln!(text, "{name}{labels} {value}");
         };
-        match self {
-            Self::Counter(number) if number.is_set() => line(name, None, number.count() as f64),
-            Self::Gauge(number) if number.is_set() => line(name, None, number.value()),
-            Self::Counter(_) | Self::Gauge(_) => {}
-            Self::Since(start) => line(name, None, start.elapsed().as_millis() as f64),
-            Self::Summary(window) => {
+        let number = &self.number;
+        match (self.name.kind, self.since, &self.window) {
+            (_, Some(start), _) => line(name, None, start.elapsed().as_millis() as f64),
+            (Kind::Counter, ..) if number.is_set() => line(name, None, number.count() as f64),
+            (Kind::Gauge, ..) if number.is_set() => line(name, None, number.value()),
+            (.., Some(window)) => {
                 let Some(read) = window.read() else { return };
                 for (quantile, value) in read.quantiles {
                     line(name, Some(quantile), value);
@@ -172,6 +212,7 @@ impl Series {
                 line(&format!("{name}_sum"), None, read.sum);
                 line(&format!("{name}_count"), None, read.count as f64);
             }
+            _ => {}
         }
     }
 }

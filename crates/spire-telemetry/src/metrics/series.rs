@@ -1,24 +1,67 @@
-//! What the program holds to count with. Counting is a few atomic operations.
+//! One series: its name, its numbers, and where each change of them goes.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use tonic::Code;
-
-use super::registry::Registry;
+use super::sinks::buckets::Buckets;
+use super::sinks::memory::Memory;
+use super::sinks::{Event, Queue};
 use super::window::Window;
+
+/// What the numbers mean.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Kind {
+    /// The value at one time.
+    Gauge,
+    /// A value without more, of a plugin.
+    Point,
+    /// What only goes up.
+    Counter,
+    /// Numbers that something happens with.
+    Sample,
+    /// Times, in milliseconds.
+    Timer,
+}
+
+impl Kind {
+    /// The part of the name that M3's filter sees after the program's.
+    pub(super) fn type_prefix(self) -> &'static str {
+        match self {
+            Self::Gauge => "gauge",
+            Self::Point => "kv",
+            Self::Counter => "counter",
+            Self::Sample => "sample",
+            Self::Timer => "timer",
+        }
+    }
+}
+
+/// Who a series is.
+#[derive(Debug)]
+pub(super) struct Name {
+    pub(super) kind: Kind,
+    /// The parts, with the program's first.
+    pub(super) parts: Vec<String>,
+    /// Name and value, in the order in which upstream tells them.
+    pub(super) labels: Vec<(String, String)>,
+}
 
 /// A counter's whole number, or the bits of a gauge.
 #[derive(Debug, Default)]
 pub(super) struct Number {
     bits: AtomicU64,
-    set: AtomicBool,
+    changes: AtomicU64,
 }
 
 impl Number {
     pub(super) fn is_set(&self) -> bool {
-        self.set.load(Ordering::Relaxed)
+        self.changes() > 0
+    }
+
+    /// How often it was changed.
+    pub(super) fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Relaxed)
     }
 
     pub(super) fn count(&self) -> u64 {
@@ -28,183 +71,107 @@ impl Number {
     pub(super) fn value(&self) -> f64 {
         f64::from_bits(self.count())
     }
+
+    fn changed(&self) {
+        self.changes.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
-/// Adds `by` to a number kept as bits.
-pub(super) fn add_to(bits: &AtomicU64, by: f64) {
+/// Adds `by` to a number kept as bits. Returns what there is then.
+pub(super) fn add_to(bits: &AtomicU64, by: f64) -> f64 {
     let add = |bits| Some((f64::from_bits(bits) + by).to_bits());
     // `add` always has an answer.
-    let _ = bits.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
+    let (Ok(before) | Err(before)) = bits.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
+    f64::from_bits(before) + by
 }
 
-/// What only goes up.
-#[derive(Clone, Debug, Default)]
-pub struct Counter(pub(super) Option<Arc<Number>>);
-
-impl Counter {
-    /// One more.
-    pub fn increment(&self) {
-        self.add(1);
-    }
-
-    /// `by` more. With 0 it is printed from now on.
-    pub fn add(&self, by: u64) {
-        if let Some(number) = &self.0 {
-            number.bits.fetch_add(by, Ordering::Relaxed);
-            number.set.store(true, Ordering::Relaxed);
-        }
-    }
+/// Which sinks a series is for.
+#[derive(Debug, Default)]
+pub(super) struct Outlets {
+    /// Prometheus and all below, which see the same names.
+    pub(super) printed: bool,
+    pub(super) m3: bool,
+    pub(super) queues: Vec<Queue>,
+    pub(super) memory: Option<Arc<Memory>>,
 }
 
-/// What is at some value now.
-#[derive(Clone, Debug, Default)]
-pub struct Gauge(pub(super) Option<Arc<Number>>);
-
-impl Gauge {
-    /// From now on.
-    pub fn set(&self, value: f64) {
-        if let Some(number) = &self.0 {
-            number.bits.store(value.to_bits(), Ordering::Relaxed);
-            number.set.store(true, Ordering::Relaxed);
-        }
-    }
-
-    /// A size or count, from now on.
-    pub fn set_count(&self, count: usize) {
-        self.set(count as f64);
-    }
-
-    /// Up or down.
-    pub fn add(&self, by: f64) {
-        if let Some(number) = &self.0 {
-            add_to(&number.bits, by);
-            number.set.store(true, Ordering::Relaxed);
-        }
-    }
+/// The numbers of one name with one set of labels.
+#[derive(Debug)]
+pub(super) struct Series {
+    pub(super) name: Arc<Name>,
+    pub(super) number: Number,
+    /// A gauge that is the time since then, in milliseconds.
+    pub(super) since: Option<Instant>,
+    /// For Prometheus.
+    pub(super) window: Option<Window>,
+    /// For M3.
+    pub(super) buckets: Option<Buckets>,
+    outlets: Outlets,
 }
 
-/// A number that something happens with: quantiles of the last ten seconds, sum and count of all.
-#[derive(Clone, Debug, Default)]
-pub struct Summary(pub(super) Option<Arc<Window>>);
+impl Series {
+    pub(super) fn new(name: Name, outlets: Outlets, since: Option<Instant>) -> Self {
+        let sampled = matches!(name.kind, Kind::Sample | Kind::Timer);
+        Self {
+            number: Number::default(),
+            since,
+            window: (sampled && outlets.printed).then(Window::default),
+            buckets: (sampled && outlets.m3).then(|| Buckets::of(name.kind)),
+            name: Arc::new(name),
+            outlets,
+        }
+    }
 
-impl Summary {
-    /// One more.
-    pub fn observe(&self, value: f64) {
-        if let Some(window) = &self.0 {
+    pub(super) fn is_printed(&self) -> bool {
+        self.outlets.printed && self.name.kind != Kind::Point
+    }
+
+    pub(super) fn is_for_m3(&self) -> bool {
+        self.outlets.m3 && self.name.kind != Kind::Point
+    }
+
+    /// A counter's.
+    pub(super) fn count(&self, by: u64) {
+        self.number.bits.fetch_add(by, Ordering::Relaxed);
+        self.number.changed();
+        self.tell(by as f64);
+    }
+
+    /// A gauge's.
+    pub(super) fn set(&self, value: f64) {
+        self.number.bits.store(value.to_bits(), Ordering::Relaxed);
+        self.number.changed();
+        self.tell(value);
+    }
+
+    /// A gauge's, up or down.
+    pub(super) fn move_by(&self, by: f64) {
+        let value = add_to(&self.number.bits, by);
+        self.number.changed();
+        self.tell(value);
+    }
+
+    /// A sample's or a timer's.
+    pub(super) fn observe(&self, value: f64) {
+        if let Some(window) = &self.window {
             window.observe(value);
         }
-    }
-}
-
-/// Calls, by their outcome.
-#[derive(Clone, Debug, Default)]
-pub struct CallCounter(Option<Arc<Calls>>);
-
-/// Codes of gRPC: 0 to 16.
-const CODES: usize = 17;
-
-#[derive(Debug)]
-struct Calls {
-    registry: Arc<Registry>,
-    key: Vec<String>,
-    labels: Vec<(String, String)>,
-    by_code: [OnceLock<(Counter, Summary)>; CODES],
-}
-
-impl CallCounter {
-    pub(super) fn new(
-        registry: Option<&Arc<Registry>>,
-        key: &[&str],
-        labels: &[(&str, &str)],
-    ) -> Self {
-        let owned = |text: &&str| (*text).to_owned();
-        Self(registry.map(|registry| {
-            Arc::new(Calls {
-                registry: registry.clone(),
-                key: key.iter().map(owned).collect(),
-                labels: labels
-                    .iter()
-                    .map(|(name, value)| (owned(name), owned(value)))
-                    .collect(),
-                by_code: Default::default(),
-            })
-        }))
-    }
-
-    /// A call begins.
-    pub fn start(&self) -> Running {
-        Running(self.0.as_ref().map(|calls| (calls.clone(), Instant::now())))
-    }
-}
-
-impl Calls {
-    fn of(&self, code: Code) -> Option<&(Counter, Summary)> {
-        let cell = self.by_code.get(code as usize)?;
-        Some(cell.get_or_init(|| {
-            let mut key = self.key.iter().map(String::as_str).collect::<Vec<_>>();
-            let labels = self
-                .labels
-                .iter()
-                .map(|(name, value)| (name.as_str(), value.as_str()))
-                .chain([("status", name_of(code))])
-                .collect::<Vec<_>>();
-            let count = Counter(self.registry.counter(&key, &labels));
-            key.push("elapsed_time");
-            (count, Summary(self.registry.summary(&key, &labels)))
-        }))
-    }
-}
-
-/// A call under way. Dropped without an outcome it counts as canceled.
-#[derive(Debug)]
-pub struct Running(Option<(Arc<Calls>, Instant)>);
-
-impl Running {
-    /// It ended.
-    pub fn done(mut self, code: Code) {
-        self.end(code);
-    }
-
-    /// It was none: nothing is counted.
-    pub fn discard(mut self) {
-        self.0 = None;
-    }
-
-    fn end(&mut self, code: Code) {
-        if let Some((calls, start)) = self.0.take()
-            && let Some((count, elapsed)) = calls.of(code)
-        {
-            count.increment();
-            elapsed.observe(start.elapsed().as_secs_f64() * 1000.0);
+        if let Some(buckets) = &self.buckets {
+            buckets.observe(value);
         }
+        self.tell(value);
     }
-}
 
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.end(Code::Cancelled);
-    }
-}
-
-/// As Go's gRPC prints it.
-fn name_of(code: Code) -> &'static str {
-    match code {
-        Code::Ok => "OK",
-        Code::Cancelled => "Canceled",
-        Code::Unknown => "Unknown",
-        Code::InvalidArgument => "InvalidArgument",
-        Code::DeadlineExceeded => "DeadlineExceeded",
-        Code::NotFound => "NotFound",
-        Code::AlreadyExists => "AlreadyExists",
-        Code::PermissionDenied => "PermissionDenied",
-        Code::ResourceExhausted => "ResourceExhausted",
-        Code::FailedPrecondition => "FailedPrecondition",
-        Code::Aborted => "Aborted",
-        Code::OutOfRange => "OutOfRange",
-        Code::Unimplemented => "Unimplemented",
-        Code::Internal => "Internal",
-        Code::Unavailable => "Unavailable",
-        Code::DataLoss => "DataLoss",
-        Code::Unauthenticated => "Unauthenticated",
+    /// A point's.
+    pub(super) fn tell(&self, value: f64) {
+        for queue in &self.outlets.queues {
+            queue.offer(Event {
+                name: self.name.clone(),
+                value,
+            });
+        }
+        if let Some(memory) = &self.outlets.memory {
+            memory.record(&self.name, value);
+        }
     }
 }

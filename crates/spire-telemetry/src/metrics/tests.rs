@@ -18,7 +18,9 @@ fn config() -> TelemetryConfig {
 
 fn metrics(config: &TelemetryConfig) -> Metrics {
     let trust_domain = TrustDomain::new("example.org").unwrap();
-    Metrics::new(config, Program::Server, &trust_domain).unwrap()
+    Metrics::new(config, Program::Server, &trust_domain)
+        .unwrap()
+        .0
 }
 
 /// Name → type and labels, as a scraper finds them.
@@ -231,27 +233,6 @@ fn without_a_sink_nothing_is_counted() {
     metrics.counter(&["a"], &[]).increment();
     metrics.calls(&["b"], &[]).start().done(Code::Ok);
     assert_eq!(metrics.text(), "");
-}
-
-#[test]
-fn sinks_that_there_are_none_of_are_refused_by_name() {
-    // Inventory §10
-    let refused = |config: TelemetryConfig| {
-        let trust_domain = TrustDomain::new("example.org").unwrap();
-        let fault = Metrics::new(&config, Program::Agent, &trust_domain).unwrap_err();
-        assert!(fault.hint.is_some());
-        fault.text
-    };
-    let statsd = TelemetryConfig {
-        statsd: vec!["localhost:8125".into()],
-        ..config()
-    };
-    assert_eq!(refused(statsd), "telemetry.Statsd is not supported");
-    let in_memory = TelemetryConfig {
-        in_memory: true,
-        ..TelemetryConfig::default()
-    };
-    assert_eq!(refused(in_memory), "telemetry.InMem is not supported");
 }
 
 #[test]

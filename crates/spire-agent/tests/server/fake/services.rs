@@ -151,6 +151,11 @@ impl Agent for Fake {
         _request: Request<PostStatusRequest>,
     ) -> Result<Response<PostStatusResponse>, Status> {
         self.note("PostStatus").await;
+        if self.state().denies_status {
+            return Err(Status::permission_denied(
+                "authorization denied for method /spire.api.server.agent.v1.Agent/PostStatus",
+            ));
+        }
         Ok(Response::new(PostStatusResponse {}))
     }
 

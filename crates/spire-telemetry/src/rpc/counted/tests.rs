@@ -18,7 +18,9 @@ fn metrics() -> Metrics {
         ..TelemetryConfig::default()
     };
     let trust_domain = TrustDomain::new("example.org").unwrap();
-    Metrics::new(&config, Program::Server, &trust_domain).unwrap()
+    Metrics::new(&config, Program::Server, &trust_domain)
+        .unwrap()
+        .0
 }
 
 /// The answer to a call of `path`, made by a service that is counted.
