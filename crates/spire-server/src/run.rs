@@ -25,9 +25,8 @@ use crate::ca::{Authorities, Manager, Profile, ServerSvids, Settings, Subject};
 use crate::endpoints::{ClientTrust, Configs, LocalSocket, Network, bind};
 use crate::entries::{CachedStore, EntryCache};
 use crate::federation::{self, Endpoint};
-use crate::keys::{DiskKeys, ExternalKeys, MemoryKeys};
 use crate::plugins::external::{self, Offered, Running};
-use crate::plugins::{KeysWanted, NodeAttestors, OwnAuthorities, Reload, Wanted};
+use crate::plugins::{NodeAttestors, OwnAuthorities, Reload, Wanted};
 use crate::store::{Metered, SqlStore, Store};
 
 /// Targets of our own in the log.
@@ -218,13 +217,7 @@ async fn start(
     let offered = Offered::new(database.clone(), ours.clone());
     let running = Running::start(&wanted.external, config, &metrics, &offered).await?;
     let running = plugins.get_or_init(|| running);
-    let keys = match &wanted.keys {
-        KeysWanted::Disk(path) => {
-            Keys::Disk(DiskKeys::open(path).map_err(|error| error.to_string())?)
-        }
-        KeysWanted::Memory => Keys::Memory(MemoryKeys::default()),
-        KeysWanted::External(name) => Keys::External(ExternalKeys::new(running.keys(name)?)),
-    };
+    let keys = Keys::open(wanted.keys, running, clock.clone()).await?;
     let profile = Profile {
         ca_ttl: config.ca_ttl,
         ca_subject: Subject {

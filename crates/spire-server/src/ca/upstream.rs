@@ -10,7 +10,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use ah_identity_provider::Explained;
 use ah_spire_wire::model::{JwtKey, X509Authority};
 use rustls_pki_types::{CertificateDer, UnixTime};
 use tokio::sync::watch;
@@ -69,16 +68,6 @@ impl fmt::Debug for dyn UpstreamAuthority {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("UpstreamAuthority")
     }
-}
-
-/// Text and causes. Hints are left out: they name the flags of another program.
-fn one_line(explained: &Explained) -> String {
-    let causes = explained.causes.iter().map(String::as_str);
-    let parts: Vec<&str> = [explained.text.as_str()]
-        .into_iter()
-        .chain(causes)
-        .collect();
-    parts.join(": ")
 }
 
 /// Whether what `ca` signs leads to one of `roots` over `issuers`, found out with a certificate that nobody gets to see.
