@@ -8,6 +8,7 @@ mod external;
 mod identifier;
 mod local;
 mod memory;
+mod pkcs11;
 mod remote;
 mod transit;
 
@@ -22,6 +23,7 @@ pub use external::ExternalKeys;
 pub use identifier::Identifier;
 pub use local::LocalKey;
 pub use memory::MemoryKeys;
+pub use pkcs11::{Pin, Pkcs11, Pkcs11Settings, TokenName};
 pub use remote::{Held, Place, RemoteKeys};
 pub use transit::{Transit, TransitSettings};
 

@@ -22,7 +22,7 @@ pub use channel::{Channel, MAX_MESSAGE_BYTES};
 pub use convert::{
     Invalid, entry_from_wire, entry_to_wire, spiffe_id_from_wire, spiffe_id_to_wire,
 };
-pub use public_key::{BadKey, KeyKind, key_kind};
+pub use public_key::{BadKey, KeyKind, curve_oid, ec_spki, key_kind, rsa_spki};
 pub use serving::{Limits, serve};
 
 mod packages {

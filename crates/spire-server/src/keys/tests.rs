@@ -9,6 +9,7 @@ use aws_lc_rs::signature::{
 
 use super::*;
 
+mod pkcs11;
 mod transit;
 
 const ALL: [(KeyType, &dyn VerificationAlgorithm); 4] = [

@@ -8,7 +8,7 @@ use ah_spire_plugin::catalog::PluginConfig;
 use ah_spire_plugin::config_block;
 
 use super::{data, required, vault, wrong};
-use crate::keys::{Identifier, TransitSettings};
+use crate::keys::{Identifier, Pin, Pkcs11Settings, TokenName, TransitSettings};
 
 /// Who asks for a signature waits: what is tried again is tried soon.
 const RETRY: Retry = Retry {
@@ -32,6 +32,19 @@ config_block! {
     }
 }
 
+config_block! {
+    /// `KeyManager "pkcs11"`
+    struct Pkcs11Data {
+        module_path: String = "module_path",
+        token_label: String = "token_label",
+        slot: Option<i64> = "slot",
+        pin_file: String = "pin_file",
+        pin_env: String = "pin_env",
+        key_identifier_file: String = "key_identifier_file",
+        key_identifier_value: String = "key_identifier_value",
+    }
+}
+
 /// Where the keys of the authorities are to be.
 #[derive(Clone)]
 pub(crate) enum KeysWanted {
@@ -42,6 +55,8 @@ pub(crate) enum KeysWanted {
     External(String),
     /// `hashicorp_vault`
     Transit(Box<TransitSettings>),
+    /// `pkcs11`
+    Pkcs11(Pkcs11Settings),
 }
 
 impl KeysWanted {
@@ -57,6 +72,7 @@ impl KeysWanted {
                 Self::Disk(required(plugin, "keys_path", &data.keys_path)?)
             }
             "hashicorp_vault" => Self::Transit(Box::new(transit(plugin, variable)?)),
+            "pkcs11" => Self::Pkcs11(pkcs11(plugin)?),
             _ => return Ok(None),
         }))
     }
@@ -77,6 +93,42 @@ fn transit(
     Ok(TransitSettings {
         access: vault::access(plugin, &access, &mount, RETRY, variable)?,
         mount,
+        server,
+    })
+}
+
+fn pkcs11(plugin: &PluginConfig) -> Result<Pkcs11Settings, String> {
+    let data = data(plugin, |it: &Pkcs11Data| &it.unknown)?;
+    let token = match (data.token_label, data.slot) {
+        (label, None) if !label.is_empty() => TokenName::Label(label),
+        (label, Some(slot)) if label.is_empty() => {
+            let slot = u64::try_from(slot);
+            TokenName::Slot(
+                slot.map_err(|_| wrong(plugin, "slot is the number of a slot, from 0"))?,
+            )
+        }
+        _ => {
+            let why = "set one of token_label and slot, and no more";
+            return Err(wrong(plugin, why));
+        }
+    };
+    let pin = match (data.pin_file, data.pin_env) {
+        (file, variable) if variable.is_empty() && !file.is_empty() => Pin::File(file.into()),
+        (file, variable) if file.is_empty() && !variable.is_empty() => Pin::Variable(variable),
+        _ => {
+            let why = "set one of pin_file (a file with the PIN) and pin_env (the name of a variable of the environment that holds it), and no more";
+            return Err(wrong(plugin, why));
+        }
+    };
+    let server = identifier(
+        plugin,
+        &data.key_identifier_file,
+        &data.key_identifier_value,
+    )?;
+    Ok(Pkcs11Settings {
+        module: required(plugin, "module_path", &data.module_path)?,
+        token,
+        pin,
         server,
     })
 }

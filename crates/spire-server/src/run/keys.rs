@@ -5,8 +5,8 @@ use std::sync::Arc;
 use ah_identity_provider::Clock;
 
 use crate::keys::{
-    DiskKeys, ExternalKeys, KeyError, KeyManager, KeyType, MemoryKeys, RemoteKeys, SigningKey,
-    Transit,
+    DiskKeys, ExternalKeys, KeyError, KeyManager, KeyType, MemoryKeys, Pkcs11, RemoteKeys,
+    SigningKey, Transit,
 };
 use crate::plugins::KeysWanted;
 use crate::plugins::external::Running;
@@ -36,6 +36,12 @@ impl Keys {
             KeysWanted::Transit(settings) => {
                 let opened = async { RemoteKeys::open(Transit::new(*settings, clock)?).await };
                 remote("hashicorp_vault", opened.await)
+            }
+            KeysWanted::Pkcs11(settings) => {
+                let loaded = tokio::task::spawn_blocking(|| Pkcs11::new(settings)).await;
+                let loaded = loaded.map_err(|error| KeyError::Failed(error.to_string()));
+                let opened = async { RemoteKeys::open(loaded.and_then(|it| it)?).await };
+                remote("pkcs11", opened.await)
             }
         }
     }
