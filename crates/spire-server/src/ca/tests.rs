@@ -1,5 +1,6 @@
 //! What is signed, and the life of authorities.
 
+mod ejbca;
 mod kit;
 mod life;
 mod operating;

@@ -1,6 +1,7 @@
 //! An authority above the server's own: it signs the CA, and its roots are the bundle.
 
 mod disk;
+mod ejbca;
 mod spire;
 mod vault;
 
@@ -14,8 +15,11 @@ use ah_spire_wire::model::{JwtKey, X509Authority};
 use rustls_pki_types::{CertificateDer, UnixTime};
 use tokio::sync::watch;
 use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
+use x509_parser::certification_request::X509CertificationRequest;
+use x509_parser::extensions::{GeneralName, ParsedExtension};
 
 pub use disk::{DiskAuthority, Files};
+pub use ejbca::{EjbcaAuthority, EjbcaSettings, EndEntity, NamePart};
 pub use spire::{SpireAuthority, SpireSettings};
 pub use vault::{VaultAuthority, VaultSettings};
 
@@ -68,6 +72,18 @@ impl fmt::Debug for dyn UpstreamAuthority {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("UpstreamAuthority")
     }
+}
+
+/// The subject alternative names that a request asks for.
+fn alternative_names<'a>(
+    request: &'a X509CertificationRequest<'_>,
+) -> impl Iterator<Item = &'a GeneralName<'a>> {
+    let extensions = request.requested_extensions().into_iter().flatten();
+    let names = extensions.filter_map(|extension| match extension {
+        ParsedExtension::SubjectAlternativeName(names) => Some(&names.general_names),
+        _ => None,
+    });
+    names.flatten()
 }
 
 /// Whether what `ca` signs leads to one of `roots` over `issuers`, found out with a certificate that nobody gets to see.

@@ -12,8 +12,8 @@ use spiffe::TrustDomain;
 
 use super::{all_known, data, path, required, vault, wrong};
 use crate::ca::{
-    DiskAuthority, Files, SpireAuthority, SpireSettings, UpstreamAuthority, VaultAuthority,
-    VaultSettings,
+    DiskAuthority, EjbcaAuthority, EjbcaSettings, EndEntity, Files, NamePart, SpireAuthority,
+    SpireSettings, UpstreamAuthority, VaultAuthority, VaultSettings,
 };
 
 config_block! {
@@ -22,6 +22,21 @@ config_block! {
         cert_file_path: String = "cert_file_path",
         key_file_path: String = "key_file_path",
         bundle_file_path: String = "bundle_file_path",
+    }
+}
+
+config_block! {
+    /// `UpstreamAuthority "ejbca"`
+    struct EjbcaData {
+        hostname: String = "hostname",
+        ca_cert_path: String = "ca_cert_path",
+        client_cert_path: String = "client_cert_path",
+        client_cert_key_path: String = "client_cert_key_path",
+        ca_name: String = "ca_name",
+        end_entity_profile_name: String = "end_entity_profile_name",
+        certificate_profile_name: String = "certificate_profile_name",
+        end_entity_name: String = "end_entity_name",
+        account_binding_id: String = "account_binding_id",
     }
 }
 
@@ -53,6 +68,7 @@ config_block! {
 /// The upstream authority that is configured.
 pub(crate) enum Upstream {
     Disk(Files),
+    Ejbca(Box<EjbcaSettings>),
     Spire(SpireSettings),
     Vault(Box<VaultSettings>),
 }
@@ -66,6 +82,7 @@ impl Upstream {
     ) -> Result<Option<Self>, String> {
         Ok(Some(match plugin.name.as_str() {
             "disk" => Self::Disk(disk(plugin)?),
+            "ejbca" => Self::Ejbca(Box::new(ejbca(plugin, variable)?)),
             "spire" => Self::Spire(spire(plugin, of)?),
             "vault" => Self::Vault(Box::new(vault(plugin, of, variable)?)),
             _ => return Ok(None),
@@ -83,6 +100,10 @@ impl Upstream {
                 let opened = DiskAuthority::open(files.clone(), of.clone(), clock);
                 Arc::new(opened.map_err(|error| format!("UpstreamAuthority \"disk\": {error}"))?)
             }
+            Self::Ejbca(settings) => {
+                let opened = EjbcaAuthority::open((**settings).clone());
+                Arc::new(opened.map_err(|error| format!("UpstreamAuthority \"ejbca\": {error}"))?)
+            }
             Self::Spire(settings) => Arc::new(SpireAuthority::new(settings.clone(), clock)),
             Self::Vault(settings) => Arc::new(VaultAuthority::new((**settings).clone(), clock)),
         })
@@ -95,6 +116,72 @@ fn disk(plugin: &PluginConfig) -> Result<Files, String> {
         certificate: required(plugin, "cert_file_path", &data.cert_file_path)?,
         key: required(plugin, "key_file_path", &data.key_file_path)?,
         bundle: path(&data.bundle_file_path),
+    })
+}
+
+/// Upstream's plugin looks at the environment for what the file has not.
+fn ejbca(
+    plugin: &PluginConfig,
+    variable: impl Fn(&str) -> Option<String>,
+) -> Result<EjbcaSettings, String> {
+    let data = data(plugin, |it: &EjbcaData| &it.unknown)?;
+    let or = |given: String, name: &str| {
+        let given = Some(given).filter(|given| !given.is_empty());
+        given.or_else(|| variable(name)).unwrap_or_default()
+    };
+    let needed = |key: &str, given: String, name: &str| {
+        path(&or(given, name)).ok_or_else(|| wrong(plugin, format!("set {key}, or {name}")))
+    };
+    for (key, value) in [
+        ("hostname", &data.hostname),
+        ("ca_name", &data.ca_name),
+        ("end_entity_profile_name", &data.end_entity_profile_name),
+        ("certificate_profile_name", &data.certificate_profile_name),
+    ] {
+        let _: PathBuf = required(plugin, key, value)?;
+    }
+    let whole = format!("https://{}/", data.hostname);
+    let is_host = url::Url::parse(&whole).is_ok_and(|url| {
+        url.path() == "/" && url.username().is_empty() && !data.hostname.contains(['/', '?', '#'])
+    });
+    if !is_host {
+        let why = format!(
+            "hostname \"{}\" is no host, or host and port",
+            data.hostname
+        );
+        return Err(wrong(plugin, why));
+    }
+    let all = [
+        NamePart::CommonName,
+        NamePart::Dns,
+        NamePart::Uri,
+        NamePart::Ip,
+    ];
+    Ok(EjbcaSettings {
+        ca: path(&or(data.ca_cert_path, "EJBCA_CA_CERT_PATH")),
+        certificate: needed(
+            "client_cert_path",
+            data.client_cert_path,
+            "EJBCA_CLIENT_CERT_PATH",
+        )?,
+        key: needed(
+            "client_cert_key_path",
+            data.client_cert_key_path,
+            "EJBCA_CLIENT_CERT_KEY_PATH",
+        )?,
+        host: data.hostname,
+        ca_name: data.ca_name,
+        end_entity_profile: data.end_entity_profile_name,
+        certificate_profile: data.certificate_profile_name,
+        end_entity: match data.end_entity_name.as_str() {
+            "" => EndEntity::From(all.to_vec()),
+            "cn" => EndEntity::From(vec![NamePart::CommonName]),
+            "dns" => EndEntity::From(vec![NamePart::Dns]),
+            "uri" => EndEntity::From(vec![NamePart::Uri]),
+            "ip" => EndEntity::From(vec![NamePart::Ip]),
+            _ => EndEntity::Named(data.end_entity_name),
+        },
+        account_binding: Some(data.account_binding_id).filter(|id| !id.is_empty()),
     })
 }
 
