@@ -9,6 +9,7 @@ mod authorities;
 mod federation;
 mod full_disk;
 mod guide;
+mod keys;
 mod nested;
 mod observed;
 mod server;
