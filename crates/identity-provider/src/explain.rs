@@ -149,6 +149,13 @@ impl Explained {
         self
     }
 
+    /// Text and causes on one line. Hints are left out: they name the flags of one program.
+    pub fn one_line(&self) -> String {
+        let causes = self.causes.iter().map(String::as_str);
+        let parts: Vec<&str> = [self.text.as_str()].into_iter().chain(causes).collect();
+        parts.join(": ")
+    }
+
     /// The whole message: `error: …`, then `  cause: …` lines, then `  hint: …`, without a final newline.
     pub fn report(&self) -> String {
         let mut out = format!("error: {}", self.text);

@@ -341,12 +341,12 @@ pub async fn reach(config: &VaultConfig, clock: &Arc<dyn Clock>) -> Result<(), E
     }
 }
 
-/// The one task that talks to Vault. It ends when nobody can order any more, after what it is doing.
-fn start_keeper(
+/// What sends requests as `config` says.
+fn client(
     config: &VaultConfig,
     dial: Arc<dyn Dial>,
     clock: Arc<dyn Clock>,
-) -> Result<(mpsc::Sender<Order>, watch::Receiver<Standing>), ProviderError> {
+) -> Result<Client, ProviderError> {
     let namespace = config.namespace.as_deref().map(HeaderValue::from_str);
     let namespace = namespace.transpose().map_err(|_| {
         ProviderError::Fatal(
@@ -354,13 +354,22 @@ fn start_keeper(
                 .hint("check --vault-namespace for control characters"),
         )
     })?;
-    let client = Client::new(
+    Ok(Client::new(
         config.addresses.clone(),
         namespace,
         config.retry,
         dial,
-        Arc::clone(&clock),
-    );
+        clock,
+    ))
+}
+
+/// The one task that talks to Vault. It ends when nobody can order any more, after what it is doing.
+fn start_keeper(
+    config: &VaultConfig,
+    dial: Arc<dyn Dial>,
+    clock: Arc<dyn Clock>,
+) -> Result<(mpsc::Sender<Order>, watch::Receiver<Standing>), ProviderError> {
+    let client = client(config, dial, Arc::clone(&clock))?;
     let (orders, receiver) = mpsc::channel(1);
     let (sender, standing) = watch::channel(Standing::default());
     let keeper = Keeper::new(config.clone(), client, clock, sender);

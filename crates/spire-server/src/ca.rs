@@ -31,8 +31,9 @@ pub use server_svid::{SVID_INTERVAL, ServerSvids};
 pub use sign::{Authorities, BACKDATE, Profile};
 pub use slots::{AuthorityState, Status};
 pub use upstream::{
-    Answer, DiskAuthority, ExternalAuthority, Files, MintedCa, SpireAuthority, SpireSettings,
-    UpstreamAuthority, UpstreamBundle, UpstreamError, VaultAuthority, VaultSettings,
+    Answer, DiskAuthority, EjbcaAuthority, EjbcaSettings, EndEntity, ExternalAuthority, Files,
+    MintedCa, NamePart, SpireAuthority, SpireSettings, UpstreamAuthority, UpstreamBundle,
+    UpstreamError, VaultAuthority, VaultSettings,
 };
 
 /// An X509-SVID to be signed.

@@ -1,12 +1,16 @@
 //! Where the private keys of the authorities are: key managers.
 //!
 //! A [`KeyManager`] makes keys and finds them again; a [`SigningKey`] signs. Keys of [`MemoryKeys`] and [`DiskKeys`]
-//! are in this process, those of [`ExternalKeys`] in a plugin's.
+//! are in this process, those of [`ExternalKeys`] in a plugin's, those of [`RemoteKeys`] in a [`Place`] of their own.
 
 mod disk;
 mod external;
+mod identifier;
 mod local;
 mod memory;
+mod pkcs11;
+mod remote;
+mod transit;
 
 use std::fmt;
 use std::future::Future;
@@ -16,8 +20,12 @@ pub use ah_spire_plugin::settings::KeyType;
 
 pub use disk::DiskKeys;
 pub use external::ExternalKeys;
+pub use identifier::Identifier;
 pub use local::LocalKey;
 pub use memory::MemoryKeys;
+pub use pkcs11::{Pin, Pkcs11, Pkcs11Settings, TokenName};
+pub use remote::{Held, Place, RemoteKeys};
+pub use transit::{Transit, TransitSettings};
 
 /// Why a key manager did not do it. Never holds a part of a key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

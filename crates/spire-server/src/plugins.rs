@@ -2,10 +2,12 @@
 
 mod compose;
 pub(crate) mod external;
+mod keys;
 mod node;
 mod outside;
 mod reload;
 mod upstream;
+mod vault;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,6 +21,7 @@ use spiffe::TrustDomain;
 
 pub(crate) use self::compose::ComposerWanted;
 use self::external::Running;
+pub(crate) use self::keys::KeysWanted;
 pub(crate) use self::node::{NodeAttestors, NodeWanted, OwnAuthorities};
 pub(crate) use self::outside::OutsideWanted;
 pub(crate) use self::reload::Reload;
@@ -43,13 +46,6 @@ config_block! {
     }
 }
 
-config_block! {
-    /// `KeyManager "disk"`
-    struct DiskKeysData {
-        keys_path: String = "keys_path",
-    }
-}
-
 /// What a configuration asks for, before anything is opened.
 pub(crate) struct Wanted {
     pub(crate) store: StoreConfig,
@@ -60,16 +56,6 @@ pub(crate) struct Wanted {
     pub(crate) node: Vec<NodeWanted>,
     /// What has a `plugin_cmd`, in the order of the file.
     pub(crate) external: Vec<PluginConfig>,
-}
-
-/// Where the keys of the authorities are to be.
-#[derive(Clone)]
-pub(crate) enum KeysWanted {
-    Memory,
-    /// The file.
-    Disk(PathBuf),
-    /// The name of the plugin.
-    External(String),
 }
 
 impl Wanted {
@@ -85,6 +71,7 @@ impl Wanted {
             node: Vec::new(),
             external: Vec::new(),
         };
+        let variable = |name: &str| std::env::var(name).ok();
         for plugin in config.plugins.iter().filter(|plugin| plugin.enabled) {
             let external = plugin.command.is_some();
             match (plugin.plugin_type, plugin.name.as_str()) {
@@ -116,14 +103,12 @@ impl Wanted {
                     ));
                 }
                 (PluginType::DataStore, "sql") => store = Some(sql(plugin)?),
-                (PluginType::KeyManager, "memory") => keys = Some(KeysWanted::Memory),
-                (PluginType::KeyManager, "disk") => {
-                    let data = data(plugin, |it: &DiskKeysData| &it.unknown)?;
-                    let path = required(plugin, "keys_path", &data.keys_path)?;
-                    keys = Some(KeysWanted::Disk(path));
+                (PluginType::KeyManager, _) => {
+                    let read = KeysWanted::read(plugin, variable)?;
+                    let unknown = || unsupported(plugin, "this server has no such plugin");
+                    keys = Some(read.ok_or_else(unknown)?);
                 }
                 (PluginType::UpstreamAuthority, _) => {
-                    let variable = |name: &str| std::env::var(name).ok();
                     let read = Upstream::read(plugin, &config.trust_domain, variable)?;
                     let unknown = || unsupported(plugin, "this server has no such plugin");
                     wanted.upstream = Some(read.ok_or_else(unknown)?);
@@ -192,17 +177,30 @@ fn wrong(plugin: &PluginConfig, why: impl std::fmt::Display) -> String {
     format!("{} \"{}\": {why}", plugin.plugin_type, plugin.name)
 }
 
+fn decoded<T: Decode>(plugin: &PluginConfig) -> Result<T, String> {
+    let object = plugin.data.load().map_err(|error| wrong(plugin, error))?;
+    from_object(&object).map_err(|error| wrong(plugin, error))
+}
+
 fn data<T: Decode>(
     plugin: &PluginConfig,
     unknown: impl Fn(&T) -> &UnknownKeys,
 ) -> Result<T, String> {
-    let object = plugin.data.load().map_err(|error| wrong(plugin, error))?;
-    let data = from_object(&object).map_err(|error| wrong(plugin, error))?;
+    let data = decoded(plugin)?;
     let keys: Vec<&str> = unknown(&data).iter().map(|(key, _)| key).collect();
     if keys.is_empty() {
         return Ok(data);
     }
     Err(wrong(plugin, format!("unknown keys: {}", keys.join(", "))))
+}
+
+fn all_known(plugin: &PluginConfig, block: &str, unknown: &UnknownKeys) -> Result<(), String> {
+    let keys: Vec<&str> = unknown.iter().map(|(key, _)| key).collect();
+    if keys.is_empty() {
+        return Ok(());
+    }
+    let keys = keys.join(", ");
+    Err(wrong(plugin, format!("unknown keys in {block}: {keys}")))
 }
 
 fn path(text: &str) -> Option<PathBuf> {

@@ -29,9 +29,8 @@ use crate::ca::{Authorities, Manager, Profile, ServerSvids, Settings, Subject};
 use crate::endpoints::{ClientTrust, Configs, LocalSocket, Network, bind};
 use crate::entries::{CachedStore, EntryCache};
 use crate::federation::{self, Endpoint};
-use crate::keys::{DiskKeys, ExternalKeys, MemoryKeys};
 use crate::plugins::external::{self, Offered, Running};
-use crate::plugins::{KeysWanted, NodeAttestors, OutsideWanted, OwnAuthorities, Reload, Wanted};
+use crate::plugins::{NodeAttestors, OutsideWanted, OwnAuthorities, Reload, Wanted};
 use crate::publish::Outside;
 use crate::store::{Metered, SqlStore, Store};
 
@@ -212,13 +211,8 @@ async fn start(
     let running = Running::start(&wanted.external, config, &metrics, &offered).await?;
     let running = plugins.get_or_init(|| running);
     let upstream = wanted.upstream(&ours, clock.clone(), running)?;
-    let keys = match &wanted.keys {
-        KeysWanted::Disk(path) => {
-            Keys::Disk(DiskKeys::open(path).map_err(|error| error.to_string())?)
-        }
-        KeysWanted::Memory => Keys::Memory(MemoryKeys::default()),
-        KeysWanted::External(name) => Keys::External(ExternalKeys::new(running.keys(name)?)),
-    };
+    let composers = wanted.composers(running)?;
+    let keys = Keys::open(wanted.keys, running, clock.clone()).await?;
     let profile = Profile {
         ca_ttl: config.ca_ttl,
         ca_subject: Subject {
@@ -231,7 +225,7 @@ async fn start(
         agent_ttl: config.agent_ttl.unwrap_or(config.x509_svid_ttl),
         jwt_svid_ttl: config.jwt_svid_ttl,
         jwt_issuer: config.jwt_issuer.clone(),
-        composers: wanted.composers(running)?,
+        composers,
         ..Profile::new(ours.clone())
     };
     let authorities = Arc::new(Authorities::counted(

@@ -68,6 +68,54 @@ pub fn key_kind(spki: &[u8]) -> Result<KeyKind, BadKey> {
     parse(spki).map(|(kind, _)| kind)
 }
 
+/// The SubjectPublicKeyInfo of an RSA key, of its numbers, big-endian.
+///
+/// # Errors
+/// They are no key of 2048 to 8192 bits.
+pub fn rsa_spki(modulus: &[u8], exponent: &[u8]) -> Result<Vec<u8>, BadKey> {
+    let mut out = Writer::with_capacity(1100);
+    out.sequence(|w| {
+        w.sequence(|w| {
+            w.primitive(der::OID, RSA_ENCRYPTION);
+            w.null();
+        });
+        w.bit_string(|w| {
+            w.sequence(|w| {
+                w.unsigned(modulus);
+                w.unsigned(exponent);
+            });
+        });
+    });
+    let spki = out.finish();
+    key_kind(&spki)?;
+    Ok(spki)
+}
+
+/// The SubjectPublicKeyInfo of an ECDSA key, of its uncompressed point (SEC 1 §2.3.3).
+///
+/// # Errors
+/// The kind has no curve, or the point is not on it.
+pub fn ec_spki(kind: KeyKind, point: &[u8]) -> Result<Vec<u8>, BadKey> {
+    let oid = curve_oid(kind).ok_or(BadKey::Unknown(None))?;
+    let mut out = Writer::with_capacity(180);
+    out.sequence(|w| {
+        w.sequence(|w| {
+            w.primitive(der::OID, EC_PUBLIC_KEY);
+            w.primitive(der::OID, oid);
+        });
+        w.bit_string(|w| w.raw(point));
+    });
+    let spki = out.finish();
+    key_kind(&spki)?;
+    Ok(spki)
+}
+
+/// The content of the OBJECT IDENTIFIER of a kind's curve; `None` where there is none.
+pub fn curve_oid(kind: KeyKind) -> Option<&'static [u8]> {
+    let found = CURVES.iter().find(|(curve, ..)| *curve == kind);
+    found.map(|(_, oid, ..)| *oid)
+}
+
 fn parse(spki: &[u8]) -> Result<(KeyKind, SubjectPublicKeyInfo<'_>), BadKey> {
     let (rest, info) = SubjectPublicKeyInfo::from_der(spki)
         .map_err(|_| BadKey::Malformed("not a public key in DER"))?;
@@ -167,26 +215,14 @@ impl Jwk {
 
     /// SubjectPublicKeyInfo, DER.
     pub(crate) fn to_spki(&self) -> Result<Vec<u8>, BadKey> {
-        let mut out = Writer::with_capacity(320);
         match self.kty.as_deref() {
             Some("RSA") => {
                 let n = decode(self.n.as_deref(), "n is not a base64url number")?;
                 let e = decode(self.e.as_deref(), "e is not a base64url number")?;
-                out.sequence(|w| {
-                    w.sequence(|w| {
-                        w.primitive(der::OID, RSA_ENCRYPTION);
-                        w.null();
-                    });
-                    w.bit_string(|w| {
-                        w.sequence(|w| {
-                            w.unsigned(&n);
-                            w.unsigned(&e);
-                        });
-                    });
-                });
+                rsa_spki(&n, &e)
             }
             Some("EC") => {
-                let (_, oid, _, size) = CURVES
+                let (kind, _, _, size) = CURVES
                     .iter()
                     .find(|(_, _, name, _)| self.crv.as_deref() == Some(name))
                     .ok_or_else(|| BadKey::Unknown(self.crv.clone()))?;
@@ -195,23 +231,10 @@ impl Jwk {
                 if x.len() != *size || y.len() != *size {
                     return Err(BadKey::Malformed("x or y has the wrong length"));
                 }
-                out.sequence(|w| {
-                    w.sequence(|w| {
-                        w.primitive(der::OID, EC_PUBLIC_KEY);
-                        w.primitive(der::OID, oid);
-                    });
-                    w.bit_string(|w| {
-                        w.raw(&[4]);
-                        w.raw(&x);
-                        w.raw(&y);
-                    });
-                });
+                ec_spki(*kind, &[&[4], x.as_slice(), y.as_slice()].concat())
             }
-            other => return Err(BadKey::Unknown(other.map(Into::into))),
+            other => Err(BadKey::Unknown(other.map(Into::into))),
         }
-        let spki = out.finish();
-        key_kind(&spki)?;
-        Ok(spki)
     }
 }
 

@@ -12,6 +12,7 @@ pub mod openbao;
 pub mod postgres;
 pub mod process;
 pub mod provider_suite;
+pub mod softhsm;
 pub mod web;
 pub mod workload_api;
 

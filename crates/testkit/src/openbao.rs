@@ -444,6 +444,34 @@ impl Answer {
     }
 }
 
+/// Python of the tools that the tests install.
+pub fn python() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/venv/bin/python")
+}
+
+/// Starts Kubernetes' TokenReview interface behind `wrapper` (a program before it, or nothing); returns it and its
+/// port. It knows the accounts of the file `accounts`, lines of `TOKEN NAMESPACE NAME`. With `tls` it serves that
+/// certificate and key.
+pub fn token_review(
+    accounts: &Path,
+    wrapper: &[String],
+    port: u16,
+    tls: Option<[PathBuf; 2]>,
+) -> (Process, u16) {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/openbao/token_review.py");
+    let mut whole = wrapper.to_vec();
+    whole.extend([python(), script].map(|path| path.display().to_string()));
+    whole.push(port.to_string());
+    let files = [accounts.to_owned()].into_iter();
+    let files = files.chain(tls.into_iter().flatten());
+    whole.extend(files.map(|path| path.display().to_string()));
+    let mut command = Command::new(&whole[0]);
+    let process = Process::start(command.args(&whole[1..]));
+    let line = process.wait_for("reviewing tokens on ");
+    let port = line.rsplit(' ').next().and_then(|port| port.parse().ok());
+    (process, port.expect("a port"))
+}
+
 /// A JSON string as it is.
 #[track_caller]
 fn text(value: &Value) -> String {

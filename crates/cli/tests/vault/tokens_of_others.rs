@@ -1,16 +1,10 @@
 //! Tokens that others make: of Kubernetes' service accounts, and JWTs that the test signs.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
-
+use ah_testkit::openbao;
+pub(crate) use ah_testkit::openbao::python;
 use ah_testkit::process::{Host, Process};
 
 use crate::kit::sh;
-
-/// Python of the tools that the tests install.
-pub(crate) fn python() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/venv/bin/python")
-}
 
 /// Starts Kubernetes' TokenReview interface behind `wrapper`; returns it and its port. It knows the accounts of the
 /// file `accounts` of `host`. With `tls` it serves `NAME.pem` and `NAME-key.pem`.
@@ -20,20 +14,11 @@ pub(crate) fn token_review(
     port: u16,
     tls: Option<&str>,
 ) -> (Process, u16) {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vault/token_review.py");
-    let mut whole = wrapper.to_vec();
-    whole.extend([python(), script].map(|path| path.display().to_string()));
-    whole.push(port.to_string());
-    whole.push(host.path("accounts").display().to_string());
-    if let Some(name) = tls {
+    let tls = tls.map(|name| {
         let files = [format!("{name}.pem"), format!("{name}-key.pem")];
-        whole.extend(files.map(|file| host.path(file).display().to_string()));
-    }
-    let mut command = Command::new(&whole[0]);
-    let process = Process::start(command.args(&whole[1..]));
-    let line = process.wait_for("reviewing tokens on ");
-    let port = line.rsplit(' ').next().unwrap().parse().unwrap();
-    (process, port)
+        files.map(|file| host.path(file))
+    });
+    openbao::token_review(&host.path("accounts"), wrapper, port, tls)
 }
 
 /// A JWT over `claims`, signed with the RSA key `NAME-key.pem` of `host`, which is made when it is not there; its

@@ -66,6 +66,13 @@ impl Ask {
         }
     }
 
+    pub(super) fn delete(path: impl Into<String>) -> Self {
+        Self {
+            method: Method::DELETE,
+            ..Self::get(path)
+        }
+    }
+
     pub(super) fn with(mut self, token: &Secret) -> Self {
         self.token = Some(token.clone());
         self
@@ -107,7 +114,7 @@ struct Errors {
 }
 
 /// The servers, tried in order, beginning with the one that answered last.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Client {
     addresses: Vec<VaultAddress>,
     namespace: Option<HeaderValue>,
@@ -137,6 +144,12 @@ impl Client {
             preferred: 0,
             down: false,
         }
+    }
+
+    /// Begins where `other` found an answer, or none, last.
+    pub(super) fn learn(&mut self, other: &Self) {
+        self.preferred = other.preferred;
+        self.down = other.down;
     }
 
     /// Begins with the first address again: a new token may come from any server.

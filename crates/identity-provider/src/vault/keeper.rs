@@ -40,11 +40,19 @@ pub(super) enum Order {
     },
     /// The mount's own authorities.
     Authorities(oneshot::Sender<Vec<CertificateDer<'static>>>),
-    /// A request of somebody who is no provider.
-    Post {
-        ask: Ask,
-        reply: oneshot::Sender<Result<Reply, ProviderError>>,
+    /// A token, for the requests of somebody who is no provider.
+    Token {
+        /// What became of the last one.
+        denied: Option<Denied>,
+        reply: oneshot::Sender<Result<Secret, ProviderError>>,
     },
+}
+
+/// A request that was forbidden.
+pub(super) struct Denied {
+    pub(super) token: Secret,
+    pub(super) path: String,
+    pub(super) refusal: Refusal,
 }
 
 /// How the token stands, for whoever plans by it.
@@ -139,8 +147,8 @@ impl Keeper {
                     Some(Order::Authorities(reply)) => {
                         let _ = reply.send(self.authorities().await);
                     }
-                    Some(Order::Post { ask, reply }) => {
-                        let _ = reply.send(self.post(ask).await);
+                    Some(Order::Token { denied, reply }) => {
+                        let _ = reply.send(self.token(denied).await);
                     }
                 },
                 () = due => self.tend().await,
@@ -191,27 +199,18 @@ impl Keeper {
         logged_in.map_err(|error| no_token(error, had))
     }
 
-    async fn post(&mut self, ask: Ask) -> Result<Reply, ProviderError> {
-        self.have_token(None).await?;
-        let mut again = true;
-        loop {
-            let with_token = self.with_token(ask.clone());
-            let failure = match self.send(&with_token, None).await {
-                Ok(reply) => return Ok(reply),
-                Err(failure) => failure,
-            };
-            match failure.refusal() {
-                Some(refusal) if refusal.forbidden() && again => {
-                    again = false;
-                    self.another_token(None, &ask.path, &refusal.clone())
-                        .await?;
-                }
-                Some(refusal) if refusal.forbidden() => {
-                    return Err(self.denied(&ask.path, refusal));
-                }
-                _ => return Err(failure.into_error()),
+    /// The token in use; another one where that was `denied`. Of several who were denied the first has it replaced.
+    async fn token(&mut self, denied: Option<Denied>) -> Result<Secret, ProviderError> {
+        let in_use = self.token.as_ref().map(|token| &token.secret);
+        match denied {
+            Some(denied) if in_use == Some(&denied.token) => {
+                self.another_token(None, &denied.path, &denied.refusal)
+                    .await?;
             }
+            _ => self.have_token(None).await?,
         }
+        let token = self.token.as_ref().map(|token| token.secret.clone());
+        token.ok_or_else(super::gone)
     }
 
     async fn request(&mut self, until: Option<SystemTime>) -> Result<Issued, Ended> {

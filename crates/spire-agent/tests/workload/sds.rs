@@ -440,7 +440,7 @@ fn calls_are_counted() {
         hostname_label: false,
         ..TelemetryConfig::default()
     };
-    let metrics = Metrics::new(&telemetry, Program::Agent, &domain("example.org")).unwrap();
+    let (metrics, _) = Metrics::new(&telemetry, Program::Agent, &domain("example.org")).unwrap();
     let rig = Rig::with(|config| {
         config.metrics = metrics.clone();
     });

@@ -1,6 +1,7 @@
 //! What is signed, and the life of authorities.
 
 mod composing;
+mod ejbca;
 mod kit;
 mod life;
 mod operating;

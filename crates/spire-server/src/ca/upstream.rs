@@ -1,6 +1,7 @@
 //! An authority above the server's own: it signs the CA, and its roots are the bundle.
 
 mod disk;
+mod ejbca;
 mod external;
 mod spire;
 mod vault;
@@ -11,13 +12,15 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use ah_identity_provider::Explained;
 use ah_spire_wire::model::{JwtKey, X509Authority};
 use rustls_pki_types::{CertificateDer, UnixTime};
 use tokio::sync::watch;
 use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
+use x509_parser::certification_request::X509CertificationRequest;
+use x509_parser::extensions::{GeneralName, ParsedExtension};
 
 pub use disk::{DiskAuthority, Files};
+pub use ejbca::{EjbcaAuthority, EjbcaSettings, EndEntity, NamePart};
 pub use external::ExternalAuthority;
 pub use spire::{SpireAuthority, SpireSettings};
 pub use vault::{VaultAuthority, VaultSettings};
@@ -74,14 +77,16 @@ impl fmt::Debug for dyn UpstreamAuthority {
     }
 }
 
-/// Text and causes. Hints are left out: they name the flags of another program.
-fn one_line(explained: &Explained) -> String {
-    let causes = explained.causes.iter().map(String::as_str);
-    let parts: Vec<&str> = [explained.text.as_str()]
-        .into_iter()
-        .chain(causes)
-        .collect();
-    parts.join(": ")
+/// The subject alternative names that a request asks for.
+fn alternative_names<'a>(
+    request: &'a X509CertificationRequest<'_>,
+) -> impl Iterator<Item = &'a GeneralName<'a>> {
+    let extensions = request.requested_extensions().into_iter().flatten();
+    let names = extensions.filter_map(|extension| match extension {
+        ParsedExtension::SubjectAlternativeName(names) => Some(&names.general_names),
+        _ => None,
+    });
+    names.flatten()
 }
 
 /// Whether what `ca` signs leads to one of `roots` over `issuers`, found out with a certificate that nobody gets to see.

@@ -152,7 +152,7 @@ fn render(keys: &BTreeMap<String, Arc<LocalKey>>) -> Result<Zeroizing<String>, K
 
 /// Puts a file in place whole: written beside it, brought to the disk, renamed. Nothing is left beside it when that
 /// fails, and what a killed process left there is overwritten.
-fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+pub(super) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(".tmp");
     let beside = PathBuf::from(beside);

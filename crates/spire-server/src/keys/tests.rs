@@ -9,6 +9,9 @@ use aws_lc_rs::signature::{
 
 use super::*;
 
+mod pkcs11;
+mod transit;
+
 const ALL: [(KeyType, &dyn VerificationAlgorithm); 4] = [
     (KeyType::Rsa2048, &RSA_PKCS1_2048_8192_SHA256),
     (KeyType::Rsa4096, &RSA_PKCS1_2048_8192_SHA256),

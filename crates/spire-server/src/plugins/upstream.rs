@@ -5,21 +5,17 @@ use std::sync::Arc;
 
 use ah_identity_provider::Clock;
 use ah_identity_provider::spiffe::Endpoint;
-use ah_identity_provider::vault::{
-    CertificateRequest, LoginMethod, Material, Retry, Secret, Share, VaultConfig, VaultLogin,
-    VaultTls, api_path,
-};
+use ah_identity_provider::vault::Retry;
 use ah_spire_plugin::catalog::{PluginConfig, PluginType};
 use ah_spire_plugin::config_block;
-use ah_spire_plugin::decode::UnknownKeys;
 use ah_spire_plugin_host::upstream as external;
 use spiffe::TrustDomain;
 
 use super::external::Running;
-use super::{data, path, required, wrong};
+use super::{all_known, data, path, required, vault, wrong};
 use crate::ca::{
-    DiskAuthority, ExternalAuthority, Files, SpireAuthority, SpireSettings, UpstreamAuthority,
-    VaultAuthority, VaultSettings,
+    DiskAuthority, EjbcaAuthority, EjbcaSettings, EndEntity, ExternalAuthority, Files, NamePart,
+    SpireAuthority, SpireSettings, UpstreamAuthority, VaultAuthority, VaultSettings,
 };
 
 config_block! {
@@ -28,6 +24,21 @@ config_block! {
         cert_file_path: String = "cert_file_path",
         key_file_path: String = "key_file_path",
         bundle_file_path: String = "bundle_file_path",
+    }
+}
+
+config_block! {
+    /// `UpstreamAuthority "ejbca"`
+    struct EjbcaData {
+        hostname: String = "hostname",
+        ca_cert_path: String = "ca_cert_path",
+        client_cert_path: String = "client_cert_path",
+        client_cert_key_path: String = "client_cert_key_path",
+        ca_name: String = "ca_name",
+        end_entity_profile_name: String = "end_entity_profile_name",
+        certificate_profile_name: String = "certificate_profile_name",
+        end_entity_name: String = "end_entity_name",
+        account_binding_id: String = "account_binding_id",
     }
 }
 
@@ -50,58 +61,16 @@ config_block! {
 }
 
 config_block! {
-    /// `UpstreamAuthority "vault"`
+    /// What `UpstreamAuthority "vault"` has besides the access.
     struct VaultData {
-        vault_addr: String = "vault_addr",
-        namespace: String = "namespace",
         pki_mount_point: String = "pki_mount_point",
-        ca_cert_path: String = "ca_cert_path",
-        insecure_skip_verify: bool = "insecure_skip_verify",
-        token_auth: Option<TokenAuth> = "token_auth",
-        cert_auth: Option<CertAuth> = "cert_auth",
-        approle_auth: Option<AppRoleAuth> = "approle_auth",
-        k8s_auth: Option<K8sAuth> = "k8s_auth",
-    }
-}
-
-config_block! {
-    /// `token_auth { }`
-    struct TokenAuth {
-        token: String = "token",
-    }
-}
-
-config_block! {
-    /// `cert_auth { }`
-    struct CertAuth {
-        mount: String = "cert_auth_mount_point",
-        role: String = "cert_auth_role_name",
-        certificate: String = "client_cert_path",
-        key: String = "client_key_path",
-    }
-}
-
-config_block! {
-    /// `approle_auth { }`
-    struct AppRoleAuth {
-        mount: String = "approle_auth_mount_point",
-        role_id: String = "approle_id",
-        secret_id: String = "approle_secret_id",
-    }
-}
-
-config_block! {
-    /// `k8s_auth { }`
-    struct K8sAuth {
-        mount: String = "k8s_auth_mount_point",
-        role: String = "k8s_auth_role_name",
-        token_path: String = "token_path",
     }
 }
 
 /// The upstream authority that is configured.
 pub(crate) enum Upstream {
     Disk(Files),
+    Ejbca(Box<EjbcaSettings>),
     Spire(SpireSettings),
     Vault(Box<VaultSettings>),
     /// The name of a plugin in a process of its own.
@@ -117,6 +86,7 @@ impl Upstream {
     ) -> Result<Option<Self>, String> {
         Ok(Some(match plugin.name.as_str() {
             "disk" => Self::Disk(disk(plugin)?),
+            "ejbca" => Self::Ejbca(Box::new(ejbca(plugin, variable)?)),
             "spire" => Self::Spire(spire(plugin, of)?),
             "vault" => Self::Vault(Box::new(vault(plugin, of, variable)?)),
             _ => return Ok(None),
@@ -134,6 +104,10 @@ impl Upstream {
             Self::Disk(files) => {
                 let opened = DiskAuthority::open(files.clone(), of.clone(), clock);
                 Arc::new(opened.map_err(|error| format!("UpstreamAuthority \"disk\": {error}"))?)
+            }
+            Self::Ejbca(settings) => {
+                let opened = EjbcaAuthority::open((**settings).clone());
+                Arc::new(opened.map_err(|error| format!("UpstreamAuthority \"ejbca\": {error}"))?)
             }
             Self::Spire(settings) => Arc::new(SpireAuthority::new(settings.clone(), clock)),
             Self::External(name) => {
@@ -154,13 +128,70 @@ fn disk(plugin: &PluginConfig) -> Result<Files, String> {
     })
 }
 
-fn all_known(plugin: &PluginConfig, block: &str, unknown: &UnknownKeys) -> Result<(), String> {
-    let keys: Vec<&str> = unknown.iter().map(|(key, _)| key).collect();
-    if keys.is_empty() {
-        return Ok(());
+/// Upstream's plugin looks at the environment for what the file has not.
+fn ejbca(
+    plugin: &PluginConfig,
+    variable: impl Fn(&str) -> Option<String>,
+) -> Result<EjbcaSettings, String> {
+    let data = data(plugin, |it: &EjbcaData| &it.unknown)?;
+    let or = |given: String, name: &str| {
+        let given = Some(given).filter(|given| !given.is_empty());
+        given.or_else(|| variable(name)).unwrap_or_default()
+    };
+    let needed = |key: &str, given: String, name: &str| {
+        path(&or(given, name)).ok_or_else(|| wrong(plugin, format!("set {key}, or {name}")))
+    };
+    for (key, value) in [
+        ("hostname", &data.hostname),
+        ("ca_name", &data.ca_name),
+        ("end_entity_profile_name", &data.end_entity_profile_name),
+        ("certificate_profile_name", &data.certificate_profile_name),
+    ] {
+        let _: PathBuf = required(plugin, key, value)?;
     }
-    let keys = keys.join(", ");
-    Err(wrong(plugin, format!("unknown keys in {block}: {keys}")))
+    let whole = format!("https://{}/", data.hostname);
+    let is_host = url::Url::parse(&whole).is_ok_and(|url| {
+        url.path() == "/" && url.username().is_empty() && !data.hostname.contains(['/', '?', '#'])
+    });
+    if !is_host {
+        let why = format!(
+            "hostname \"{}\" is no host, or host and port",
+            data.hostname
+        );
+        return Err(wrong(plugin, why));
+    }
+    let all = [
+        NamePart::CommonName,
+        NamePart::Dns,
+        NamePart::Uri,
+        NamePart::Ip,
+    ];
+    Ok(EjbcaSettings {
+        ca: path(&or(data.ca_cert_path, "EJBCA_CA_CERT_PATH")),
+        certificate: needed(
+            "client_cert_path",
+            data.client_cert_path,
+            "EJBCA_CLIENT_CERT_PATH",
+        )?,
+        key: needed(
+            "client_cert_key_path",
+            data.client_cert_key_path,
+            "EJBCA_CLIENT_CERT_KEY_PATH",
+        )?,
+        host: data.hostname,
+        ca_name: data.ca_name,
+        end_entity_profile: data.end_entity_profile_name,
+        certificate_profile: data.certificate_profile_name,
+        end_entity: match data.end_entity_name.as_str() {
+            "" => EndEntity::From(all.to_vec()),
+            "cn" => EndEntity::From(vec![NamePart::CommonName]),
+            "dns" => EndEntity::From(vec![NamePart::Dns]),
+            "uri" => EndEntity::From(vec![NamePart::Uri]),
+            "ip" => EndEntity::From(vec![NamePart::Ip]),
+            _ => EndEntity::Named(data.end_entity_name),
+        },
+        account_binding: Some(data.account_binding_id).filter(|id| !id.is_empty()),
+    })
 }
 
 fn spire(plugin: &PluginConfig, of: &TrustDomain) -> Result<SpireSettings, String> {
@@ -192,100 +223,15 @@ fn spire(plugin: &PluginConfig, of: &TrustDomain) -> Result<SpireSettings, Strin
     })
 }
 
-/// With upstream's plugin a variable that is set wins over the file.
 fn vault(
     plugin: &PluginConfig,
     of: &TrustDomain,
     variable: impl Fn(&str) -> Option<String>,
 ) -> Result<VaultSettings, String> {
-    let data = data(plugin, |it: &VaultData| &it.unknown)?;
-    let or = |name: &str, given: &str| variable(name).unwrap_or_else(|| given.to_owned());
-    let needed = |key: &str, name: &str, given: &str| match or(name, given) {
-        value if value.is_empty() => Err(wrong(plugin, format!("set {key}, or {name}"))),
-        value => Ok(value),
-    };
-    if data.insecure_skip_verify {
-        return Err(wrong(
-            plugin,
-            "insecure_skip_verify is not supported: whoever is between would sign the CA; name Vault's authority in ca_cert_path",
-        ));
-    }
-    let mut client = None;
-    let mut methods = Vec::new();
-    if let Some(token) = &data.token_auth {
-        all_known(plugin, "token_auth", &token.unknown)?;
-        let token = needed("token", "VAULT_TOKEN", &token.token)?;
-        let token = Material::Given(Secret::new(token));
-        methods.push((LoginMethod::Token(token), String::new()));
-    }
-    if let Some(cert) = &data.cert_auth {
-        all_known(plugin, "cert_auth", &cert.unknown)?;
-        let certificate = needed("client_cert_path", "VAULT_CLIENT_CERT", &cert.certificate)?;
-        let key = needed("client_key_path", "VAULT_CLIENT_KEY", &cert.key)?;
-        client = Some((certificate.into(), key.into()));
-        let role = Some(cert.role.clone()).filter(|role| !role.is_empty());
-        methods.push((LoginMethod::Cert { role }, cert.mount.clone()));
-    }
-    if let Some(role) = &data.approle_auth {
-        all_known(plugin, "approle_auth", &role.unknown)?;
-        let role_id = needed("approle_id", "VAULT_APPROLE_ID", &role.role_id)?;
-        let secret_id = or("VAULT_APPROLE_SECRET_ID", &role.secret_id);
-        let given = |text| Material::Given(Secret::new(text));
-        let method = LoginMethod::AppRole {
-            role_id: given(role_id),
-            secret_id: Some(secret_id).filter(|text| !text.is_empty()).map(given),
-            wrapped: false,
-        };
-        methods.push((method, role.mount.clone()));
-    }
-    if let Some(k8s) = &data.k8s_auth {
-        all_known(plugin, "k8s_auth", &k8s.unknown)?;
-        let method = LoginMethod::Kubernetes {
-            role: {
-                let _: PathBuf = required(plugin, "k8s_auth_role_name", &k8s.role)?;
-                k8s.role.clone()
-            },
-            jwt: required(plugin, "token_path", &k8s.token_path)?,
-        };
-        methods.push((method, k8s.mount.clone()));
-    }
-    let Ok([(method, mount)]) = <[_; 1]>::try_from(methods) else {
-        return Err(wrong(
-            plugin,
-            "configure one of token_auth, cert_auth, approle_auth and k8s_auth, and no more",
-        ));
-    };
-    let mount = match mount.as_str() {
-        "" => method.as_str().to_owned(),
-        mount => api_path(mount).map_err(|error| wrong(plugin, error))?,
-    };
-    let address = needed("vault_addr", "VAULT_ADDR", &data.vault_addr)?;
-    let address = address.parse();
-    let address = address.map_err(|error| wrong(plugin, format!("vault_addr: {error}")))?;
-    let pki_mount = match data.pki_mount_point.as_str() {
-        "" => "pki".to_owned(),
-        mount => {
-            api_path(mount).map_err(|error| wrong(plugin, format!("pki_mount_point: {error}")))?
-        }
-    };
-    // A provider's path, of which only the mount is used here.
-    let pki = format!("{pki_mount}/sign/intermediate").parse();
+    let (access, data) = vault::data(plugin, |it: &VaultData| &it.unknown)?;
+    let pki_mount = vault::mount(plugin, "pki_mount_point", &data.pki_mount_point, "pki")?;
     Ok(VaultSettings {
-        access: VaultConfig {
-            addresses: vec![address],
-            namespace: Some(or("VAULT_NAMESPACE", &data.namespace))
-                .filter(|namespace| !namespace.is_empty()),
-            tls: VaultTls {
-                ca: path(&or("VAULT_CACERT", &data.ca_cert_path)),
-                client,
-            },
-            pki: pki.map_err(|error| wrong(plugin, error))?,
-            login: VaultLogin { method, mount },
-            request: CertificateRequest::default(),
-            renewal_threshold: Share::TWO_THIRDS,
-            retry: Retry::default(),
-            token_cache: None,
-        },
+        access: vault::access(plugin, &access, &pki_mount, Retry::default(), variable)?,
         pki_mount,
         trust_domain: of.clone(),
     })

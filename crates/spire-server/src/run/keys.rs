@@ -2,13 +2,54 @@
 
 use std::sync::Arc;
 
-use crate::keys::{DiskKeys, ExternalKeys, KeyError, KeyManager, KeyType, MemoryKeys, SigningKey};
+use ah_identity_provider::Clock;
+
+use crate::keys::{
+    DiskKeys, ExternalKeys, KeyError, KeyManager, KeyType, MemoryKeys, Pkcs11, RemoteKeys,
+    SigningKey, Transit,
+};
+use crate::plugins::KeysWanted;
+use crate::plugins::external::Running;
 
 /// Whichever key manager is configured.
 pub(super) enum Keys {
     Disk(DiskKeys),
     Memory(MemoryKeys),
     External(ExternalKeys),
+    Remote(RemoteKeys),
+}
+
+impl Keys {
+    /// Opens what `wanted` names.
+    pub(super) async fn open(
+        wanted: KeysWanted,
+        running: &Running,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, String> {
+        let told = |error: KeyError| error.to_string();
+        match wanted {
+            KeysWanted::Disk(path) => DiskKeys::open(&path).map(Self::Disk).map_err(told),
+            KeysWanted::Memory => Ok(Self::Memory(MemoryKeys::default())),
+            KeysWanted::External(name) => {
+                Ok(Self::External(ExternalKeys::new(running.keys(&name)?)))
+            }
+            KeysWanted::Transit(settings) => {
+                let opened = async { RemoteKeys::open(Transit::new(*settings, clock)?).await };
+                remote("hashicorp_vault", opened.await)
+            }
+            KeysWanted::Pkcs11(settings) => {
+                let loaded = tokio::task::spawn_blocking(|| Pkcs11::new(settings)).await;
+                let loaded = loaded.map_err(|error| KeyError::Failed(error.to_string()));
+                let opened = async { RemoteKeys::open(loaded.and_then(|it| it)?).await };
+                remote("pkcs11", opened.await)
+            }
+        }
+    }
+}
+
+fn remote(name: &str, opened: Result<RemoteKeys, KeyError>) -> Result<Keys, String> {
+    let named = |error| format!("KeyManager \"{name}\": {error}");
+    opened.map(Keys::Remote).map_err(named)
 }
 
 impl KeyManager for Keys {
@@ -17,6 +58,7 @@ impl KeyManager for Keys {
             Self::Disk(keys) => keys.generate_key(id, kind).await,
             Self::Memory(keys) => keys.generate_key(id, kind).await,
             Self::External(keys) => keys.generate_key(id, kind).await,
+            Self::Remote(keys) => keys.generate_key(id, kind).await,
         }
     }
 
@@ -25,6 +67,7 @@ impl KeyManager for Keys {
             Self::Disk(keys) => keys.key(id).await,
             Self::Memory(keys) => keys.key(id).await,
             Self::External(keys) => keys.key(id).await,
+            Self::Remote(keys) => keys.key(id).await,
         }
     }
 
@@ -33,6 +76,7 @@ impl KeyManager for Keys {
             Self::Disk(keys) => keys.keys().await,
             Self::Memory(keys) => keys.keys().await,
             Self::External(keys) => keys.keys().await,
+            Self::Remote(keys) => keys.keys().await,
         }
     }
 }

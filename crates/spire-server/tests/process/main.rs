@@ -10,6 +10,7 @@ mod doors;
 mod federation;
 mod full_disk;
 mod guide;
+mod keys;
 mod nested;
 mod observed;
 mod server;

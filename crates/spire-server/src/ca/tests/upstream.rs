@@ -35,7 +35,7 @@ fn root(dir: &Path) -> Files {
 }
 
 /// A CA below a root.
-fn intermediate(dir: &Path) -> Files {
+pub(super) fn intermediate(dir: &Path) -> Files {
     let root_key = KeyPair::generate().unwrap();
     let root = params("root").self_signed(&root_key).unwrap();
     let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap();
@@ -58,7 +58,7 @@ fn write(dir: &Path, certificate: &str, key: &KeyPair, bundle: Option<&str>) -> 
     files
 }
 
-async fn below(
+pub(super) async fn below(
     upstream: impl UpstreamAuthority,
     store: &MemoryStore,
     clock: Arc<HeldClock>,

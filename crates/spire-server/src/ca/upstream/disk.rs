@@ -8,10 +8,10 @@ use ah_identity_provider::{Clock, pem};
 use ah_spire_wire::model::JwtKey;
 use spiffe::TrustDomain;
 use x509_parser::certification_request::X509CertificationRequest;
-use x509_parser::extensions::{GeneralName, ParsedExtension};
+use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
 
-use super::{Answer, MintedCa, UpstreamAuthority, UpstreamError, check_chain};
+use super::{Answer, MintedCa, UpstreamAuthority, UpstreamError, alternative_names, check_chain};
 use crate::ca::X509Attributes;
 use crate::ca::authority::Certificate;
 use crate::ca::certificate::{Issuer, Template};
@@ -142,20 +142,11 @@ fn failed(error: impl std::fmt::Display) -> UpstreamError {
 }
 
 fn uris<'a>(request: &'a X509CertificationRequest<'_>) -> Vec<&'a str> {
-    request
-        .requested_extensions()
-        .into_iter()
-        .flatten()
-        .filter_map(|extension| match extension {
-            ParsedExtension::SubjectAlternativeName(names) => Some(&names.general_names),
-            _ => None,
-        })
-        .flatten()
-        .filter_map(|name| match name {
-            GeneralName::URI(uri) => Some(*uri),
-            _ => None,
-        })
-        .collect()
+    let uris = alternative_names(request).filter_map(|name| match name {
+        GeneralName::URI(uri) => Some(*uri),
+        _ => None,
+    });
+    uris.collect()
 }
 
 fn load(files: &Files, of: &TrustDomain, now: SystemTime) -> Result<Loaded, UpstreamError> {

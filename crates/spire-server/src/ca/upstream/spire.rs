@@ -22,7 +22,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{Mutex, watch};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Answer, MintedCa, UpstreamAuthority, UpstreamBundle, UpstreamError, one_line};
+use super::{Answer, MintedCa, UpstreamAuthority, UpstreamBundle, UpstreamError};
 
 /// How often the bundle above is looked at.
 const POLL: Duration = Duration::from_secs(5);
@@ -154,7 +154,7 @@ impl Client {
                     self.identity.send_replace(Some(Arc::new(identity)));
                 }
                 Err(error) => {
-                    let why = one_line(error.explained());
+                    let why = error.explained().one_line();
                     tracing::warn!(error = why, "No X509-SVID for the upstream server");
                     tokio::time::sleep(backoff.next_wait()).await;
                 }
@@ -264,12 +264,12 @@ impl Client {
             self.settings.post_quantum_only,
             self.clock.clone(),
         )
-        .map_err(|error| one_line(&error))?;
+        .map_err(|error| error.one_line())?;
         let tcp = TcpStream::connect((host.as_str(), *port)).await;
         let tcp = tcp.map_err(|error| error.to_string())?;
         tcp.set_nodelay(true).map_err(|error| error.to_string())?;
         let (stream, _) = tls.handshake(tcp).await.map_err(|fault| match fault {
-            HandshakeFault::Refused(why) => one_line(why.explained()),
+            HandshakeFault::Refused(why) => why.explained().one_line(),
             HandshakeFault::Ended(error) => format!("TLS: {error}"),
         })?;
         Channel::over(stream)

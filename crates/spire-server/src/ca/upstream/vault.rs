@@ -13,7 +13,7 @@ use spiffe::TrustDomain;
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::prelude::FromDer;
 
-use super::{Answer, MintedCa, UpstreamAuthority, UpstreamError, one_line};
+use super::{Answer, MintedCa, UpstreamAuthority, UpstreamError};
 use crate::ca::name::Subject;
 
 /// Where the PKI engine is, and how to log in.
@@ -62,7 +62,7 @@ impl VaultAuthority {
     fn access(&self) -> Result<&VaultAccess, UpstreamError> {
         if self.access.get().is_none() {
             let made = VaultAccess::new(self.settings.access.clone(), self.clock.clone());
-            let made = made.map_err(|error| UpstreamError(one_line(error.explained())))?;
+            let made = made.map_err(|error| UpstreamError(error.explained().one_line()))?;
             // Two that come at a time make one each, and the first stays.
             let _ = self.access.set(made);
         }
@@ -93,7 +93,7 @@ impl UpstreamAuthority for VaultAuthority {
             let path = format!("{}/root/sign-intermediate", self.settings.pki_mount);
             let signed = self.access()?.post::<Signed>(&path, &fields).await;
             let signed = signed.map_err(|error| {
-                UpstreamError(format!("failed to sign intermediate: {}", one_line(&error)))
+                UpstreamError(format!("failed to sign intermediate: {}", error.one_line()))
             })?;
             minted(&signed.data)
         })
