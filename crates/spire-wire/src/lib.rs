@@ -16,6 +16,7 @@ pub mod jwt;
 pub mod model;
 mod public_key;
 mod serving;
+pub mod sigv4;
 
 pub use certificate::{Certificate, described_chain};
 pub use channel::{Channel, MAX_MESSAGE_BYTES};
