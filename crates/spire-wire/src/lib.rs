@@ -5,6 +5,8 @@
 //! bundle documents. What the messages stand for are the plain, valid values of [`model`], with conversions both ways.
 
 mod authority;
+pub mod aws;
+pub mod azure;
 pub mod bundle;
 mod certificate;
 mod channel;
@@ -23,7 +25,7 @@ pub use channel::{Channel, MAX_MESSAGE_BYTES};
 pub use convert::{
     Invalid, entry_from_wire, entry_to_wire, spiffe_id_from_wire, spiffe_id_to_wire,
 };
-pub use public_key::{BadKey, KeyKind, key_kind};
+pub use public_key::{BadKey, KeyKind, key_kind, spki_of_jwks};
 pub use serving::{Limits, serve};
 
 mod packages {
