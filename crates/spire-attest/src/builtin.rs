@@ -32,6 +32,12 @@ impl fmt::Display for PluginKind {
 pub enum Builtin {
     /// [`crate::node::join_token`]
     JoinToken,
+    /// [`crate::node::aws_iid`]
+    AwsIid,
+    /// [`crate::node::azure_imds`]
+    AzureImds,
+    /// [`crate::node::azure_msi`]
+    AzureMsi,
     /// [`crate::node::gcp_iit`]
     GcpIit,
     /// [`crate::node::http_challenge`]
@@ -48,7 +54,10 @@ pub enum Builtin {
 
 impl Builtin {
     /// All there are.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 10] = [
+        Self::AwsIid,
+        Self::AzureImds,
+        Self::AzureMsi,
         Self::GcpIit,
         Self::HttpChallenge,
         Self::JoinToken,
@@ -70,7 +79,10 @@ impl Builtin {
     /// Whether it attests nodes or workloads.
     pub fn kind(self) -> PluginKind {
         match self {
-            Self::GcpIit
+            Self::AwsIid
+            | Self::AzureImds
+            | Self::AzureMsi
+            | Self::GcpIit
             | Self::HttpChallenge
             | Self::JoinToken
             | Self::K8sPsat
@@ -84,6 +96,9 @@ impl Builtin {
     pub fn name(self) -> &'static str {
         match self {
             Self::JoinToken => "join_token",
+            Self::AwsIid => "aws_iid",
+            Self::AzureImds => "azure_imds",
+            Self::AzureMsi => "azure_msi",
             Self::GcpIit => "gcp_iit",
             Self::HttpChallenge => "http_challenge",
             Self::K8sPsat => "k8s_psat",
@@ -97,7 +112,10 @@ impl Builtin {
     pub fn old_names(self) -> &'static [&'static str] {
         match self {
             Self::X509Pop => &["x509_pop"],
-            Self::GcpIit
+            Self::AwsIid
+            | Self::AzureImds
+            | Self::AzureMsi
+            | Self::GcpIit
             | Self::HttpChallenge
             | Self::JoinToken
             | Self::K8sPsat

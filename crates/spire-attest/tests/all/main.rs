@@ -7,6 +7,11 @@
     reason = "a test fails by panicking"
 )]
 
+mod aws;
+mod aws_iid;
+mod azure_imds;
+mod azure_msi;
+mod documents;
 mod gcp_iit;
 mod http_challenge;
 mod join_token;

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -16,6 +16,7 @@ use tokio::net::TcpListener;
 /// What was asked for.
 #[derive(Clone, Debug)]
 pub(crate) struct Asked {
+    pub(crate) method: Method,
     /// With the query.
     pub(crate) target: String,
     pub(crate) headers: HeaderMap,
@@ -25,6 +26,10 @@ pub(crate) struct Asked {
 #[derive(Default)]
 struct State {
     answers: HashMap<String, Response<Bytes>>,
+    /// Path, words of query or body, and what is answered if both are there.
+    special: Vec<(String, String, Response<Bytes>)>,
+    /// Path, and what makes an answer of the query.
+    made: HashMap<String, Box<dyn Fn(&str) -> String + Send>>,
     asked: Vec<Asked>,
 }
 
@@ -67,6 +72,19 @@ impl Web {
         state.answers.insert(path.to_owned(), response);
     }
 
+    /// What is answered to `path` where query or body have `words`. The last of these counts first.
+    pub(crate) fn answers_if(&self, path: &str, words: &str, response: Response<Bytes>) {
+        let mut state = self.state.lock().unwrap();
+        let special = (path.to_owned(), words.to_owned(), response);
+        state.special.insert(0, special);
+    }
+
+    /// What is answered to `path` is made of the query.
+    pub(crate) fn answers_by(&self, path: &str, maker: impl Fn(&str) -> String + Send + 'static) {
+        let mut state = self.state.lock().unwrap();
+        state.made.insert(path.to_owned(), Box::new(maker));
+    }
+
     /// What was asked since this was called before.
     pub(crate) fn asked(&self) -> Vec<Asked> {
         std::mem::take(&mut self.state.lock().unwrap().asked)
@@ -80,12 +98,26 @@ async fn answer(
     let (parts, body) = request.into_parts();
     let body = body.collect().await.unwrap().to_bytes();
     let mut state = state.lock().unwrap();
-    state.asked.push(Asked {
+    let body = String::from_utf8_lossy(&body);
+    let asked = format!("{}\n{body}", parts.uri.query().unwrap_or_default());
+    let special = state.special.iter();
+    let special = special
+        .filter(|(path, words, _)| path == parts.uri.path() && asked.contains(words.as_str()))
+        .map(|(_, _, response)| response.clone());
+    let made = state.made.get(parts.uri.path());
+    let made = made.map(|make| make(parts.uri.query().unwrap_or_default()));
+    let made = made.map(|body| Response::new(Bytes::from(body)));
+    let known = special
+        .chain(made)
+        .chain(state.answers.get(parts.uri.path()).cloned());
+    let known = { known }.next();
+    let asked = Asked {
+        method: parts.method,
         target: parts.uri.to_string(),
         headers: parts.headers,
-        body: String::from_utf8_lossy(&body).into_owned(),
-    });
-    let known = state.answers.get(parts.uri.path()).cloned();
+        body: body.into_owned(),
+    };
+    state.asked.push(asked);
     Ok(match known {
         Some(response) => response.map(Full::new),
         None => {
