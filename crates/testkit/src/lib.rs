@@ -11,6 +11,7 @@ pub mod openbao;
 pub mod postgres;
 pub mod process;
 pub mod provider_suite;
+pub mod web;
 pub mod workload_api;
 
 /// Whether the program `tool` is installed. If not, one line says that the test is skipped; with `CI` set

@@ -3,11 +3,10 @@
 use std::time::SystemTime;
 
 use ah_spire_wire::aws::{Caller, Environment, Service};
+use ah_testkit::web::Web;
 use bytes::Bytes;
 use http::Request;
 use serde_json::json;
-
-use crate::web::Web;
 
 const EC2: Service = Service::regional("EC2", "ec2");
 

@@ -8,6 +8,7 @@ use ah_spire_attest::node::aws_iid::{
 use ah_spire_attest::node::{AgentHalf, AttestedAgent};
 use ah_spire_wire::aws::Environment;
 use ah_testkit::node_suite::attest;
+use ah_testkit::web::Web;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::{Method, Response, StatusCode};
@@ -16,7 +17,6 @@ use spiffe::TrustDomain;
 
 use crate::documents::{attribute, hex, signed, signed_with};
 use crate::tokens::Issuer;
-use crate::web::Web;
 
 const INSTANCE: &str = "i-1234567890abcdef0";
 const ACCOUNT: &str = "123456789012";
@@ -110,7 +110,7 @@ impl Cloud {
     fn asked(&self, place: &str) -> Vec<(String, String)> {
         let asked = self.web.asked().into_iter();
         let asked = asked.filter(|asked| asked.target.starts_with(place));
-        let header = |asked: &crate::web::Asked, name: &str| {
+        let header = |asked: &ah_testkit::web::Asked, name: &str| {
             let value = asked.headers.get(name).map(|it| it.to_str().unwrap());
             value.unwrap_or_default().to_owned()
         };

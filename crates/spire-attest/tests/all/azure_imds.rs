@@ -10,6 +10,7 @@ use ah_spire_attest::node::{AgentHalf, AttestedAgent, Conversation};
 use ah_spire_wire::azure::{Azure, Proof};
 use ah_testkit::ca::{KeyType, TestCa};
 use ah_testkit::node_suite::attest;
+use ah_testkit::web::{Asked, Web};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
@@ -17,7 +18,6 @@ use spiffe::TrustDomain;
 
 use crate::documents::{hex, signed};
 use crate::tokens::Issuer;
-use crate::web::{Asked, Web};
 
 const TENANT: &str = "00000000-1111-2222-3333-444444444444";
 const SUBSCRIPTION: &str = "d5b40d61-272e-48da-beb9-05f295c42bd6";

@@ -7,6 +7,7 @@ use ah_spire_attest::node::azure_msi::{
 use ah_spire_attest::node::{AgentHalf, AttestedAgent};
 use ah_spire_wire::azure::Azure;
 use ah_testkit::node_suite::attest;
+use ah_testkit::web::Web;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::{Response, StatusCode};
@@ -17,7 +18,6 @@ use x509_parser::public_key::PublicKey;
 
 use crate::azure_imds::{azure, bearers, interface, values};
 use crate::tokens::{Issuer, now};
-use crate::web::Web;
 
 const TENANT: &str = "00000000-1111-2222-3333-444444444444";
 const PRINCIPAL: &str = "7a1f3c55-4b0c-4d1c-9b6e-3c3b1a5e9d01";

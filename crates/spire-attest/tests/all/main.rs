@@ -4,6 +4,8 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
+    clippy::indexing_slicing,
+    clippy::string_slice,
     reason = "a test fails by panicking"
 )]
 
@@ -25,7 +27,6 @@ mod reused;
 mod tokens;
 #[cfg(target_os = "linux")]
 mod unix;
-mod web;
 #[cfg(target_os = "linux")]
 mod workload;
 mod x509pop;

@@ -35,13 +35,20 @@ pub struct EksConfig {
     pub eks_cluster_names: Vec<String>,
 }
 
-/// Those who ask, by region and role.
+/// Those who ask.
 pub(super) struct Callers {
     environment: Environment,
     keys: Option<Credentials>,
     partition: String,
     role: String,
-    known: Mutex<BTreeMap<(String, Option<String>), Arc<Caller>>>,
+    known: Mutex<BTreeMap<Place, Arc<Caller>>>,
+}
+
+/// Where somebody asks, and in which role.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    region: String,
+    role: Option<String>,
 }
 
 impl Callers {
@@ -115,8 +122,11 @@ impl Callers {
         if known.len() >= MAX_CALLERS {
             known.clear();
         }
-        let key = (region.to_owned(), role.clone());
-        let caller = known.entry(key).or_insert_with(|| {
+        let place = Place {
+            region: region.to_owned(),
+            role: role.clone(),
+        };
+        let caller = known.entry(place).or_insert_with(|| {
             let caller = Caller::new(self.environment.clone(), region, self.keys.clone());
             Arc::new(match role {
                 Some(arn) => caller.assuming(arn),

@@ -55,7 +55,13 @@ pub struct AzureMsiServer {
     azure: Azure,
     tenants: BTreeMap<String, Tenant>,
     template: Template<Value>,
-    keys: Mutex<Option<(SystemTime, BTreeMap<String, Vec<u8>>)>>,
+    keys: Mutex<Option<Keys>>,
+}
+
+/// The keys of Azure's tokens.
+struct Keys {
+    until: SystemTime,
+    by_id: BTreeMap<String, Vec<u8>>,
 }
 
 struct Tenant {
@@ -287,7 +293,7 @@ impl AzureMsiServer {
             jwks_uri: String,
         }
         let mut keys = self.keys.lock().await;
-        if keys.as_ref().is_none_or(|(until, _)| now > *until) {
+        if keys.as_ref().is_none_or(|keys| now > keys.until) {
             let url = format!(
                 "{}/common/.well-known/openid-configuration",
                 self.azure.authority
@@ -295,10 +301,11 @@ impl AzureMsiServer {
             let metadata: Metadata = azure::public(&url).await?;
             let set: Json = azure::public(&metadata.jwks_uri).await?;
             let until = now.checked_add(KEYS_LAST).unwrap_or(now);
-            *keys = Some((until, spki_of_jwks(&set)));
+            let by_id = spki_of_jwks(&set);
+            *keys = Some(Keys { until, by_id });
         }
-        let keys = keys.as_ref().map(|(_, keys)| keys);
-        Ok(keys.and_then(|keys| keys.get(id)).cloned())
+        let key = keys.as_ref().and_then(|keys| keys.by_id.get(id));
+        Ok(key.cloned())
     }
 }
 

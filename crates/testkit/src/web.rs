@@ -15,32 +15,35 @@ use tokio::net::TcpListener;
 
 /// What was asked for.
 #[derive(Clone, Debug)]
-pub(crate) struct Asked {
-    pub(crate) method: Method,
+pub struct Asked {
+    pub method: Method,
     /// With the query.
-    pub(crate) target: String,
-    pub(crate) headers: HeaderMap,
-    pub(crate) body: String,
+    pub target: String,
+    pub headers: HeaderMap,
+    pub body: String,
 }
+
+/// Makes an answer of a query.
+struct Maker(Box<dyn Fn(&str) -> String + Send>);
 
 #[derive(Default)]
 struct State {
     answers: HashMap<String, Response<Bytes>>,
     /// Path, words of query or body, and what is answered if both are there.
     special: Vec<(String, String, Response<Bytes>)>,
-    /// Path, and what makes an answer of the query.
-    made: HashMap<String, Box<dyn Fn(&str) -> String + Send>>,
+    /// By path.
+    made: HashMap<String, Maker>,
     asked: Vec<Asked>,
 }
 
 /// HTTP without TLS, on a port of its own.
-pub(crate) struct Web {
-    pub(crate) address: SocketAddr,
+pub struct Web {
+    pub address: SocketAddr,
     state: Arc<Mutex<State>>,
 }
 
 impl Web {
-    pub(crate) async fn start() -> Self {
+    pub async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let state = Arc::<Mutex<State>>::default();
@@ -58,35 +61,35 @@ impl Web {
         Self { address, state }
     }
 
-    pub(crate) fn url(&self, path: &str) -> String {
+    pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
     }
 
     /// What is answered to `path`, whatever the query.
-    pub(crate) fn answers(&self, path: &str, body: impl ToString) {
+    pub fn answers(&self, path: &str, body: impl ToString) {
         self.answers_with(path, Response::new(body.to_string().into()));
     }
 
-    pub(crate) fn answers_with(&self, path: &str, response: Response<Bytes>) {
+    pub fn answers_with(&self, path: &str, response: Response<Bytes>) {
         let mut state = self.state.lock().unwrap();
         state.answers.insert(path.to_owned(), response);
     }
 
     /// What is answered to `path` where query or body have `words`. The last of these counts first.
-    pub(crate) fn answers_if(&self, path: &str, words: &str, response: Response<Bytes>) {
+    pub fn answers_if(&self, path: &str, words: &str, response: Response<Bytes>) {
         let mut state = self.state.lock().unwrap();
         let special = (path.to_owned(), words.to_owned(), response);
         state.special.insert(0, special);
     }
 
     /// What is answered to `path` is made of the query.
-    pub(crate) fn answers_by(&self, path: &str, maker: impl Fn(&str) -> String + Send + 'static) {
+    pub fn answers_by(&self, path: &str, maker: impl Fn(&str) -> String + Send + 'static) {
         let mut state = self.state.lock().unwrap();
-        state.made.insert(path.to_owned(), Box::new(maker));
+        state.made.insert(path.to_owned(), Maker(Box::new(maker)));
     }
 
     /// What was asked since this was called before.
-    pub(crate) fn asked(&self) -> Vec<Asked> {
+    pub fn asked(&self) -> Vec<Asked> {
         std::mem::take(&mut self.state.lock().unwrap().asked)
     }
 }
@@ -105,7 +108,7 @@ async fn answer(
         .filter(|(path, words, _)| path == parts.uri.path() && asked.contains(words.as_str()))
         .map(|(_, _, response)| response.clone());
     let made = state.made.get(parts.uri.path());
-    let made = made.map(|make| make(parts.uri.query().unwrap_or_default()));
+    let made = made.map(|Maker(make)| make(parts.uri.query().unwrap_or_default()));
     let made = made.map(|body| Response::new(Bytes::from(body)));
     let known = special
         .chain(made)
