@@ -8,6 +8,8 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::{Request, Uri};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
 use serde::Deserialize;
 use tokio::sync::Mutex;
 use zeroize::Zeroizing;
@@ -17,10 +19,12 @@ use crate::sigv4::{Credentials, Scope, sign};
 
 mod credentials;
 mod imds;
+mod profile;
 
 pub use imds::Imds;
 
 use credentials::Held;
+use profile::Profile;
 
 /// How long before its end a key is replaced.
 const RENEW_BEFORE: Duration = Duration::from_mins(2);
@@ -46,6 +50,21 @@ impl Environment {
     fn is_true(&self, name: &str) -> bool {
         self.variable(name)
             .is_some_and(|value| value.eq_ignore_ascii_case("true"))
+    }
+
+    /// Trusts the certificates of `AWS_CA_BUNDLE` alone where it is set, as AWS's SDKs do.
+    fn client(&self) -> Result<HttpClient, String> {
+        let Some(file) = self.variable("AWS_CA_BUNDLE") else {
+            return HttpClient::new(Roots::Machine, None);
+        };
+        let told = |why: String| format!("AWS_CA_BUNDLE: {file}: {why}");
+        let roots = CertificateDer::pem_file_iter(file)
+            .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+            .map_err(|error| told(error.to_string()))?;
+        if roots.is_empty() {
+            return Err(told("it has no certificates in PEM".into()));
+        }
+        HttpClient::new(Roots::Only(roots), None).map_err(told)
     }
 }
 
@@ -164,7 +183,7 @@ pub struct Caller {
 
 impl Caller {
     /// With `keys`, or else with what AWS's SDKs would find: the variables `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and
-    /// `AWS_SESSION_TOKEN`; a web identity (`AWS_WEB_IDENTITY_TOKEN_FILE`, `AWS_ROLE_ARN`); the shared credentials file;
+    /// `AWS_SESSION_TOKEN`; a web identity (`AWS_WEB_IDENTITY_TOKEN_FILE`, `AWS_ROLE_ARN`); a profile of the shared files;
     /// the container's role; the instance's role.
     pub fn new(environment: Environment, region: &str, keys: Option<Credentials>) -> Self {
         Self {
@@ -205,9 +224,14 @@ impl Caller {
         if let Some(held) = held.as_ref().filter(|held| held.lasts(now)) {
             return Ok(held.credentials.clone());
         }
+        let profile = Profile::read(&self.environment).await?;
+        profile.check()?;
         let own = match &self.keys {
             Some(keys) => Held::without_end(keys.clone()),
-            None => Box::pin(credentials::found(&self.environment, &self.region, now)).await?,
+            None => {
+                let (environment, region) = (&self.environment, &self.region);
+                Box::pin(credentials::found(environment, region, &profile, now)).await?
+            }
         };
         let new = match &self.role {
             None => own,
@@ -243,7 +267,7 @@ async fn send(
         };
         sign(&mut request, credentials, scope, now)?;
     }
-    let answer = HttpClient::new(Roots::Machine, None)?.send(request).await?;
+    let answer = environment.client()?.send(request).await?;
     if answer.status().is_success() {
         return Ok(answer.into_body());
     }

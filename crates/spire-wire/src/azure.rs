@@ -55,6 +55,9 @@ impl Azure {
             "IDENTITY_ENDPOINT",
             "MSI_ENDPOINT",
         ];
+        // `prod` is what is served; other values choose one source, or those of developers.
+        const CHOICE: &str = "AZURE_TOKEN_CREDENTIALS";
+        let chosen = variable(CHOICE);
         let authority = variable("AZURE_AUTHORITY_HOST");
         let authority = authority
             .as_deref()
@@ -68,7 +71,10 @@ impl Azure {
             tenant_id: variable("AZURE_TENANT_ID"),
             client_secret: variable("AZURE_CLIENT_SECRET").map(Zeroizing::new),
             federated_token_file: variable("AZURE_FEDERATED_TOKEN_FILE").map(PathBuf::from),
-            unserved: unserved.into_iter().find(|name| variable(name).is_some()),
+            unserved: unserved
+                .into_iter()
+                .find(|name| variable(name).is_some())
+                .or_else(|| chosen.filter(|value| value != "prod").map(|_| CHOICE)),
         }
     }
 }

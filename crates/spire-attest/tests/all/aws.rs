@@ -8,6 +8,8 @@ use bytes::Bytes;
 use http::Request;
 use serde_json::json;
 
+use crate::k8s::cluster::Cluster;
+
 const EC2: Service = Service::regional("EC2", "ec2");
 
 fn environment(web: &Web, more: &[(&str, &str)]) -> Environment {
@@ -77,7 +79,7 @@ async fn credentials_are_found_where_awss_sdks_find_them() {
     for (profile, expected) in [
         ("role", "role_arn of the profile \"role\" is not served"),
         ("half", "needs aws_access_key_id and aws_secret_access_key"),
-        ("none", "it has no profile \"none\""),
+        ("none", "there is no profile \"none\" in "),
     ] {
         let error = caller(&web, with(profile)).await.unwrap_err();
         assert!(error.contains(expected), "{error}");
@@ -124,6 +126,120 @@ async fn credentials_are_found_where_awss_sdks_find_them() {
         error.contains("no credentials for AWS: there are none"),
         "{error}"
     );
+}
+
+#[tokio::test]
+async fn both_shared_files_make_a_profile() {
+    let web = Web::start().await;
+    web.answers("/aws/path", "");
+    let home = tempfile::tempdir().unwrap();
+    let folder = home.path().join(".aws");
+    std::fs::create_dir(&folder).unwrap();
+    let config = "# ours
+[default]
+region = eu-west-1
+AWS_ACCESS_KEY_ID = D # a remark
+aws_secret_access_key = s
+endpoint_url =
+s3 =
+  endpoint_url = http://192.0.2.1
+[profile both]
+aws_access_key_id = of the configuration
+aws_secret_access_key = s
+[profile 'plain']
+aws_access_key_id = P
+aws_secret_access_key = s
+[both]
+credential_process = of nobody
+[profile person]
+sso_session = us
+[profile elsewhere]
+aws_access_key_id = E
+aws_secret_access_key = s
+endpoint_url = http://192.0.2.1
+[profile fips]
+use_fips_endpoint = true
+[profile no-fips]
+use_fips_endpoint = false
+aws_access_key_id = N
+aws_secret_access_key = s
+";
+    std::fs::write(folder.join("config"), config).unwrap();
+    let keys = "[both]\naws_access_key_id = B\naws_session_token = b\n[profile plain]\naws_access_key_id = X\n";
+    std::fs::write(folder.join("credentials"), keys).unwrap();
+    let home = home.path().to_str().unwrap();
+    let with = |profile| environment(&web, &[("HOME", home), ("AWS_PROFILE", profile)]);
+    for (profile, key, token) in [
+        ("", "D", ""),
+        ("both", "B", "b"),
+        ("plain", "P", ""),
+        ("no-fips", "N", ""),
+    ] {
+        assert_eq!(caller(&web, with(profile)).await, Ok(pair(key, token)));
+    }
+    for (profile, expected) in [
+        (
+            "person",
+            "/.aws/config: sso_session of the profile \"person\" is not served; give it keys",
+        ),
+        (
+            "elsewhere",
+            "endpoint_url of the profile \"elsewhere\" is not served; take it out, and set AWS_ENDPOINT_URL",
+        ),
+        (
+            "fips",
+            "use_fips_endpoint of the profile \"fips\" is not served",
+        ),
+        ("none", "there is no profile \"none\" in "),
+    ] {
+        let error = caller(&web, with(profile)).await.unwrap_err();
+        assert!(error.contains(expected), "{error}");
+    }
+    // Keys of the environment do not make up for an endpoint that is not asked.
+    let keys = [
+        ("HOME", home),
+        ("AWS_PROFILE", "elsewhere"),
+        ("AWS_ACCESS_KEY_ID", "A"),
+        ("AWS_SECRET_ACCESS_KEY", "s"),
+    ];
+    let error = caller(&web, environment(&web, &keys)).await.unwrap_err();
+    assert!(error.contains("endpoint_url of the profile"), "{error}");
+    let moved = format!("{home}/.aws/config");
+    let moved = [
+        ("AWS_CONFIG_FILE", &*moved),
+        ("AWS_DEFAULT_PROFILE", "plain"),
+    ];
+    let found = caller(&web, environment(&web, &moved)).await;
+    assert_eq!(found, Ok(pair("P", "")));
+}
+
+#[tokio::test]
+async fn the_cas_of_aws_are_those_of_its_bundle() {
+    let cluster = Cluster::start().await;
+    let file = cluster.folder.path().join("ca.pem");
+    std::fs::write(&file, cluster.ca_pem()).unwrap();
+    let with = async |bundle: &str| {
+        let url = cluster.url();
+        let variables = [
+            ("AWS_ENDPOINT_URL", url.as_str()),
+            ("AWS_CA_BUNDLE", bundle),
+            ("AWS_ACCESS_KEY_ID", "A"),
+            ("AWS_SECRET_ACCESS_KEY", "s"),
+        ];
+        let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let caller = Caller::new(variables.into_iter().collect(), "eu-west-1", None);
+        let request = Request::get("/path").body(Bytes::new()).unwrap();
+        caller.call(EC2, request, SystemTime::now()).await
+    };
+    let error = with(file.to_str().unwrap()).await.unwrap_err();
+    // It answers: it does not know this caller.
+    assert!(error.contains("401 Unauthorized"), "{error}");
+    assert!(with("").await.unwrap_err().contains("TLS: "));
+    std::fs::write(&file, "nothing").unwrap();
+    let error = with(file.to_str().unwrap()).await.unwrap_err();
+    assert!(error.ends_with("it has no certificates in PEM"), "{error}");
+    let error = with("/nowhere").await.unwrap_err();
+    assert!(error.starts_with("AWS_CA_BUNDLE: /nowhere: "), "{error}");
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ use spiffe::TrustDomain;
 use self::cluster::Cluster;
 use crate::tokens::{Issuer, now, pem};
 
-mod cluster;
+pub(crate) mod cluster;
 
 const TOKEN: &str = "eyJhbGciOiJSUzI1NiJ9.of-the-agent.c2ln";
 

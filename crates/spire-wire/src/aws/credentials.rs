@@ -1,6 +1,5 @@
 //! Whom a machine calls AWS as.
 
-use std::path::PathBuf;
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -10,8 +9,8 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use zeroize::Zeroizing;
 
+use crate::aws::profile::Profile;
 use crate::aws::{Environment, Imds, RENEW_BEFORE, Service, send};
-use crate::http_client::{HttpClient, Roots};
 use crate::sigv4::{Credentials, percent_encoded};
 
 /// The name of this program's sessions, which AWS's log of calls shows.
@@ -56,6 +55,7 @@ impl Held {
 pub(super) async fn found(
     environment: &Environment,
     region: &str,
+    profile: &Profile,
     now: SystemTime,
 ) -> Result<Held, String> {
     let variable = |name| environment.variable(name);
@@ -72,7 +72,7 @@ pub(super) async fn found(
     ) {
         return web_identity((environment, region), file, arn, now).await;
     }
-    if let Some(found) = shared_file(environment).await? {
+    if let Some(found) = profile.credentials()? {
         return Ok(Held::without_end(found));
     }
     if let Some(found) = container(environment).await? {
@@ -84,7 +84,7 @@ pub(super) async fn found(
     instance(environment).await
 }
 
-fn credentials(id: &str, secret: &str, token: Option<&str>) -> Credentials {
+pub(super) fn credentials(id: &str, secret: &str, token: Option<&str>) -> Credentials {
     Credentials {
         access_key_id: id.to_owned(),
         secret_access_key: Zeroizing::new(secret.to_owned()),
@@ -158,64 +158,6 @@ async fn ask_sts(
     let id = of("AccessKeyId")?;
     let credentials = credentials(id, of("SecretAccessKey")?, Some(of("SessionToken")?));
     Held::until(credentials, of("Expiration")?)
-}
-
-/// A profile's keys in the file that the SDKs share.
-async fn shared_file(environment: &Environment) -> Result<Option<Credentials>, String> {
-    let named = environment.variable("AWS_PROFILE");
-    let profile = named.unwrap_or("default");
-    let path = match environment.variable("AWS_SHARED_CREDENTIALS_FILE") {
-        Some(path) => PathBuf::from(path),
-        None => match environment.variable("HOME") {
-            Some(home) => PathBuf::from(home).join(".aws/credentials"),
-            None => return Ok(None),
-        },
-    };
-    let shown = path.display();
-    let text = match tokio::fs::read_to_string(&path).await {
-        Ok(text) => Zeroizing::new(text),
-        Err(error) if named.is_some() => {
-            return Err(format!("AWS_PROFILE is {profile:?}; {shown}: {error}"));
-        }
-        Err(_) => return Ok(None),
-    };
-    let mut within = false;
-    let mut known = false;
-    let (mut id, mut secret, mut token) = (None, None, None);
-    for line in text.lines().map(str::trim) {
-        if let Some(name) = line.strip_prefix('[') {
-            within = name.trim_end_matches(']').trim() == profile;
-            known |= within;
-            continue;
-        }
-        let Some((key, value)) = line.split_once('=').filter(|_| within) else {
-            continue;
-        };
-        match key.trim() {
-            "aws_access_key_id" => id = Some(value.trim()),
-            "aws_secret_access_key" => secret = Some(value.trim()),
-            "aws_session_token" => token = Some(value.trim()),
-            key @ ("role_arn"
-            | "source_profile"
-            | "credential_process"
-            | "sso_session"
-            | "sso_account_id"
-            | "web_identity_token_file") => {
-                return Err(format!(
-                    "{shown}: {key} of the profile {profile:?} is not served; give it keys"
-                ));
-            }
-            _ => {}
-        }
-    }
-    match (id, secret) {
-        (Some(id), Some(secret)) => Ok(Some(credentials(id, secret, token))),
-        (None, None) if named.is_none() => Ok(None),
-        _ if !known => Err(format!("{shown}: it has no profile {profile:?}")),
-        _ => Err(format!(
-            "{shown}: the profile {profile:?} needs aws_access_key_id and aws_secret_access_key"
-        )),
-    }
 }
 
 /// As the services of containers and instances give them.
@@ -292,7 +234,7 @@ async fn container(environment: &Environment) -> Result<Option<Held>, String> {
     let request = request
         .body(Bytes::new())
         .map_err(|error| error.to_string())?;
-    let answer = HttpClient::new(Roots::Machine, None)?.send(request).await?;
+    let answer = environment.client()?.send(request).await?;
     if !answer.status().is_success() {
         return Err(format!("{url}: {}", answer.status()));
     }
