@@ -34,6 +34,12 @@ pub enum Builtin {
     Docker,
     /// [`crate::node::join_token`]
     JoinToken,
+    /// [`crate::node::aws_iid`]
+    AwsIid,
+    /// [`crate::node::azure_imds`]
+    AzureImds,
+    /// [`crate::node::azure_msi`]
+    AzureMsi,
     /// [`crate::node::gcp_iit`]
     GcpIit,
     /// [`crate::node::http_challenge`]
@@ -56,8 +62,11 @@ pub enum Builtin {
 
 impl Builtin {
     /// All there are.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 14] = [
         Self::Docker,
+        Self::AwsIid,
+        Self::AzureImds,
+        Self::AzureMsi,
         Self::GcpIit,
         Self::HttpChallenge,
         Self::JoinToken,
@@ -82,7 +91,10 @@ impl Builtin {
     /// Whether it attests nodes or workloads.
     pub fn kind(self) -> PluginKind {
         match self {
-            Self::GcpIit
+            Self::AwsIid
+            | Self::AzureImds
+            | Self::AzureMsi
+            | Self::GcpIit
             | Self::HttpChallenge
             | Self::JoinToken
             | Self::K8sPsat
@@ -99,6 +111,9 @@ impl Builtin {
         match self {
             Self::Docker => "docker",
             Self::JoinToken => "join_token",
+            Self::AwsIid => "aws_iid",
+            Self::AzureImds => "azure_imds",
+            Self::AzureMsi => "azure_msi",
             Self::GcpIit => "gcp_iit",
             Self::HttpChallenge => "http_challenge",
             Self::K8s => "k8s",
@@ -116,6 +131,9 @@ impl Builtin {
         match self {
             Self::X509Pop => &["x509_pop"],
             Self::Docker
+            | Self::AwsIid
+            | Self::AzureImds
+            | Self::AzureMsi
             | Self::GcpIit
             | Self::HttpChallenge
             | Self::JoinToken

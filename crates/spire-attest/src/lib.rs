@@ -8,6 +8,9 @@
 //! | name | payload | challenge | SPIFFE ID | attests again |
 //! |---|---|---|---|---|
 //! | `join_token` | the token | none | `/spire/agent/join_token/<token>` | no |
+//! | `aws_iid` | an identity document | none | `/spire/agent/aws_iid/<account>/<region>/<instance>`, or by `agent_path_template` | no |
+//! | `azure_imds` | a word that opens | let Azure sign a nonce | `/spire/agent/azure_imds/<tenant>/<subscription>/<machine>`, or by `agent_path_template` | no |
+//! | `azure_msi` | an access token | none | `/spire/agent/azure_msi/<tenant>/<principal>`, or by `agent_path_template` | no |
 //! | `gcp_iit` | an identity token | none | `/spire/agent/gcp_iit/<project>/<instance>`, or by `agent_path_template` | no |
 //! | `http_challenge` | host, port, agent's name | serve a nonce by HTTP | `/spire/agent/http_challenge/<host>` | with `tofu = false` |
 //! | `k8s_psat` | cluster and projected token | none | `/spire/agent/k8s_psat/<cluster>/<UID of the node>` | yes |

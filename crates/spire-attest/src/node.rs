@@ -11,7 +11,12 @@ use zeroize::Zeroizing;
 
 use crate::{AttestError, Builtin, Selector};
 
+pub mod aws_iid;
+mod azure;
+pub mod azure_imds;
+pub mod azure_msi;
 mod builtin;
+mod cms;
 pub mod gcp_iit;
 pub mod http_challenge;
 pub mod join_token;

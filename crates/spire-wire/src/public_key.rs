@@ -1,5 +1,7 @@
 //! Public keys as bundles carry them: SubjectPublicKeyInfo (RFC 5280 §4.1.2.7) and JWK (RFC 7517, RFC 7518 §6).
 
+use std::collections::BTreeMap;
+
 use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED, ECDSA_P521_SHA512_FIXED, ED25519,
     ParsedPublicKey, RSA_PKCS1_2048_8192_SHA256, VerificationAlgorithm,
@@ -144,6 +146,19 @@ fn parse(spki: &[u8]) -> Result<(KeyKind, SubjectPublicKeyInfo<'_>), BadKey> {
     ParsedPublicKey::new(algorithm, spki)
         .map_err(|_| BadKey::Malformed("the public key is not valid"))?;
     Ok((kind, info))
+}
+
+/// The public keys of a JWK set (RFC 7517 §5) by `kid`, each as SubjectPublicKeyInfo. Keys without a `kid` and kinds that
+/// are not served are passed over.
+pub fn spki_of_jwks(set: &serde_json::Value) -> BTreeMap<String, Vec<u8>> {
+    let keys = set.get("keys").and_then(serde_json::Value::as_array);
+    let keys = keys.into_iter().flatten();
+    let keys = keys.filter_map(|key| Jwk::deserialize(key).ok());
+    keys.filter_map(|key| {
+        let spki = key.to_spki().ok()?;
+        Some((key.kid?, spki))
+    })
+    .collect()
 }
 
 /// A JSON Web Key, with what a SPIFFE bundle uses of it. Members stand in the order in which upstream writes them.

@@ -1,6 +1,9 @@
 //! The attestors that are built in, each as one type for callers that hold any of them.
 
 use crate::AttestError;
+use crate::node::aws_iid::{AwsIidAgent, AwsIidServer};
+use crate::node::azure_imds::{AzureImdsAgent, AzureImdsConversation, AzureImdsServer};
+use crate::node::azure_msi::{AzureMsiAgent, AzureMsiServer};
 use crate::node::gcp_iit::{GcpIitAgent, GcpIitServer};
 use crate::node::http_challenge::{
     HttpChallengeAgent, HttpChallengeConversation, HttpChallengeServer,
@@ -17,6 +20,12 @@ use crate::node::{
 pub enum BuiltinAgent {
     /// `join_token`
     JoinToken(JoinTokenAgent),
+    /// `aws_iid`
+    AwsIid(AwsIidAgent),
+    /// `azure_imds`
+    AzureImds(Box<AzureImdsAgent>),
+    /// `azure_msi`
+    AzureMsi(Box<AzureMsiAgent>),
     /// `gcp_iit`
     GcpIit(GcpIitAgent),
     /// `http_challenge`
@@ -30,6 +39,8 @@ pub enum BuiltinAgent {
 /// The conversation of a [`BuiltinAgent`].
 #[derive(Debug)]
 pub enum BuiltinConversation {
+    /// `azure_imds`
+    AzureImds(Box<AzureImdsConversation>),
     /// `http_challenge`
     HttpChallenge(HttpChallengeConversation),
     /// Attestors without challenges.
@@ -44,6 +55,9 @@ impl AgentHalf for BuiltinAgent {
     fn name(&self) -> &str {
         match self {
             Self::JoinToken(agent) => agent.name(),
+            Self::AwsIid(agent) => agent.name(),
+            Self::AzureImds(agent) => agent.name(),
+            Self::AzureMsi(agent) => agent.name(),
             Self::GcpIit(agent) => agent.name(),
             Self::HttpChallenge(agent) => agent.name(),
             Self::K8s(agent) => agent.name(),
@@ -54,6 +68,21 @@ impl AgentHalf for BuiltinAgent {
     async fn begin(&self) -> Result<(Payload, BuiltinConversation), AttestError> {
         Ok(match self {
             Self::JoinToken(agent) => {
+                let (payload, conversation) = agent.begin().await?;
+                (payload, BuiltinConversation::None(conversation))
+            }
+            Self::AwsIid(agent) => {
+                let (payload, conversation) = agent.begin().await?;
+                (payload, BuiltinConversation::None(conversation))
+            }
+            Self::AzureImds(agent) => {
+                let (payload, conversation) = agent.begin().await?;
+                (
+                    payload,
+                    BuiltinConversation::AzureImds(Box::new(conversation)),
+                )
+            }
+            Self::AzureMsi(agent) => {
                 let (payload, conversation) = agent.begin().await?;
                 (payload, BuiltinConversation::None(conversation))
             }
@@ -80,6 +109,7 @@ impl AgentHalf for BuiltinAgent {
 impl Conversation for BuiltinConversation {
     async fn answer(&mut self, challenge: &[u8]) -> Result<Vec<u8>, AttestError> {
         match self {
+            Self::AzureImds(conversation) => conversation.answer(challenge).await,
             Self::HttpChallenge(conversation) => conversation.answer(challenge).await,
             Self::None(conversation) => conversation.answer(challenge).await,
             Self::X509Pop(conversation) => conversation.answer(challenge).await,
@@ -91,6 +121,12 @@ impl Conversation for BuiltinConversation {
 pub enum BuiltinServer<T, A> {
     /// `join_token`
     JoinToken(JoinTokenServer<T>),
+    /// `aws_iid`
+    AwsIid(Box<AwsIidServer>),
+    /// `azure_imds`
+    AzureImds(Box<AzureImdsServer>),
+    /// `azure_msi`
+    AzureMsi(Box<AzureMsiServer>),
     /// `gcp_iit`
     GcpIit(Box<GcpIitServer>),
     /// `http_challenge`
@@ -107,6 +143,9 @@ impl<T: JoinTokens, A: Authorities> ServerHalf for BuiltinServer<T, A> {
     fn name(&self) -> &str {
         match self {
             Self::JoinToken(server) => server.name(),
+            Self::AwsIid(server) => server.name(),
+            Self::AzureImds(server) => server.name(),
+            Self::AzureMsi(server) => server.name(),
             Self::GcpIit(server) => server.name(),
             Self::HttpChallenge(server) => server.name(),
             Self::K8sPsat(server) => server.name(),
@@ -122,6 +161,9 @@ impl<T: JoinTokens, A: Authorities> ServerHalf for BuiltinServer<T, A> {
     ) -> Result<AttestedAgent, AttestError> {
         match self {
             Self::JoinToken(server) => server.attest(claim, agent).await,
+            Self::AwsIid(server) => server.attest(claim, agent).await,
+            Self::AzureImds(server) => server.attest(claim, agent).await,
+            Self::AzureMsi(server) => server.attest(claim, agent).await,
             Self::GcpIit(server) => server.attest(claim, agent).await,
             Self::HttpChallenge(server) => server.attest(claim, agent).await,
             Self::K8sPsat(server) => server.attest(claim, agent).await,

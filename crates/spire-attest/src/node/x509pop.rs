@@ -10,7 +10,7 @@
 
 mod agent;
 mod certificate;
-mod chain;
+pub(in crate::node) mod chain;
 mod config;
 mod messages;
 mod proof;

@@ -7,12 +7,12 @@ use ah_spire_attest::node::gcp_iit::{
 };
 use ah_spire_attest::node::{AgentHalf, AttestedAgent, ServerHalf};
 use ah_testkit::node_suite::{Unasked, attest, claim};
+use ah_testkit::web::Web;
 use http::Response;
 use serde_json::{Value, json};
 use spiffe::TrustDomain;
 
 use crate::tokens::{Issuer, now};
-use crate::web::Web;
 
 /// Google, and the metadata server of one of its instances.
 struct Cloud {
@@ -157,7 +157,7 @@ async fn gcp_iit_believes_the_token_of_an_instance() {
 async fn gcp_iit_keeps_googles_keys_until_they_end() {
     let cloud = Cloud::start().await;
     let server = cloud.server();
-    let times = |asked: Vec<crate::web::Asked>| {
+    let times = |asked: Vec<ah_testkit::web::Asked>| {
         let certs = asked.iter().filter(|asked| asked.target == "/certs");
         certs.count()
     };

@@ -6,12 +6,11 @@ use ah_spire_attest::node::http_challenge::{
 };
 use ah_spire_attest::node::{AgentHalf, Conversation, ServerHalf};
 use ah_testkit::node_suite::{self, NodeFixture, Says, Unasked, attest, claim};
+use ah_testkit::web::Web;
 use serde_json::json;
 use spiffe::TrustDomain;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-
-use crate::web::Web;
 
 fn trust_domain() -> TrustDomain {
     TrustDomain::new("example.org").unwrap()

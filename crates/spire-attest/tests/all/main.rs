@@ -3,15 +3,21 @@
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
-    clippy::indexing_slicing,
     clippy::panic,
+    clippy::indexing_slicing,
+    clippy::string_slice,
     reason = "a test fails by panicking"
 )]
 
+mod aws;
+mod aws_iid;
+mod azure_imds;
+mod azure_msi;
 #[cfg(target_os = "linux")]
 mod cgroups;
 #[cfg(target_os = "linux")]
 mod docker;
+mod documents;
 mod gcp_iit;
 mod http_challenge;
 mod join_token;

@@ -17,7 +17,11 @@ pub(crate) struct Issuer {
 impl Issuer {
     pub(crate) fn new() -> Self {
         let ca = TestCa::new("platform.example");
-        let certificate = ca.leaf().key_type(KeyType::Rsa2048).issue();
+        Self::with(ca.leaf().key_type(KeyType::Rsa2048).issue())
+    }
+
+    /// The holder of `certificate`, which is of an RSA key.
+    pub(crate) fn with(certificate: TestLeaf) -> Self {
         let key = certificate.key();
         let key = RsaKeyPair::from_pkcs8(key.der().secret_der()).unwrap();
         Self { certificate, key }
@@ -31,16 +35,19 @@ impl Issuer {
     pub(crate) fn sign_as(&self, header: &Value, claims: &Value) -> String {
         let encode = |part: &Value| URL_SAFE_NO_PAD.encode(part.to_string());
         let signed = format!("{}.{}", encode(header), encode(claims));
+        let signature = self.signature(signed.as_bytes());
+        format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature))
+    }
+
+    /// RSASSA-PKCS1-v1_5 with SHA-256.
+    pub(crate) fn signature(&self, bytes: &[u8]) -> Vec<u8> {
         let mut signature = vec![0; self.key.public_modulus_len()];
         let random = SystemRandom::new();
-        let signs = self.key.sign(
-            &RSA_PKCS1_SHA256,
-            &random,
-            signed.as_bytes(),
-            &mut signature,
-        );
+        let signs = self
+            .key
+            .sign(&RSA_PKCS1_SHA256, &random, bytes, &mut signature);
         signs.unwrap();
-        format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature))
+        signature
     }
 
     /// PKCS #1, as `RSA PUBLIC KEY`.

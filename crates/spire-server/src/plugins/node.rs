@@ -7,6 +7,9 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use ah_identity_provider::{Code as Kind, Explained};
+use ah_spire_attest::node::aws_iid::{Amazon, AwsIidServer, AwsIidServerConfig};
+use ah_spire_attest::node::azure_imds::{AzureImdsServer, AzureImdsServerConfig};
+use ah_spire_attest::node::azure_msi::{AzureMsiServer, AzureMsiServerConfig};
 use ah_spire_attest::node::gcp_iit::{GcpIitServer, GcpIitServerConfig, Google};
 use ah_spire_attest::node::http_challenge::{HttpChallengeServer, HttpChallengeServerConfig};
 use ah_spire_attest::node::join_token::{JoinTokens, TokenUse};
@@ -16,13 +19,16 @@ use ah_spire_attest::node::{AttestedAgent, BuiltinServer, Challenge, Claim, Serv
 use ah_spire_attest::{AttestError, PluginKind};
 use ah_spire_plugin::catalog::{PluginConfig, PluginType};
 use ah_spire_plugin::config_block;
-use ah_spire_plugin::decode::UnknownKeys;
 use ah_spire_plugin_host::node::ServerNode;
+use ah_spire_wire::azure::Azure;
 use arc_swap::ArcSwap;
 use rustls_pki_types::CertificateDer;
 use spiffe::TrustDomain;
 use tonic::{Code, Status};
 
+mod cloud;
+
+pub(super) use self::cloud::known_alone;
 use super::data;
 use super::external::Running;
 use crate::api::{Ask, Attested, Attestors};
@@ -105,6 +111,9 @@ config_block! {
 /// A built-in node attestor, with its settings.
 #[derive(Clone)]
 pub(crate) enum NodeWanted {
+    AwsIid(AwsIidServerConfig),
+    AzureImds(AzureImdsServerConfig),
+    AzureMsi(AzureMsiServerConfig),
     GcpIit(GcpIitServerConfig),
     HttpChallenge(HttpChallengeServerConfig),
     K8sPsat(BTreeMap<String, PsatClusterConfig>),
@@ -116,6 +125,9 @@ impl NodeWanted {
     /// `None` if there is no such attestor.
     pub(super) fn read(plugin: &PluginConfig) -> Result<Option<Self>, String> {
         Ok(Some(match plugin.name.as_str() {
+            "aws_iid" => Self::AwsIid(cloud::aws_iid(plugin)?),
+            "azure_imds" => Self::AzureImds(cloud::azure_imds(plugin)?),
+            "azure_msi" => Self::AzureMsi(cloud::azure_msi(plugin)?),
             "gcp_iit" => Self::GcpIit(gcp_iit(plugin)?),
             "http_challenge" => Self::HttpChallenge(http_challenge(plugin)?),
             "k8s_psat" => Self::K8sPsat(k8s_psat(plugin)?),
@@ -128,6 +140,18 @@ impl NodeWanted {
     async fn open(self, own: OwnAuthorities) -> Result<BuiltIn, AttestError> {
         let of = own.trust_domain.clone();
         Ok(match self {
+            Self::AwsIid(config) => {
+                let server = AwsIidServer::configure(config, of, Amazon::of_process())?;
+                BuiltIn::AwsIid(Box::new(server))
+            }
+            Self::AzureImds(config) => {
+                let server = AzureImdsServer::configure(config, of, Azure::of_process());
+                BuiltIn::AzureImds(Box::new(Box::pin(server).await?))
+            }
+            Self::AzureMsi(config) => {
+                let server = AzureMsiServer::configure(config, of, Azure::of_process());
+                BuiltIn::AzureMsi(Box::new(Box::pin(server).await?))
+            }
             Self::GcpIit(config) => {
                 let server = GcpIitServer::configure(config, of, Google::default())?;
                 BuiltIn::GcpIit(Box::new(server))
@@ -170,7 +194,7 @@ fn http_challenge(plugin: &PluginConfig) -> Result<HttpChallengeServerConfig, St
 fn k8s_psat(plugin: &PluginConfig) -> Result<BTreeMap<String, PsatClusterConfig>, String> {
     let data = data(plugin, |it: &PsatData| &it.unknown)?;
     let clusters = data.clusters.into_iter().map(|(name, cluster)| {
-        known_alone(plugin, &name, &cluster.unknown)?;
+        known_alone(plugin, &format!("cluster \"{name}\""), &cluster.unknown)?;
         let config = PsatClusterConfig {
             service_account_allow_list: cluster.service_account_allow_list,
             audience: cluster.audience,
@@ -187,7 +211,7 @@ fn k8s_psat(plugin: &PluginConfig) -> Result<BTreeMap<String, PsatClusterConfig>
 fn k8s_sat(plugin: &PluginConfig) -> Result<BTreeMap<String, SatClusterConfig>, String> {
     let data = data(plugin, |it: &SatData| &it.unknown)?;
     let clusters = data.clusters.into_iter().map(|(name, cluster)| {
-        known_alone(plugin, &name, &cluster.unknown)?;
+        known_alone(plugin, &format!("cluster \"{name}\""), &cluster.unknown)?;
         let config = SatClusterConfig {
             service_account_allow_list: cluster.service_account_allow_list,
             use_token_review_api_validation: cluster.use_token_review_api_validation,
@@ -197,23 +221,6 @@ fn k8s_sat(plugin: &PluginConfig) -> Result<BTreeMap<String, SatClusterConfig>, 
         Ok((name, config))
     });
     clusters.collect()
-}
-
-pub(super) fn known_alone(
-    plugin: &PluginConfig,
-    cluster: &str,
-    unknown: &UnknownKeys,
-) -> Result<(), String> {
-    let keys: Vec<&str> = unknown.iter().map(|(key, _)| key).collect();
-    if keys.is_empty() {
-        return Ok(());
-    }
-    Err(format!(
-        "{} \"{}\": cluster \"{cluster}\": unknown keys: {}",
-        plugin.plugin_type,
-        plugin.name,
-        keys.join(", ")
-    ))
 }
 
 fn x509pop(plugin: &PluginConfig) -> Result<X509PopServerConfig, String> {

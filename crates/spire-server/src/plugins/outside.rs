@@ -223,7 +223,7 @@ fn config_maps(plugin: &PluginConfig) -> Result<BTreeMap<String, ConfigMapTarget
         tracing::warn!("No clusters configured, bundle will not be published");
     }
     let clusters = data.clusters.into_iter().map(|(id, cluster)| {
-        known_alone(plugin, &id, &cluster.unknown)?;
+        known_alone(plugin, &format!("cluster \"{id}\""), &cluster.unknown)?;
         let told = |why: String| wrong(plugin, format!("cluster \"{id}\": {why}"));
         let name = |key: &str, value: String| match value.as_str() {
             "" => Err(told(format!("{key} is required"))),
@@ -360,7 +360,7 @@ fn k8sbundle(plugin: &PluginConfig) -> Result<Vec<BundleObjects>, String> {
         all.push(objects(plugin, outer)?);
     }
     for (at, cluster) in data.clusters.into_iter().enumerate() {
-        known_alone(plugin, &at.to_string(), &cluster.unknown)?;
+        known_alone(plugin, &format!("cluster \"{at}\""), &cluster.unknown)?;
         let path = &cluster.kube_config_file_path;
         required(plugin, "kube_config_file_path of each of clusters", path)?;
         all.push(objects(plugin, cluster)?);

@@ -5,6 +5,9 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use ah_identity_provider::Explained;
 use ah_spire_attest::AttestError;
+use ah_spire_attest::node::aws_iid::{AwsIidAgent, AwsIidAgentConfig};
+use ah_spire_attest::node::azure_imds::{AzureImdsAgent, AzureImdsAgentConfig};
+use ah_spire_attest::node::azure_msi::{AzureMsiAgent, AzureMsiAgentConfig};
 use ah_spire_attest::node::gcp_iit::{GcpIitAgent, GcpIitAgentConfig};
 use ah_spire_attest::node::http_challenge::{HttpChallengeAgent, HttpChallengeAgentConfig};
 use ah_spire_attest::node::join_token::{JoinTokenAgent, Token};
@@ -16,9 +19,32 @@ use ah_spire_plugin::catalog::PluginConfig;
 use ah_spire_plugin::config_block;
 use ah_spire_plugin_host::Plugin;
 use ah_spire_plugin_host::node::{AgentNode, Aided};
+use ah_spire_wire::aws::Environment;
+use ah_spire_wire::azure::Azure;
 use zeroize::Zeroizing;
 
 use super::data;
+
+config_block! {
+    /// `NodeAttestor "aws_iid"`
+    struct AwsIidData {
+        ec2_metadata_endpoint: String = "ec2_metadata_endpoint",
+    }
+}
+
+config_block! {
+    /// `NodeAttestor "azure_imds"`
+    struct AzureImdsData {
+        tenant_domain: String = "tenant_domain",
+    }
+}
+
+config_block! {
+    /// `NodeAttestor "azure_msi"`
+    struct AzureMsiData {
+        resource_id: String = "resource_id",
+    }
+}
 
 config_block! {
     /// `NodeAttestor "gcp_iit"`
@@ -58,6 +84,9 @@ config_block! {
 
 /// A built-in node attestor, with its settings.
 pub(super) enum BuiltInNode {
+    AwsIid(AwsIidAgentConfig),
+    AzureImds(AzureImdsAgentConfig),
+    AzureMsi(AzureMsiAgentConfig),
     GcpIit(GcpIitAgentConfig),
     HttpChallenge(HttpChallengeAgentConfig),
     JoinToken,
@@ -70,6 +99,24 @@ impl BuiltInNode {
     /// `None` if there is no such attestor.
     pub(super) fn read(plugin: &PluginConfig) -> Result<Option<Self>, Explained> {
         Ok(Some(match plugin.name.as_str() {
+            "aws_iid" => {
+                let data: AwsIidData = data(plugin)?;
+                Self::AwsIid(AwsIidAgentConfig {
+                    ec2_metadata_endpoint: data.ec2_metadata_endpoint,
+                })
+            }
+            "azure_imds" => {
+                let data: AzureImdsData = data(plugin)?;
+                Self::AzureImds(AzureImdsAgentConfig {
+                    tenant_domain: data.tenant_domain,
+                })
+            }
+            "azure_msi" => {
+                let data: AzureMsiData = data(plugin)?;
+                Self::AzureMsi(AzureMsiAgentConfig {
+                    resource_id: data.resource_id,
+                })
+            }
             "gcp_iit" => {
                 let data: GcpIitData = data(plugin)?;
                 Self::GcpIit(GcpIitAgentConfig {
@@ -167,6 +214,18 @@ pub(super) async fn node_agent(
 ) -> Result<BuiltinAgent, Explained> {
     let told = |error: AttestError| error.explained().clone();
     Ok(match wanted {
+        BuiltInNode::AwsIid(wanted) => {
+            let agent = AwsIidAgent::configure(&wanted, &Environment::of_process());
+            BuiltinAgent::AwsIid(agent.map_err(told)?)
+        }
+        BuiltInNode::AzureImds(wanted) => {
+            let agent = AzureImdsAgent::configure(wanted, Azure::of_process());
+            BuiltinAgent::AzureImds(Box::new(agent.map_err(told)?))
+        }
+        BuiltInNode::AzureMsi(wanted) => {
+            let agent = AzureMsiAgent::configure(wanted, Azure::of_process());
+            BuiltinAgent::AzureMsi(Box::new(agent))
+        }
         BuiltInNode::GcpIit(wanted) => {
             BuiltinAgent::GcpIit(GcpIitAgent::configure(&wanted).map_err(told)?)
         }

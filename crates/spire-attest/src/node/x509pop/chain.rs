@@ -11,13 +11,13 @@ use webpki::{
 };
 
 /// A certificate that is trusted.
-pub(super) struct Root {
+pub(in crate::node) struct Root {
     der: CertificateDer<'static>,
     facts: CertificateFacts,
 }
 
 impl Root {
-    pub(super) fn new(der: CertificateDer<'static>) -> Result<Self, CertificateError> {
+    pub(in crate::node) fn new(der: CertificateDer<'static>) -> Result<Self, CertificateError> {
         let facts = CertificateFacts::from_der(&der)?;
         Ok(Self { der, facts })
     }
@@ -28,13 +28,13 @@ impl Root {
 }
 
 /// Why a leaf does not lead to a root.
-pub(super) struct Untrusted {
-    pub(super) why: String,
-    pub(super) hint: &'static str,
+pub(in crate::node) struct Untrusted {
+    pub(in crate::node) why: String,
+    pub(in crate::node) hint: &'static str,
 }
 
 /// The certificates above the leaf in every path from `chain` (leaf first) to one of `roots`, each once, nearest first.
-pub(super) fn signers(
+pub(in crate::node) fn signers(
     chain: &[CertificateDer<'_>],
     roots: &[Root],
     now: SystemTime,

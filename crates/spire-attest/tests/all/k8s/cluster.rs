@@ -76,6 +76,14 @@ impl Cluster {
         }
     }
 
+    pub(crate) fn url(&self) -> String {
+        format!("https://{}", self.address)
+    }
+
+    pub(crate) fn ca_pem(&self) -> String {
+        self.ca.pem()
+    }
+
     /// A kubeconfig with the token of the SPIRE server, as `kubectl config` writes it, and other contexts around it.
     pub(crate) fn kubeconfig(&self) -> PathBuf {
         self.kubeconfig_with(&format!("token: {SERVER_TOKEN}"))
