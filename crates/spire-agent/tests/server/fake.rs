@@ -44,6 +44,8 @@ pub(crate) struct State {
     pub(crate) sequence: u64,
     pub(crate) federated: BTreeMap<String, types::Bundle>,
     pub(crate) tokens: HashSet<String>,
+    /// How nodes attested.
+    pub(crate) attestors: Vec<String>,
     /// PEM of the roots of nodes that attest with x509pop.
     pub(crate) node_roots: Option<PathBuf>,
     /// Whoever took a token is answered again, as this project's server does; by token, with the public key.
@@ -97,6 +99,7 @@ impl Fake {
             sequence: 1,
             federated: BTreeMap::new(),
             tokens: HashSet::from(["token".to_owned()]),
+            attestors: Vec::new(),
             node_roots: None,
             takers: Some(BTreeMap::new()),
             reattestable: false,

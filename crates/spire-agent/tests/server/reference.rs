@@ -1,5 +1,5 @@
-//! The first agent reference (SPIRE 0.7), row by row: what it promises takes effect. Rows of clouds and of plugins that
-//! are processes of their own are left out.
+//! The first agent reference (SPIRE 0.7), row by row: what it promises takes effect. Rows of Google's cloud and of plugins
+//! that are processes of their own are left out.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::FileTypeExt;
@@ -9,6 +9,7 @@ use std::process::Command;
 use ah_testkit::ca::TestCa;
 use ah_testkit::cgroup::ControlGroup;
 use ah_testkit::process::{Process, eventually};
+use ah_testkit::web::Web;
 use nix::sys::signal::Signal;
 
 use crate::fake::Fake;
@@ -40,6 +41,16 @@ const ROWS: &[(&str, &str, &[&str])] = &[
             "run -config",
             "sample configuration file",
         ],
+    ),
+    (
+        HERE,
+        "an_instance_of_ec2_attests_with_its_document",
+        &["NodeAttestor aws_iid"],
+    ),
+    (
+        AZURE,
+        "azure_msi_believes_the_token_of_a_machine",
+        &["NodeAttestor azure_msi"],
     ),
     (
         HERE,
@@ -177,6 +188,7 @@ const ROWS: &[(&str, &str, &[&str])] = &[
 ];
 
 const HERE: &str = "tests/server/reference.rs";
+const AZURE: &str = "../spire-attest/tests/all/azure_msi.rs";
 const COMMANDS: &str = "tests/workload/commands.rs";
 
 #[test]
@@ -468,6 +480,28 @@ async fn a_node_attests_with_its_certificate_under_the_old_name() {
     served(&node);
     let line = agent.wait_for("the node is attested");
     assert!(line.contains("/spire/agent/x509pop/"), "{line}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_of_ec2_attests_with_its_document() {
+    let metadata = Web::start().await;
+    metadata.answers("/latest/api/token", "of-this-visit");
+    for part in ["document", "signature", "rsa2048"] {
+        metadata.answers(&format!("/latest/dynamic/instance-identity/{part}"), part);
+    }
+    let fake = Fake::start().await;
+    serve_us(&fake);
+    let shown = r#"{"document":"document","signature":"signature","rsa2048":"rsa2048"}"#;
+    fake.state().tokens = [shown.to_owned()].into();
+    let node = Node::new(&fake);
+    let mut conf = Conf::new(&node);
+    conf.node = format!(
+        r#""aws_iid" {{ plugin_data {{ ec2_metadata_endpoint = "{}" }} }}"#,
+        metadata.url("")
+    );
+    let _agent = Process::start(&mut conf.command(&node, &fake, "run"));
+    served(&node);
+    assert_eq!(fake.state().attestors, ["aws_iid"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

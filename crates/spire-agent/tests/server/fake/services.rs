@@ -86,6 +86,7 @@ impl Agent for Fake {
         self.note("AttestAgent").await;
         let data = params.data.unwrap();
         let csr = params.params.unwrap().csr;
+        self.state().attestors.push(data.r#type.clone());
         if data.r#type == "x509pop" {
             return Ok(self.attest_node(data.payload.to_vec(), csr, requests));
         }
