@@ -110,6 +110,8 @@ impl Outside {
         let notifiers = self.notifiers.into_iter().map(Member::Notifier);
         let all = publishers.chain(notifiers);
         join_all(all.map(|member| member.follow(bundles.clone(), loaded.clone()))).await;
+        // Where there is nobody to tell.
+        std::future::pending::<()>().await;
     }
 }
 
