@@ -9,6 +9,8 @@ use spiffe::{SpiffeId, TrustDomain};
 
 use lex::{Lexer, Token};
 
+use crate::error::AttestError;
+
 mod lex;
 
 /// What a template can ask for, each by a name after a dot.
@@ -122,6 +124,17 @@ fn truncated(text: &str, length: i64) -> String {
 }
 
 impl<V: Value> Template<V> {
+    /// What `agent_path_template` is set to, or `default` where it is not. `called` is its name in upstream's messages.
+    pub(crate) fn configured(text: &str, default: &str, called: &str) -> Result<Self, AttestError> {
+        let text = if text.is_empty() { default } else { text };
+        Self::parse(text).map_err(|error| {
+            AttestError::invalid(
+                format!("failed to parse {called}: {text:?}: {error}"),
+                format!("the default is {default}"),
+            )
+        })
+    }
+
     /// Reads a template. The error is a text that says where and what.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let mut parts = Vec::new();

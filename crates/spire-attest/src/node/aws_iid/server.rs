@@ -115,16 +115,12 @@ impl AwsIidServer {
         let regions = regions.map_err(|error| {
             AttestError::internal(error, "the list of AWS's certificates is broken").of_builtin(AWS)
         })?;
-        let template = match config.agent_path_template.as_str() {
-            "" => DEFAULT_TEMPLATE,
-            template => template,
-        };
-        let template = Template::parse(template).map_err(|error| {
-            wrong(
-                format!("failed to parse agent svid template: {template:?}: {error}"),
-                "the default is /{{ .PluginName }}/{{ .AccountID }}/{{ .Region }}/{{ .InstanceID }}",
-            )
-        })?;
+        let template = Template::configured(
+            &config.agent_path_template,
+            DEFAULT_TEMPLATE,
+            "agent svid template",
+        )
+        .map_err(|error| error.of_builtin(AWS))?;
         let partition = match config.partition.as_str() {
             "" => "aws",
             partition => partition,

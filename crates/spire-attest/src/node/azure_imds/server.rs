@@ -104,16 +104,12 @@ impl AzureImdsServer {
                 "name the tenants of the agents' machines by their domains",
             ));
         }
-        let template = match config.agent_path_template.as_str() {
-            "" => DEFAULT_TEMPLATE,
-            template => template,
-        };
-        let template = Template::parse(template).map_err(|error| {
-            wrong(
-                format!("failed to parse agent path template: {template:?}: {error}"),
-                "the default is /{{ .PluginName }}/{{ .TenantID }}/{{ .SubscriptionID }}/{{ .VMID }}",
-            )
-        })?;
+        let template = Template::configured(
+            &config.agent_path_template,
+            DEFAULT_TEMPLATE,
+            "agent path template",
+        )
+        .map_err(|error| error.of_builtin(IMDS))?;
         let roots = roots(&config.trust_bundle_path).map_err(|error| {
             wrong(
                 error,

@@ -113,16 +113,12 @@ impl AzureMsiServer {
                 "name the tenants of the agents' machines by their ids",
             ));
         }
-        let template = match config.agent_path_template.as_str() {
-            "" => DEFAULT_TEMPLATE,
-            template => template,
-        };
-        let template = Template::parse(template).map_err(|error| {
-            wrong(
-                format!("failed to parse agent path template: {template:?}: {error}"),
-                "the default is /{{ .PluginName }}/{{ .TenantID }}/{{ .PrincipalID }}",
-            )
-        })?;
+        let template = Template::configured(
+            &config.agent_path_template,
+            DEFAULT_TEMPLATE,
+            "agent path template",
+        )
+        .map_err(|error| error.of_builtin(MSI))?;
         let mut tenants = BTreeMap::new();
         for (id, tenant) in config.tenants {
             let parts = [

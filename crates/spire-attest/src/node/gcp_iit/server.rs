@@ -140,16 +140,12 @@ impl GcpIitServer {
                 "list the projects of the agents' instances",
             ));
         }
-        let template = match config.agent_path_template.as_str() {
-            "" => "/{{ .PluginName }}/{{ .ProjectID }}/{{ .InstanceID }}",
-            template => template,
-        };
-        let template = Template::parse(template).map_err(|error| {
-            wrong(
-                format!("failed to parse agent path template: {template:?}: {error}"),
-                "the default is /{{ .PluginName }}/{{ .ProjectID }}/{{ .InstanceID }}",
-            )
-        })?;
+        let template = Template::configured(
+            &config.agent_path_template,
+            "/{{ .PluginName }}/{{ .ProjectID }}/{{ .InstanceID }}",
+            "agent path template",
+        )
+        .map_err(|error| error.of_builtin(GCP))?;
         let max_metadata_value = match config.max_metadata_value_size {
             0 => MAX_METADATA_VALUE,
             size => usize::try_from(size).map_err(|_| {

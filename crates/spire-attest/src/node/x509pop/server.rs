@@ -93,16 +93,9 @@ impl<A: Authorities> X509PopServer<A> {
                 ));
             }
         };
-        let template = match config.agent_path_template.as_str() {
-            "" => default_template,
-            template => template,
-        };
-        let template = Template::parse(template).map_err(|error| {
-            wrong(
-                format!("failed to parse agent svid template: {template:?}: {error}"),
-                "the default is /{{ .PluginName }}/{{ .Fingerprint }}",
-            )
-        })?;
+        let called = "agent svid template";
+        let template = Template::configured(&config.agent_path_template, default_template, called)
+            .map_err(|error| error.of_builtin(Builtin::X509Pop))?;
         Ok(Self {
             trust_domain,
             trust,
