@@ -13,6 +13,7 @@ mod channel;
 mod convert;
 pub mod der;
 pub mod download;
+pub mod encoded;
 pub mod http_client;
 pub mod jwt;
 pub mod model;

@@ -11,8 +11,8 @@ use ah_spire_wire::server::svid::{
     NewDownstreamX509caResponse, NewJwtsvidRequest, NewJwtsvidResponse, NewX509svidParams,
     batch_new_x509svid_response,
 };
-use ah_spire_wire::spiffe_id_to_wire;
-use ah_spire_wire::types::{Jwtsvid, X509svid};
+use ah_spire_wire::types::{self, Jwtsvid, X509svid};
+use ah_spire_wire::{spiffe_id_from_wire, spiffe_id_to_wire};
 use spiffe::SpiffeId;
 use tonic::{Request, Response, Status};
 
@@ -21,6 +21,7 @@ use super::audit::{self, Audit, Fields};
 use super::csr::{BadCsr, Csr};
 use super::{Core, Right, caller, caller_id, dns, internal, invalid, item, unix};
 use crate::ca::{JwtSvidRequest, X509SvidRequest};
+use crate::entries::Held;
 use crate::ids::{self, Kind};
 use crate::moment;
 use crate::store::Store;
@@ -155,18 +156,20 @@ impl<S: Store> Service for Svids<S> {
             .entries
             .authorized_entry(caller_id(&caller)?, &request.entry_id)
             .ok_or_else(|| Status::not_found("entry not found or not authorized"))?;
-        ids::check(&entry.spiffe_id, &self.0.trust_domain, Kind::Workload)
+        let (entry, spiffe_id) = read_entry(&entry)?;
+        ids::check(&spiffe_id, &self.0.trust_domain, Kind::Workload)
             .map_err(|why| invalid("invalid SPIFFE ID", why))?;
         audit.about(|| {
             Fields::default()
-                .with("spiffe_id", entry.spiffe_id.to_string())
+                .with("spiffe_id", spiffe_id.to_string())
                 .with("ttl", entry.jwt_svid_ttl)
         });
+        let more = entry.additional_attributes.unwrap_or_default();
         let svid = self.jwt(
-            entry.spiffe_id.clone(),
+            spiffe_id,
             request.audience,
             entry.jwt_svid_ttl,
-            entry.jwt_svid_include_jti,
+            more.jwt_svid_include_jti,
         )?;
         Ok(Response::new(NewJwtsvidResponse { svid: Some(svid) }))
     }
@@ -225,16 +228,17 @@ impl<S: Store> Svids<S> {
             .authorized_entry(agent, &params.entry_id)
             .ok_or_else(|| Status::not_found("entry not found or not authorized"))?;
         let csr = read(&params.csr, "invalid CSR signature")?;
-        ids::check(&entry.spiffe_id, &self.0.trust_domain, Kind::Member)
+        let (entry, spiffe_id) = read_entry(&entry)?;
+        ids::check(&spiffe_id, &self.0.trust_domain, Kind::Member)
             .map_err(|why| internal("entry has malformed SPIFFE ID", why))?;
         let signed = self.0.authority.sign_x509_svid(X509SvidRequest {
-            spiffe_id: entry.spiffe_id.clone(),
+            spiffe_id: spiffe_id.clone(),
             spki: csr.spki,
-            dns_names: entry.dns_names().to_vec(),
+            dns_names: entry.dns_names,
             ttl: ttl(entry.x509_svid_ttl),
         });
         let signed = signed.map_err(|error| internal("failed to sign X509-SVID", error))?;
-        Ok(x509svid(&entry.spiffe_id, &signed))
+        Ok(x509svid(&spiffe_id, &signed))
     }
 
     fn jwt(
@@ -271,6 +275,15 @@ impl<S: Store> Svids<S> {
         }
         Ok(())
     }
+}
+
+/// With what is issued.
+fn read_entry(held: &Held) -> Result<(types::Entry, SpiffeId), Status> {
+    let entry = held.to_wire();
+    let entry = entry.map_err(|why| internal("failed to read entry", why))?;
+    let spiffe_id = spiffe_id_from_wire(entry.spiffe_id.as_ref(), "spiffe_id")
+        .map_err(|why| internal("entry has malformed SPIFFE ID", why))?;
+    Ok((entry, spiffe_id))
 }
 
 fn about_new(params: &NewX509svidParams, svid: Option<&X509svid>) -> Fields {
