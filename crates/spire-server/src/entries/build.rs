@@ -30,7 +30,6 @@ impl Building {
             return;
         }
         let entry = Arc::new(index.hold(&entry));
-        index.by_id.insert(ById(Arc::clone(&entry)));
         self.issued.push(ByIssued(Arc::clone(&entry)));
         if entry.expires_at != 0 {
             let end = (entry.expires_at, entry.id().to_owned());
@@ -53,6 +52,11 @@ impl Building {
             siblings.sort_unstable_by(|a, b| a.id_bytes().cmp(b.id_bytes()));
             siblings.shrink_to_fit();
         }
+        index.by_id.reserve(issued.len());
+        let entries = issued.iter();
+        index
+            .by_id
+            .extend(entries.map(|ByIssued(entry)| ById(Arc::clone(entry))));
         index.issued = BTreeSet::from_iter(issued);
         for agent in agents {
             index.agents.insert(agent.id.clone(), Arc::new(agent));

@@ -7,6 +7,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use ah_spire_wire::model::{Entry, Selector};
+use foldhash::fast::RandomState;
 use spiffe::{SpiffeId, TrustDomain};
 use tokio::sync::watch;
 
@@ -18,9 +19,9 @@ use crate::store::Agent;
 pub(super) struct Index {
     /// Entries of other trust domains are nobody's business here.
     trust_domain: TrustDomain,
-    pub(super) by_id: HashSet<ById>,
+    pub(super) by_id: HashSet<ById, RandomState>,
     /// Entries that are no aliases, by parent; each list is sorted by entry ID.
-    pub(super) children: HashMap<Parent, Vec<Arc<Held>>>,
+    pub(super) children: HashMap<Parent, Vec<Arc<Held>>, RandomState>,
     /// All, by what they issue: the way up from an entry to its agents.
     pub(super) issued: BTreeSet<ByIssued>,
     /// Aliases, by one of their selectors: the one that fewest others are under.
@@ -66,8 +67,8 @@ impl Index {
     pub(super) fn new(trust_domain: TrustDomain) -> Self {
         Self {
             trust_domain,
-            by_id: HashSet::new(),
-            children: HashMap::new(),
+            by_id: HashSet::default(),
+            children: HashMap::default(),
             issued: BTreeSet::new(),
             aliases: HashMap::new(),
             agents: HashMap::new(),

@@ -137,23 +137,21 @@ async fn add_belongings(
     found: &mut [Stored],
     many: bool,
 ) -> Result<(), StoreError> {
-    let ids: Vec<_> = found.iter().map(|stored| stored.row).collect();
-    let (Some(first), Some(last)) = (ids.iter().min(), ids.iter().max()) else {
+    found.sort_unstable_by_key(|stored| stored.row);
+    let (Some(first), Some(last)) = (found.first(), found.last()) else {
         return Ok(());
     };
-    let (which, args): (_, Vec<Arg>) = if ids.len() <= NAMED {
+    let (first, last) = (first.row, last.row);
+    let (which, args): (_, Vec<Arg>) = if found.len() <= NAMED {
+        let ids: Vec<_> = found.iter().map(|stored| stored.row).collect();
         (format!("IN ({})", id_list(&ids)), Vec::new())
     } else {
         (
             "BETWEEN $1 AND $2".to_owned(),
-            vec![(*first).into(), (*last).into()],
+            vec![first.into(), last.into()],
         )
     };
-    let places: HashMap<_, _> = ids
-        .iter()
-        .enumerate()
-        .map(|(place, row)| (*row, place))
-        .collect();
+    let mut near = 0;
 
     let columns = "CAST(registered_entry_id AS BIGINT), coalesce(type, ''), coalesce(value, '')";
     let from = format!("selectors WHERE registered_entry_id {which}");
@@ -165,7 +163,7 @@ async fn add_belongings(
         }
     };
     for (row, kind, value) in rows {
-        if let Some(stored) = places.get(&row).and_then(|place| found.get_mut(*place)) {
+        if let Some(stored) = of_row(found, row, &mut near) {
             stored.entry.selectors.push(Selector { kind, value });
         }
     }
@@ -174,7 +172,7 @@ async fn add_belongings(
     );
     let rows: Vec<(i64, String)> = db.rows(&sql, &args).await?;
     for (row, name) in rows {
-        if let Some(stored) = places.get(&row).and_then(|place| found.get_mut(*place)) {
+        if let Some(stored) = of_row(found, row, &mut near) {
             stored.entry.dns_names.push(name);
         }
     }
@@ -184,7 +182,7 @@ async fn add_belongings(
     );
     let rows: Vec<(i64, String)> = db.rows(&sql, &args).await?;
     for (row, domain) in rows {
-        if let Some(stored) = places.get(&row).and_then(|place| found.get_mut(*place)) {
+        if let Some(stored) = of_row(found, row, &mut near) {
             stored.entry.federates_with.push(trust_domain(&domain)?);
         }
     }
@@ -192,6 +190,18 @@ async fn add_belongings(
         normalize(&mut stored.entry);
     }
     Ok(())
+}
+
+/// The entry of `row`. What belongs to entries mostly comes in their order: `near` is where the last one was.
+fn of_row<'a>(found: &'a mut [Stored], row: i64, near: &mut usize) -> Option<&'a mut Stored> {
+    let is_it = |place: usize| found.get(place).is_some_and(|stored| stored.row == row);
+    let place = match (is_it(*near), is_it(*near + 1)) {
+        (true, _) => *near,
+        (_, true) => *near + 1,
+        _ => found.binary_search_by_key(&row, |stored| stored.row).ok()?,
+    };
+    *near = place;
+    found.get_mut(place)
 }
 
 /// `None` for a row that names no SPIFFE IDs: one such row must not hide all others.
