@@ -52,6 +52,8 @@ pub enum Builtin {
     K8sSat,
     /// `crate::workload::slurm`
     Slurm,
+    /// [`crate::node::sshpop`]
+    SshPop,
     /// `crate::workload::systemd`
     Systemd,
     /// [`crate::node::x509pop`]
@@ -62,7 +64,7 @@ pub enum Builtin {
 
 impl Builtin {
     /// All there are.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Docker,
         Self::AwsIid,
         Self::AzureImds,
@@ -74,6 +76,7 @@ impl Builtin {
         Self::K8sPsat,
         Self::K8sSat,
         Self::Slurm,
+        Self::SshPop,
         Self::Systemd,
         Self::X509Pop,
         Self::Unix,
@@ -99,6 +102,7 @@ impl Builtin {
             | Self::JoinToken
             | Self::K8sPsat
             | Self::K8sSat
+            | Self::SshPop
             | Self::X509Pop => PluginKind::NodeAttestor,
             Self::Docker | Self::K8s | Self::Slurm | Self::Systemd | Self::Unix => {
                 PluginKind::WorkloadAttestor
@@ -120,6 +124,7 @@ impl Builtin {
             Self::K8sPsat => "k8s_psat",
             Self::K8sSat => "k8s_sat",
             Self::Slurm => "slurm",
+            Self::SshPop => "sshpop",
             Self::Systemd => "systemd",
             Self::X509Pop => "x509pop",
             Self::Unix => "unix",
@@ -141,6 +146,7 @@ impl Builtin {
             | Self::K8sPsat
             | Self::K8sSat
             | Self::Slurm
+            | Self::SshPop
             | Self::Systemd
             | Self::Unix => &[],
         }

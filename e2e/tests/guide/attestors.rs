@@ -157,3 +157,53 @@ fn a_cluster_that_cannot_be_asked_is_named() {
         assert!(!line.contains("of-a-pod"), "{line}");
     }
 }
+
+/// A host key of a CA that the server trusts, and the agent's file that names it.
+const SSH: &str = r#"
+mkdir /etc/spire/ssh && cd /etc/spire/ssh
+ssh-keygen -q -t ed25519 -N '' -f ca
+ssh-keygen -q -t rsa -b 2048 -N '' -f host
+ssh-keygen -q -s ca -I node-7 -h -n node-7.example.org -V 20200101:21000101 host.pub
+cat >> /etc/spire/server.conf << EOF
+plugins {
+    NodeAttestor "sshpop" {
+        plugin_data {
+            cert_authorities_path = "/etc/spire/ssh/ca.pub"
+            canonical_domain = "example.org"
+            agent_path_template = "/{{ .PluginName }}/{{ .Hostname }}"
+        }
+    }
+}
+EOF
+agent sshpop 'host_key_path = "/etc/spire/ssh/host"
+            host_cert_path = "/etc/spire/ssh/host-cert.pub"' > /etc/spire/agent.conf
+"#;
+
+// Inventory, NodeAttestor sshpop: a host whose SSH certificate is of a trusted CA comes in, again and again; one whose key is another's does not.
+#[test]
+fn sshpop_lets_a_certified_host_in() {
+    if !ah_testkit::need("ssh-keygen") {
+        return;
+    }
+    let Some(machine) = Machine::new() else {
+        return;
+    };
+    machine.shell(&format!("{FILES}{SSH}"));
+    let mut server = machine.start("root", "spire-server run -config /etc/spire/server.conf");
+    healthy(&machine, "spire-server", &mut server);
+    for _ in 0..2 {
+        let mut agent = machine.start("root", AGENT);
+        healthy(&machine, "spire-agent", &mut agent);
+        let id = "spiffe://example.org/spire/agent/sshpop/node-7";
+        let shown = server_command(&machine, &format!("agent show -spiffeID {id}"));
+        assert!(shown.contains("Attestation type  : sshpop"), "{shown}");
+        agent.kill();
+        machine.shell("rm -r /var/lib/spire/agent && mkdir /var/lib/spire/agent");
+    }
+    machine.shell("cd /etc/spire/ssh && ssh-keygen -q -t ed25519 -N '' -f ca <<< y");
+    machine.shell(
+        "cd /etc/spire/ssh && ssh-keygen -q -s ca -I node-7 -h -n node-7.example.org host.pub",
+    );
+    let refused = machine.start("root", AGENT);
+    refused.wait_for("no authorities for hostname: node-7.example.org");
+}

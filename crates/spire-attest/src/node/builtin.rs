@@ -10,6 +10,7 @@ use crate::node::http_challenge::{
 };
 use crate::node::join_token::{JoinTokenAgent, JoinTokenServer, JoinTokens};
 use crate::node::k8s::{K8sAgent, PsatServer, SatServer};
+use crate::node::sshpop::{SshPopAgent, SshPopConversation, SshPopServer};
 use crate::node::x509pop::{Authorities, X509PopAgent, X509PopConversation, X509PopServer};
 use crate::node::{
     AgentHalf, AttestedAgent, Challenge, Claim, Conversation, NoChallenge, Payload, ServerHalf,
@@ -32,6 +33,8 @@ pub enum BuiltinAgent {
     HttpChallenge(HttpChallengeAgent),
     /// `k8s_psat` and `k8s_sat`
     K8s(K8sAgent),
+    /// `sshpop`
+    SshPop(SshPopAgent),
     /// `x509pop`
     X509Pop(X509PopAgent),
 }
@@ -45,6 +48,8 @@ pub enum BuiltinConversation {
     HttpChallenge(HttpChallengeConversation),
     /// Attestors without challenges.
     None(NoChallenge),
+    /// `sshpop`
+    SshPop(SshPopConversation),
     /// `x509pop`
     X509Pop(X509PopConversation),
 }
@@ -61,6 +66,7 @@ impl AgentHalf for BuiltinAgent {
             Self::GcpIit(agent) => agent.name(),
             Self::HttpChallenge(agent) => agent.name(),
             Self::K8s(agent) => agent.name(),
+            Self::SshPop(agent) => agent.name(),
             Self::X509Pop(agent) => agent.name(),
         }
     }
@@ -98,6 +104,10 @@ impl AgentHalf for BuiltinAgent {
                 let (payload, conversation) = agent.begin().await?;
                 (payload, BuiltinConversation::None(conversation))
             }
+            Self::SshPop(agent) => {
+                let (payload, conversation) = agent.begin().await?;
+                (payload, BuiltinConversation::SshPop(conversation))
+            }
             Self::X509Pop(agent) => {
                 let (payload, conversation) = agent.begin().await?;
                 (payload, BuiltinConversation::X509Pop(conversation))
@@ -112,6 +122,7 @@ impl Conversation for BuiltinConversation {
             Self::AzureImds(conversation) => conversation.answer(challenge).await,
             Self::HttpChallenge(conversation) => conversation.answer(challenge).await,
             Self::None(conversation) => conversation.answer(challenge).await,
+            Self::SshPop(conversation) => conversation.answer(challenge).await,
             Self::X509Pop(conversation) => conversation.answer(challenge).await,
         }
     }
@@ -135,6 +146,8 @@ pub enum BuiltinServer<T, A> {
     K8sPsat(PsatServer),
     /// `k8s_sat`
     K8sSat(SatServer),
+    /// `sshpop`
+    SshPop(Box<SshPopServer>),
     /// `x509pop`
     X509Pop(X509PopServer<A>),
 }
@@ -150,6 +163,7 @@ impl<T: JoinTokens, A: Authorities> ServerHalf for BuiltinServer<T, A> {
             Self::HttpChallenge(server) => server.name(),
             Self::K8sPsat(server) => server.name(),
             Self::K8sSat(server) => server.name(),
+            Self::SshPop(server) => server.name(),
             Self::X509Pop(server) => server.name(),
         }
     }
@@ -168,6 +182,7 @@ impl<T: JoinTokens, A: Authorities> ServerHalf for BuiltinServer<T, A> {
             Self::HttpChallenge(server) => server.attest(claim, agent).await,
             Self::K8sPsat(server) => server.attest(claim, agent).await,
             Self::K8sSat(server) => server.attest(claim, agent).await,
+            Self::SshPop(server) => server.attest(claim, agent).await,
             Self::X509Pop(server) => server.attest(claim, agent).await,
         }
     }

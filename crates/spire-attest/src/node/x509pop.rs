@@ -27,7 +27,8 @@ mod tests {
     use serde_json::Value;
 
     use super::certificate::Certificate;
-    use super::messages::{AttestationData, Challenge, Response, read, write};
+    use super::messages::{AttestationData, Challenge, Response};
+    use crate::node::messages::{read, write};
 
     /// Messages of SPIRE 1.14.1's own packages; `tests/all/x509pop/upstream.rs` has the rest.
     fn cases() -> Vec<Value> {

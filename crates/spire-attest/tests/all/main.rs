@@ -32,6 +32,7 @@ mod processes;
 mod reused;
 #[cfg(target_os = "linux")]
 mod slurm;
+mod sshpop;
 #[cfg(target_os = "linux")]
 mod systemd;
 mod tokens;

@@ -12,6 +12,7 @@ use ah_spire_attest::node::gcp_iit::{GcpIitAgent, GcpIitAgentConfig};
 use ah_spire_attest::node::http_challenge::{HttpChallengeAgent, HttpChallengeAgentConfig};
 use ah_spire_attest::node::join_token::{JoinTokenAgent, Token};
 use ah_spire_attest::node::k8s::{K8sAgent, K8sAgentConfig};
+use ah_spire_attest::node::sshpop::{SshPopAgent, SshPopAgentConfig};
 use ah_spire_attest::node::x509pop::{X509PopAgent, X509PopAgentConfig};
 use ah_spire_attest::node::{AgentHalf, BuiltinAgent, BuiltinConversation, Conversation, Payload};
 use ah_spire_plugin::agent::AgentConfig;
@@ -73,6 +74,14 @@ config_block! {
 }
 
 config_block! {
+    /// `NodeAttestor "sshpop"`
+    struct SshPopData {
+        host_key_path: String = "host_key_path",
+        host_cert_path: String = "host_cert_path",
+    }
+}
+
+config_block! {
     /// `NodeAttestor "x509pop"`
     struct X509PopData {
         private_key_path: String = "private_key_path",
@@ -92,6 +101,7 @@ pub(super) enum BuiltInNode {
     JoinToken,
     K8sPsat(K8sAgentConfig),
     K8sSat(K8sAgentConfig),
+    SshPop(SshPopAgentConfig),
     X509Pop(X509PopAgentConfig),
 }
 
@@ -136,6 +146,13 @@ impl BuiltInNode {
             "join_token" => Self::JoinToken,
             "k8s_psat" => Self::K8sPsat(k8s(plugin)?),
             "k8s_sat" => Self::K8sSat(k8s(plugin)?),
+            "sshpop" => {
+                let data: SshPopData = data(plugin)?;
+                Self::SshPop(SshPopAgentConfig {
+                    host_key_path: data.host_key_path.into(),
+                    host_cert_path: data.host_cert_path.into(),
+                })
+            }
             "x509pop" => Self::X509Pop(x509pop(plugin)?),
             _ => return Ok(None),
         }))
@@ -236,6 +253,9 @@ pub(super) async fn node_agent(
             BuiltinAgent::K8s(K8sAgent::projected(wanted).map_err(told)?)
         }
         BuiltInNode::K8sSat(wanted) => BuiltinAgent::K8s(K8sAgent::plain(wanted).map_err(told)?),
+        BuiltInNode::SshPop(wanted) => {
+            BuiltinAgent::SshPop(SshPopAgent::configure(wanted).await.map_err(told)?)
+        }
         BuiltInNode::X509Pop(wanted) => {
             BuiltinAgent::X509Pop(X509PopAgent::configure(wanted).await.map_err(told)?)
         }

@@ -4,9 +4,10 @@ use ah_identity_provider::spiffe::{Choice, Endpoint, SpiffeConfig, SpiffeProvide
 use ah_identity_provider::{PrivateKey, Provider, ProviderError, pem};
 use rustls_pki_types::CertificateDer;
 
+use crate::node::messages::{Bytes, read, write};
 use crate::node::x509pop::certificate::Certificate;
 use crate::node::x509pop::config::{self, X509PopAgentConfig, certificates, unreadable, wrong};
-use crate::node::x509pop::messages::{AttestationData, Bytes, Challenge, read, write};
+use crate::node::x509pop::messages::{AttestationData, Challenge};
 use crate::node::x509pop::proof::Prover;
 use crate::node::{AgentHalf, Conversation, Payload};
 use crate::{AttestError, Builtin};

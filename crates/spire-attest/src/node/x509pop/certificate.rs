@@ -8,6 +8,7 @@ use x509_parser::oid_registry::OID_X509_SERIALNUMBER;
 use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::x509::X509Name;
 
+use crate::node::binary::without_zeros;
 use crate::node::x509pop::proof::PublicKey;
 
 /// A certificate that was read whole.
@@ -107,10 +108,9 @@ pub(super) fn fingerprint(der: &[u8]) -> String {
 
 /// Without the zero bytes that DER puts in front of it.
 fn serial_hex(raw: &[u8]) -> String {
-    let zeros = raw.iter().take_while(|byte| **byte == 0).count();
-    match raw.get(zeros..) {
-        Some(number) if !number.is_empty() => hex(number),
-        _ => "00".to_owned(),
+    match without_zeros(raw) {
+        [] => "00".to_owned(),
+        number => hex(number),
     }
 }
 

@@ -6,11 +6,12 @@ use std::net::IpAddr;
 use rustls_pki_types::CertificateDer;
 use spiffe::{SpiffeId, TrustDomain};
 
+use crate::node::messages::{read, write};
 use crate::node::template::Template;
 use crate::node::x509pop::certificate::{Certificate, fingerprint};
 use crate::node::x509pop::chain::{Root, signers};
 use crate::node::x509pop::config::{X509PopServerConfig, certificates, unreadable, wrong};
-use crate::node::x509pop::messages::{self, AttestationData, Response, read, write};
+use crate::node::x509pop::messages::{self, AttestationData, Response};
 use crate::node::x509pop::values::{Value, Values};
 use crate::node::{AttestedAgent, Challenge, Claim, ServerHalf};
 use crate::{AttestError, Builtin, Selector};
