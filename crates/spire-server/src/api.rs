@@ -123,6 +123,8 @@ pub trait Authority: Signer {
     ) -> Result<Vec<Vec<u8>>, SignError>;
     /// `disable_jwt_svids`
     fn jwt_disabled(&self) -> bool;
+    /// There is no feature flag `wit-svid`.
+    fn wit_disabled(&self) -> bool;
     /// Publishes a downstream server's JWT key, upstream where there is an upstream authority; answers all keys.
     async fn publish_jwt_key(&self, key: JwtKey) -> Result<Vec<JwtKey>, SignError>;
 }

@@ -162,8 +162,8 @@ pub fn spki_of_jwks(set: &serde_json::Value) -> BTreeMap<String, Vec<u8>> {
 }
 
 /// A JSON Web Key, with what a SPIFFE bundle uses of it. Members stand in the order in which upstream writes them.
-#[derive(Debug, Default, Deserialize, Serialize)]
-pub(crate) struct Jwk {
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct Jwk {
     #[serde(rename = "use", default, skip_serializing_if = "Option::is_none")]
     pub(crate) usage: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -172,6 +172,8 @@ pub(crate) struct Jwk {
     pub(crate) kid: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     crv: Option<String>,
+    #[serde(skip_deserializing, skip_serializing_if = "Option::is_none")]
+    alg: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     x: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -185,6 +187,14 @@ pub(crate) struct Jwk {
 }
 
 impl Jwk {
+    /// A SubjectPublicKeyInfo, for signatures by `algorithm` alone where one is named.
+    pub fn new(spki: &[u8], algorithm: Option<&str>) -> Result<Self, BadKey> {
+        Ok(Self {
+            alg: algorithm.map(Into::into),
+            ..Self::from_spki(spki)?
+        })
+    }
+
     /// The key alone; `use`, `kid` and `x5c` are for the caller.
     pub(crate) fn from_spki(spki: &[u8]) -> Result<Self, BadKey> {
         let (kind, info) = parse(spki)?;
