@@ -11,9 +11,9 @@ mod url;
 use std::collections::BTreeMap;
 
 use ah_spire_plugin::server::{BundleEndpointProfile, FederationProfile, ServerConfig};
+use ah_spire_web::FileCertificate;
 use spiffe::TrustDomain;
 
-use self::certificate::FileCertificate;
 pub use self::endpoint::Endpoint;
 pub use self::manager::Manager;
 pub use self::url::endpoint_url;

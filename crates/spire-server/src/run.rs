@@ -40,6 +40,7 @@ const TARGETS: &[&str] = &[
     "ah_spire_attest",
     "ah_spire_plugin",
     "ah_spire_telemetry",
+    "ah_spire_web",
     "ah_spire_wire",
     "ah_daemon",
     "ah_tls",

@@ -27,7 +27,9 @@ pub use convert::{
     Invalid, entry_from_wire, entry_to_wire, selector_from_wire, spiffe_id_from_wire,
     spiffe_id_to_wire,
 };
-pub use public_key::{BadKey, Jwk, KeyKind, curve_oid, ec_spki, key_kind, rsa_spki, spki_of_jwks};
+pub use public_key::{
+    BadKey, Jwk, KeyKind, curve_oid, ec_spki, key_kind, openid_jwks, rsa_spki, spki_of_jwks,
+};
 pub use serving::{Limits, serve};
 
 mod packages {

@@ -8,6 +8,7 @@ pub mod child;
 pub mod clock;
 pub mod disk;
 pub mod document;
+pub mod go;
 pub mod node_suite;
 pub mod openbao;
 pub mod postgres;

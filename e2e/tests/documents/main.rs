@@ -4,6 +4,7 @@
 //! test-packages`.)
 
 mod monitoring;
+mod oidc;
 mod reader;
 mod vault;
 

@@ -7,21 +7,19 @@ use std::time::Duration;
 
 use ah_spire_plugin::server::{BundleEndpoint, BundleEndpointProfile};
 use ah_spire_telemetry::{Http, answer};
+use ah_spire_web::{FileCertificate, Shown, server_config};
 use ah_spire_wire::bundle::{Contents, to_document};
 use ah_spire_wire::model::Bundle;
-use ah_tls::key_exchanges;
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use rustls::crypto::aws_lc_rs;
-use rustls::server::NoServerSessionStorage;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::certificate::{FileCertificate, Shown, Source};
+use super::certificate::Source;
 use crate::endpoints::{ServerSvid, bind};
 
 /// More wait to be accepted. Whoever has one is cut when it says nothing for ten seconds.
@@ -129,23 +127,6 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
         }
         bound => bound,
     }
-}
-
-/// TLS 1.2 and 1.3, as upstream's endpoint, for clients of all kinds.
-fn server_config(
-    shown: Arc<Shown>,
-    post_quantum_only: bool,
-) -> Result<rustls::ServerConfig, rustls::Error> {
-    let provider = key_exchanges(aws_lc_rs::default_provider(), post_quantum_only);
-    let provider = Arc::new(provider);
-    let mut config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
-        .with_no_client_auth()
-        .with_cert_resolver(shown);
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    config.send_tls13_tickets = 0;
-    config.session_storage = Arc::new(NoServerSessionStorage {});
-    Ok(config)
 }
 
 /// Paths, codes and texts are upstream's.
