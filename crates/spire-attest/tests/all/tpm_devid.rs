@@ -110,12 +110,12 @@ struct Fixture {
 }
 
 impl Fixture {
-    async fn new(kind: DevIdKind) -> Option<Self> {
+    async fn new() -> Option<Self> {
         let site = Site::new()?;
         let strange = Maker::new()?;
         let (tpm, other) = (site.maker.make(NONE), strange.make(NONE));
-        site.provision(&tpm, "honest", kind, NONE);
-        site.provision(&other, "impostor", kind, NONE);
+        site.provision(&tpm, "honest", DevIdKind::Ecdsa, NONE);
+        site.provision(&other, "impostor", DevIdKind::Ecdsa, NONE);
         Some(Self {
             server: RefCell::new(Some(site.server().await)),
             honest: site.agent(&tpm, "honest").await,
@@ -157,13 +157,10 @@ impl NodeFixture for Fixture {
     }
 }
 
-// Inventory, NodeAttestor tpm_devid. The impostor's TPM is of another maker.
+// Inventory, NodeAttestor tpm_devid. The impostor's TPM is of another maker. RSA keys attest below: a TPM takes its time to make them.
 #[tokio::test]
-async fn it_conforms_with_every_kind_of_key() {
-    for kind in [DevIdKind::Rsa, DevIdKind::Ecdsa] {
-        let Some(fixture) = Fixture::new(kind).await else {
-            return;
-        };
+async fn it_conforms() {
+    if let Some(fixture) = Fixture::new().await {
         node_suite::conforms(fixture).await;
     }
 }
