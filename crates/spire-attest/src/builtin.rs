@@ -56,6 +56,8 @@ pub enum Builtin {
     SshPop,
     /// `crate::workload::systemd`
     Systemd,
+    /// [`crate::node::tpm_devid`]
+    TpmDevId,
     /// [`crate::node::x509pop`]
     X509Pop,
     /// `crate::workload::unix`
@@ -64,7 +66,7 @@ pub enum Builtin {
 
 impl Builtin {
     /// All there are.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Docker,
         Self::AwsIid,
         Self::AzureImds,
@@ -78,6 +80,7 @@ impl Builtin {
         Self::Slurm,
         Self::SshPop,
         Self::Systemd,
+        Self::TpmDevId,
         Self::X509Pop,
         Self::Unix,
     ];
@@ -103,6 +106,7 @@ impl Builtin {
             | Self::K8sPsat
             | Self::K8sSat
             | Self::SshPop
+            | Self::TpmDevId
             | Self::X509Pop => PluginKind::NodeAttestor,
             Self::Docker | Self::K8s | Self::Slurm | Self::Systemd | Self::Unix => {
                 PluginKind::WorkloadAttestor
@@ -126,6 +130,7 @@ impl Builtin {
             Self::Slurm => "slurm",
             Self::SshPop => "sshpop",
             Self::Systemd => "systemd",
+            Self::TpmDevId => "tpm_devid",
             Self::X509Pop => "x509pop",
             Self::Unix => "unix",
         }
@@ -148,6 +153,7 @@ impl Builtin {
             | Self::Slurm
             | Self::SshPop
             | Self::Systemd
+            | Self::TpmDevId
             | Self::Unix => &[],
         }
     }

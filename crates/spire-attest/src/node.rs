@@ -18,6 +18,7 @@ pub mod azure_msi;
 mod binary;
 mod builtin;
 mod cms;
+mod files;
 pub mod gcp_iit;
 pub mod http_challenge;
 pub mod join_token;
@@ -26,6 +27,7 @@ mod messages;
 pub mod sshpop;
 mod template;
 mod token;
+pub mod tpm_devid;
 pub mod x509pop;
 
 pub use builtin::{BuiltinAgent, BuiltinConversation, BuiltinServer};

@@ -15,6 +15,7 @@ pub mod postgres;
 pub mod process;
 pub mod provider_suite;
 pub mod softhsm;
+pub mod swtpm;
 pub mod web;
 pub mod workload_api;
 

@@ -347,7 +347,7 @@ fn built_in(kind: PluginType) -> &'static str {
     match kind {
         PluginType::KeyManager => "built in are: disk, memory",
         PluginType::NodeAttestor => {
-            "built in are: aws_iid, azure_imds, azure_msi, gcp_iit, http_challenge, join_token, k8s_psat, k8s_sat, sshpop, x509pop"
+            "built in are: aws_iid, azure_imds, azure_msi, gcp_iit, http_challenge, join_token, k8s_psat, k8s_sat, sshpop, tpm_devid, x509pop"
         }
         PluginType::WorkloadAttestor => "built in are: docker, k8s, slurm, systemd, unix",
         PluginType::SvidStore => "built in are: directory, gcp_secretmanager",

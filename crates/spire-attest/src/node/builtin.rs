@@ -11,6 +11,7 @@ use crate::node::http_challenge::{
 use crate::node::join_token::{JoinTokenAgent, JoinTokenServer, JoinTokens};
 use crate::node::k8s::{K8sAgent, PsatServer, SatServer};
 use crate::node::sshpop::{SshPopAgent, SshPopConversation, SshPopServer};
+use crate::node::tpm_devid::{TpmDevIdAgent, TpmDevIdConversation, TpmDevIdServer};
 use crate::node::x509pop::{Authorities, X509PopAgent, X509PopConversation, X509PopServer};
 use crate::node::{
     AgentHalf, AttestedAgent, Challenge, Claim, Conversation, NoChallenge, Payload, ServerHalf,
@@ -35,6 +36,8 @@ pub enum BuiltinAgent {
     K8s(K8sAgent),
     /// `sshpop`
     SshPop(SshPopAgent),
+    /// `tpm_devid`
+    TpmDevId(TpmDevIdAgent),
     /// `x509pop`
     X509Pop(X509PopAgent),
 }
@@ -50,6 +53,8 @@ pub enum BuiltinConversation {
     None(NoChallenge),
     /// `sshpop`
     SshPop(SshPopConversation),
+    /// `tpm_devid`
+    TpmDevId(Box<TpmDevIdConversation>),
     /// `x509pop`
     X509Pop(X509PopConversation),
 }
@@ -67,6 +72,7 @@ impl AgentHalf for BuiltinAgent {
             Self::HttpChallenge(agent) => agent.name(),
             Self::K8s(agent) => agent.name(),
             Self::SshPop(agent) => agent.name(),
+            Self::TpmDevId(agent) => agent.name(),
             Self::X509Pop(agent) => agent.name(),
         }
     }
@@ -108,6 +114,13 @@ impl AgentHalf for BuiltinAgent {
                 let (payload, conversation) = agent.begin().await?;
                 (payload, BuiltinConversation::SshPop(conversation))
             }
+            Self::TpmDevId(agent) => {
+                let (payload, conversation) = agent.begin().await?;
+                (
+                    payload,
+                    BuiltinConversation::TpmDevId(Box::new(conversation)),
+                )
+            }
             Self::X509Pop(agent) => {
                 let (payload, conversation) = agent.begin().await?;
                 (payload, BuiltinConversation::X509Pop(conversation))
@@ -123,6 +136,7 @@ impl Conversation for BuiltinConversation {
             Self::HttpChallenge(conversation) => conversation.answer(challenge).await,
             Self::None(conversation) => conversation.answer(challenge).await,
             Self::SshPop(conversation) => conversation.answer(challenge).await,
+            Self::TpmDevId(conversation) => conversation.answer(challenge).await,
             Self::X509Pop(conversation) => conversation.answer(challenge).await,
         }
     }
@@ -148,6 +162,8 @@ pub enum BuiltinServer<T, A> {
     K8sSat(SatServer),
     /// `sshpop`
     SshPop(Box<SshPopServer>),
+    /// `tpm_devid`
+    TpmDevId(Box<TpmDevIdServer>),
     /// `x509pop`
     X509Pop(X509PopServer<A>),
 }
@@ -164,6 +180,7 @@ impl<T: JoinTokens, A: Authorities> ServerHalf for BuiltinServer<T, A> {
             Self::K8sPsat(server) => server.name(),
             Self::K8sSat(server) => server.name(),
             Self::SshPop(server) => server.name(),
+            Self::TpmDevId(server) => server.name(),
             Self::X509Pop(server) => server.name(),
         }
     }
@@ -183,6 +200,7 @@ impl<T: JoinTokens, A: Authorities> ServerHalf for BuiltinServer<T, A> {
             Self::K8sPsat(server) => server.attest(claim, agent).await,
             Self::K8sSat(server) => server.attest(claim, agent).await,
             Self::SshPop(server) => server.attest(claim, agent).await,
+            Self::TpmDevId(server) => server.attest(claim, agent).await,
             Self::X509Pop(server) => server.attest(claim, agent).await,
         }
     }

@@ -9,11 +9,11 @@
 //! must be of the server's own trust domain, and an empty bundle trusts nobody.
 
 mod agent;
-mod certificate;
+pub(in crate::node) mod certificate;
 pub(in crate::node) mod chain;
 mod config;
 mod messages;
-mod proof;
+pub(in crate::node) mod proof;
 mod server;
 pub(in crate::node) mod values;
 

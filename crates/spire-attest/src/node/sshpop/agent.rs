@@ -1,8 +1,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use zeroize::Zeroizing;
-
+use crate::node::files::{file, wrong};
 use crate::node::messages::{Bytes, nonce, read, write};
 use crate::node::sshpop::certificate::Certificate;
 use crate::node::sshpop::host_key::{HostKey, combine};
@@ -13,6 +12,8 @@ use crate::{AttestError, Builtin};
 
 const KEY_PATH: &str = "/etc/ssh/ssh_host_rsa_key";
 const CERT_PATH: &str = "/etc/ssh/ssh_host_rsa_key-cert.pub";
+
+const POP: Builtin = Builtin::SshPop;
 
 /// The agent's settings, under the names of SPIRE's configuration files.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -46,9 +47,9 @@ impl SshPopAgent {
     /// The certificate's bytes, and the key that is in it.
     async fn material(&self) -> Result<(Vec<u8>, HostKey), AttestError> {
         let (key_path, cert_path) = (&self.0.host_key_path, &self.0.host_cert_path);
-        let text = file("host key", key_path).await?;
+        let text = file(POP, "host key", key_path).await?;
         let key = HostKey::read(&text).map_err(|error| unusable("host key", key_path, error))?;
-        let text = file("host cert", cert_path).await?;
+        let text = file(POP, "host cert", cert_path).await?;
         let unusable = |error| unusable("host cert", cert_path, error);
         let text = std::str::from_utf8(&text).map_err(|_| unusable("it is no text".into()))?;
         let certificate = in_line(text).ok_or_else(|| unusable("it holds no key".into()))?;
@@ -56,6 +57,7 @@ impl SshPopAgent {
         if read.key != key.public() {
             let (key, certificate) = (key_path.display(), cert_path.display());
             return Err(wrong(
+                POP,
                 format!("the host key {key} is not the one in the certificate {certificate}"),
                 format!("compare `ssh-keygen -l -f {key}` with `ssh-keygen -l -f {certificate}`"),
             ));
@@ -113,26 +115,10 @@ impl Conversation for SshPopConversation {
     }
 }
 
-/// A setting that cannot be used.
-pub(super) fn wrong(text: impl fmt::Display, hint: impl Into<String>) -> AttestError {
-    AttestError::invalid(text, hint).of_builtin(Builtin::SshPop)
-}
-
-/// The bytes of the file `path`.
-pub(super) async fn file(what: &str, path: &Path) -> Result<Zeroizing<Vec<u8>>, AttestError> {
-    let bytes = tokio::fs::read(path).await.map(Zeroizing::new);
-    bytes.map_err(|error| {
-        let path = path.display();
-        wrong(
-            format!("failed to read {what} file {path}: {error}"),
-            format!("check the file: ls -l {path}"),
-        )
-    })
-}
-
 fn unusable(what: &str, path: &Path, error: String) -> AttestError {
     let path = path.display();
     wrong(
+        POP,
         format!("failed to get cert and signer from pem: {what} {path}: {error}"),
         "host_key_path is a file of `ssh-keygen`, and host_cert_path what `ssh-keygen -s CA -h …` made of its public half",
     )

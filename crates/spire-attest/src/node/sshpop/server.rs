@@ -2,8 +2,8 @@ use std::path::PathBuf;
 
 use spiffe::TrustDomain;
 
+use crate::node::files::{file, wrong};
 use crate::node::messages::{Bytes, nonce, read, write};
-use crate::node::sshpop::agent::{file, wrong};
 use crate::node::sshpop::certificate::Certificate;
 use crate::node::sshpop::host_key::combine;
 use crate::node::sshpop::key::{PublicKey, Sha1, in_line};
@@ -12,6 +12,8 @@ use crate::node::sshpop::values::Value;
 use crate::node::template::Template;
 use crate::node::{AttestedAgent, Challenge, Claim, ServerHalf};
 use crate::{AttestError, Builtin};
+
+const POP: Builtin = Builtin::SshPop;
 
 /// The server's settings, under the names of SPIRE's configuration files.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -163,7 +165,7 @@ async fn authorities(config: &SshPopServerConfig) -> Result<Vec<PublicKey>, Atte
     let path = &config.cert_authorities_path;
     let mut lines = config.cert_authorities.clone();
     if !path.as_os_str().is_empty() {
-        let bytes = file("cert authorities", path).await?;
+        let bytes = file(POP, "cert authorities", path).await?;
         let text = String::from_utf8_lossy(&bytes);
         let found = text.lines().map(str::trim);
         let found = found.filter(|line| !line.is_empty() && !line.starts_with('#'));
@@ -171,6 +173,7 @@ async fn authorities(config: &SshPopServerConfig) -> Result<Vec<PublicKey>, Atte
         lines.extend(found.map(str::to_owned));
         if lines.len() == before {
             return Err(wrong(
+                POP,
                 format!(
                     "failed to get cert authorities from file: no data found in file: {path:?}"
                 ),
@@ -180,6 +183,7 @@ async fn authorities(config: &SshPopServerConfig) -> Result<Vec<PublicKey>, Atte
     }
     if lines.is_empty() {
         return Err(wrong(
+            POP,
             "missing required config value for \"cert_authorities\" or \"cert_authorities_path\"",
             "name the public keys of the hosts' CAs: cert_authorities = [\"ssh-ed25519 AAAA…\"]",
         ));
@@ -189,6 +193,7 @@ async fn authorities(config: &SshPopServerConfig) -> Result<Vec<PublicKey>, Atte
         let read = read.and_then(|blob| PublicKey::read(&blob));
         read.map_err(|error| {
             wrong(
+                POP,
                 format!(
                     "failed to create cert checker: failed to parse public key {line:?}: {error}"
                 ),

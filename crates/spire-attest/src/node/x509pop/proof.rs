@@ -56,13 +56,13 @@ impl Curve {
 }
 
 /// The public key of a leaf.
-pub(super) enum PublicKey {
+pub(in crate::node) enum PublicKey {
     Rsa(Vec<u8>),
     Ecdsa(PublicPoint),
 }
 
 /// A point on a curve.
-pub(super) struct PublicPoint {
+pub(in crate::node) struct PublicPoint {
     curve: Curve,
     point: Vec<u8>,
 }
@@ -79,6 +79,16 @@ impl PublicKey {
         };
         let point = bits.to_vec();
         Some(Self::Ecdsa(PublicPoint { curve, point }))
+    }
+
+    /// Whether `signed` is a signature of this key over `data`, with SHA-256: RSASSA-PKCS1-v1_5, or ECDSA in DER.
+    pub(in crate::node) fn signed(&self, data: &[u8], signed: &[u8]) -> bool {
+        let algorithm: &'static dyn VerificationAlgorithm = match self {
+            Self::Rsa(_) => &signature::RSA_PKCS1_2048_8192_SHA256,
+            Self::Ecdsa(point) => point.curve.verification(),
+        };
+        let key = UnparsedPublicKey::new(algorithm, self.bits());
+        key.verify(data, signed).is_ok()
     }
 
     fn bits(&self) -> &[u8] {
