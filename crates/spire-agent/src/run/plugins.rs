@@ -369,16 +369,6 @@ fn unsupported(plugin: &PluginConfig, why: &str) -> Explained {
     .hint("take the block out of the plugins section, or set `enabled = false` in it")
 }
 
-/// Which keys are set and have no effect.
-pub(super) fn missing(config: &AgentConfig) -> Vec<String> {
-    let missing = [(config.experimental.broker.is_some(), "experimental.broker")];
-    let set = missing.iter().filter(|(set, _)| *set);
-    set.map(|(_, key)| {
-        format!("{key} is set, and this agent does not have it yet: it has no effect")
-    })
-    .collect()
-}
-
 /// What the agent's user is not allowed to do for its plugins.
 pub(super) fn limits_of_user(config: &AgentConfig) -> Result<Vec<String>, Explained> {
     let wanted = Wanted::read(config)?;
