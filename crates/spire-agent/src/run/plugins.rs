@@ -246,7 +246,11 @@ impl Wanted {
                 }
                 (kind @ PluginType::WorkloadAttestor, _) => {
                     let wanted = BuiltInWorkload::read(plugin)?;
-                    let wanted = wanted.ok_or_else(|| unsupported(plugin, built_in(kind)))?;
+                    let why = match plugin.name.as_str() {
+                        "windows" => "it is for Windows alone, and this agent is for Linux",
+                        _ => built_in(kind),
+                    };
+                    let wanted = wanted.ok_or_else(|| unsupported(plugin, why))?;
                     workload.push(WorkloadWanted::BuiltIn(wanted));
                 }
                 (PluginType::SvidStore, "directory") => {
