@@ -1,9 +1,10 @@
 //! Compiles the protobufs of SPIFFE and SPIRE without any tool on PATH.
 
-const FILES: [&str; 19] = [
+const FILES: [&str; 20] = [
     "agent.proto",
     "agent_debug.proto",
     "agent_logger.proto",
+    "broker.proto",
     "bundle.proto",
     "changes.proto",
     "common.proto",
@@ -43,6 +44,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             ".envoy.config.core.v3.DataSource",
             ".envoy.extensions.transport_sockets.tls.v3",
             ".envoy.service.discovery.v3.DiscoveryResponse",
+            ".spiffe.broker.FetchJWTSVIDResponse",
+            ".spiffe.broker.JWTSVID",
+            ".spiffe.broker.SubscribeToX509SVIDResponse",
+            ".spiffe.broker.X509SVID",
             ".spire.api.agent.delegatedidentity.v1",
             ".spire.api.server.agent.v1",
             ".spire.api.server.svid.v1",

@@ -47,6 +47,9 @@ pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descrip
 
 #[doc(inline)]
 pub use packages::grpc::health::v1 as health;
+/// The SPIFFE Broker API.
+#[doc(inline)]
+pub use packages::spiffe::broker;
 #[doc(inline)]
 pub use packages::spire::api::types;
 

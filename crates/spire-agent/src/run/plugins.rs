@@ -225,7 +225,11 @@ impl Wanted {
                 }
                 (kind @ PluginType::WorkloadAttestor, _) => {
                     let wanted = BuiltInWorkload::read(plugin)?;
-                    let wanted = wanted.ok_or_else(|| unsupported(plugin, built_in(kind)))?;
+                    let why = match plugin.name.as_str() {
+                        "windows" => "it is for Windows alone, and this agent is for Linux",
+                        _ => built_in(kind),
+                    };
+                    let wanted = wanted.ok_or_else(|| unsupported(plugin, why))?;
                     workload.push(WorkloadWanted::BuiltIn(wanted));
                 }
                 (kind @ PluginType::SvidStore, _) => {
@@ -331,16 +335,6 @@ fn unsupported(plugin: &PluginConfig, why: &str) -> Explained {
     )
     .cause(why)
     .hint("take the block out of the plugins section, or set `enabled = false` in it")
-}
-
-/// Which keys are set and have no effect.
-pub(super) fn missing(config: &AgentConfig) -> Vec<String> {
-    let missing = [(config.experimental.broker.is_some(), "experimental.broker")];
-    let set = missing.iter().filter(|(set, _)| *set);
-    set.map(|(_, key)| {
-        format!("{key} is set, and this agent does not have it yet: it has no effect")
-    })
-    .collect()
 }
 
 /// What the agent's user is not allowed to do for its plugins.
