@@ -1,5 +1,6 @@
 //! What the tests of every crate share.
 
+pub mod aws;
 pub mod browser;
 pub mod ca;
 pub mod cgroup;

@@ -229,7 +229,8 @@ async fn the_cas_of_aws_are_those_of_its_bundle() {
         let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
         let caller = Caller::new(variables.into_iter().collect(), "eu-west-1", None);
         let request = Request::get("/path").body(Bytes::new()).unwrap();
-        caller.call(EC2, request, SystemTime::now()).await
+        let called = caller.call(EC2, request, SystemTime::now()).await;
+        called.map_err(String::from)
     };
     let error = with(file.to_str().unwrap()).await.unwrap_err();
     // It answers: it does not know this caller.

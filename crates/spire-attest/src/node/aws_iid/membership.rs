@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use ah_spire_wire::aws::{Caller, Service};
 use ah_spire_wire::sigv4::percent_encoded;
 use bytes::Bytes;
-use http::{Request, header};
+use http::Request;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
@@ -195,12 +195,9 @@ async fn active_accounts(caller: &Caller, now: SystemTime) -> Result<BTreeSet<St
             None => json!({}),
             Some(token) => json!({"NextToken": token}),
         };
-        let request = Request::post("/")
-            .header(header::CONTENT_TYPE, "application/x-amz-json-1.1")
-            .header("X-Amz-Target", "AWSOrganizationsV20161128.ListAccounts")
-            .body(body.to_string().into())
-            .map_err(|error| error.to_string())?;
-        let page: Page = json_of(caller, ORGANIZATIONS, request, now)
+        let operation = "AWSOrganizationsV20161128.ListAccounts";
+        let page: Page = caller
+            .ask(ORGANIZATIONS, operation, &body, now)
             .await
             .map_err(|error| format!("issue while getting list of accounts: {error}"))?;
         let active = page.accounts.into_iter().filter(|it| it.status == "ACTIVE");
