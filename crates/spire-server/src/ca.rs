@@ -32,8 +32,8 @@ pub use sign::{Authorities, BACKDATE, Profile};
 pub use slots::{AuthorityState, Status};
 pub use upstream::{
     Answer, DiskAuthority, EjbcaAuthority, EjbcaSettings, EndEntity, ExternalAuthority, Files,
-    MintedCa, NamePart, SpireAuthority, SpireSettings, UpstreamAuthority, UpstreamBundle,
-    UpstreamError, VaultAuthority, VaultSettings,
+    MintedCa, NamePart, PcaAuthority, PcaSettings, SecretAuthority, SecretSettings, SpireAuthority,
+    SpireSettings, UpstreamAuthority, UpstreamBundle, UpstreamError, VaultAuthority, VaultSettings,
 };
 
 /// An X509-SVID to be signed.

@@ -1,11 +1,14 @@
 //! AWS for tests: its services on a [`Web`], each below a path of its own, with signatures that are verified.
 
+pub mod pca;
+pub mod secrets;
+
 use std::time::SystemTime;
 
 use ah_spire_wire::sigv4::{Credentials, Scope, percent_encoded, sign};
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
-use serde_json::json;
+use serde_json::{Value, json};
 use time::PrimitiveDateTime;
 use time::macros::format_description;
 
@@ -84,6 +87,18 @@ pub fn refusal(status: StatusCode, code: &str, message: &str) -> Response<Bytes>
     let mut response = Response::new(body.into());
     *response.status_mut() = status;
     response
+}
+
+/// The operation of AWS's JSON protocol 1.1 that is asked of the API `prefix`, and its fields.
+fn operation(asked: &Asked, prefix: &str) -> (String, Value) {
+    assert_eq!(asked.header("content-type"), "application/x-amz-json-1.1");
+    let target = asked.header("x-amz-target");
+    let operation = target.strip_prefix(prefix);
+    let operation = operation.and_then(|rest| rest.strip_prefix('.')).unwrap();
+    (
+        operation.to_owned(),
+        serde_json::from_str(&asked.body).unwrap(),
+    )
 }
 
 /// Has STS on `web` give [`ROLE`] to whoever asks for `role` with [`OWN`].

@@ -1,5 +1,6 @@
 //! What is signed, and the life of authorities.
 
+mod aws;
 mod composing;
 mod ejbca;
 mod kit;

@@ -1,8 +1,11 @@
 //! An authority above the server's own: it signs the CA, and its roots are the bundle.
 
+mod aws_pca;
+mod aws_secret;
 mod disk;
 mod ejbca;
 mod external;
+mod local;
 mod spire;
 mod vault;
 
@@ -19,6 +22,8 @@ use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 
+pub use aws_pca::{PcaAuthority, PcaSettings};
+pub use aws_secret::{SecretAuthority, SecretSettings};
 pub use disk::{DiskAuthority, Files};
 pub use ejbca::{EjbcaAuthority, EjbcaSettings, EndEntity, NamePart};
 pub use external::ExternalAuthority;

@@ -9,13 +9,15 @@ use ah_identity_provider::vault::Retry;
 use ah_spire_plugin::catalog::{PluginConfig, PluginType};
 use ah_spire_plugin::config_block;
 use ah_spire_plugin_host::upstream as external;
+use ah_spire_wire::aws::Environment;
 use spiffe::TrustDomain;
 
 use super::external::Running;
-use super::{all_known, data, path, required, vault, wrong};
+use super::{all_known, aws, data, path, required, vault, wrong};
 use crate::ca::{
     DiskAuthority, EjbcaAuthority, EjbcaSettings, EndEntity, ExternalAuthority, Files, NamePart,
-    SpireAuthority, SpireSettings, UpstreamAuthority, VaultAuthority, VaultSettings,
+    PcaAuthority, PcaSettings, SecretAuthority, SecretSettings, SpireAuthority, SpireSettings,
+    UpstreamAuthority, VaultAuthority, VaultSettings,
 };
 
 config_block! {
@@ -69,6 +71,8 @@ config_block! {
 
 /// The upstream authority that is configured.
 pub(crate) enum Upstream {
+    AwsPca(Box<PcaSettings>),
+    AwsSecret(Box<SecretSettings>),
     Disk(Files),
     Ejbca(Box<EjbcaSettings>),
     Spire(SpireSettings),
@@ -85,6 +89,14 @@ impl Upstream {
         variable: impl Fn(&str) -> Option<String>,
     ) -> Result<Option<Self>, String> {
         Ok(Some(match plugin.name.as_str() {
+            "aws_pca" => {
+                let settings = aws::pca(plugin, Environment::of_process())?;
+                Self::AwsPca(Box::new(settings))
+            }
+            "awssecret" => {
+                let settings = aws::secret(plugin, Environment::of_process())?;
+                Self::AwsSecret(Box::new(settings))
+            }
             "disk" => Self::Disk(disk(plugin)?),
             "ejbca" => Self::Ejbca(Box::new(ejbca(plugin, variable)?)),
             "spire" => Self::Spire(spire(plugin, of)?),
@@ -101,6 +113,11 @@ impl Upstream {
         running: &Running,
     ) -> Result<Arc<dyn UpstreamAuthority>, String> {
         Ok(match self {
+            Self::AwsPca(settings) => Arc::new(PcaAuthority::new((**settings).clone(), clock)),
+            Self::AwsSecret(settings) => {
+                let settings = (**settings).clone();
+                Arc::new(SecretAuthority::new(settings, of.clone(), clock))
+            }
             Self::Disk(files) => {
                 let opened = DiskAuthority::open(files.clone(), of.clone(), clock);
                 Arc::new(opened.map_err(|error| format!("UpstreamAuthority \"disk\": {error}"))?)
