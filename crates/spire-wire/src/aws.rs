@@ -17,7 +17,7 @@ use tokio::sync::{Mutex, OnceCell};
 use zeroize::Zeroizing;
 
 use crate::http_client::{HttpClient, Roots};
-use crate::sigv4::{Credentials, Scope, sign};
+use crate::sigv4::{Credentials, Scope, percent_encoded, sign};
 
 mod credentials;
 mod fault;
@@ -270,6 +270,46 @@ impl Caller {
                 service.name
             ))
         })
+    }
+
+    /// What `service` answers to a form (the protocol of AWS's older services): XML.
+    ///
+    /// # Errors
+    /// As [`Self::call`], or the answer is no text.
+    pub async fn query(
+        &self,
+        service: Service,
+        form: &[(&str, &str)],
+        now: SystemTime,
+    ) -> Result<String, Fault> {
+        let form = form
+            .iter()
+            .map(|(name, value)| format!("{name}={}", percent_encoded(value)));
+        let request = Request::post("/")
+            .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
+            .body(form.collect::<Vec<_>>().join("&").into())
+            .map_err(|error| error.to_string())?;
+        let answer = self.call(service, request, now).await?;
+        let text = String::from_utf8(answer.to_vec());
+        text.map_err(|_| Fault::from("the answer is no text".to_owned()))
+    }
+
+    /// Who AWS takes this caller for: an ARN, and the account.
+    ///
+    /// # Errors
+    /// As [`Self::call`], or the answer is another one.
+    pub async fn identity(&self, now: SystemTime) -> Result<(String, String), Fault> {
+        let form = [("Action", "GetCallerIdentity"), ("Version", "2011-06-15")];
+        let answer = self.query(Service::STS, &form, now).await?;
+        let unreadable = || Fault::from("the answer of STS has no identity".to_owned());
+        let document = roxmltree::Document::parse(&answer).map_err(|_| unreadable())?;
+        let of = |name| {
+            let mut nodes = document.descendants();
+            let found = nodes.find(|node| node.tag_name().name() == name);
+            let found = found.and_then(|node| node.text());
+            found.map(str::to_owned).ok_or_else(unreadable)
+        };
+        Ok((of("Arn")?, of("Account")?))
     }
 
     async fn credentials(&self, now: SystemTime) -> Result<Credentials, String> {

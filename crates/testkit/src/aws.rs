@@ -1,8 +1,10 @@
 //! AWS for tests: its services on a [`Web`], each below a path of its own, with signatures that are verified.
 
+pub mod kms;
 pub mod pca;
 pub mod secrets;
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use ah_spire_wire::sigv4::{Credentials, Scope, percent_encoded, sign};
@@ -81,6 +83,19 @@ pub fn signed(
     }
 }
 
+/// Has `answer` given below `place`, with a slash at its end or, as AWS's SDKs ask, without.
+fn serve(
+    web: &Web,
+    place: &str,
+    answer: impl Fn(&Asked) -> Response<Bytes> + Send + Sync + 'static,
+) {
+    let answer = Arc::new(answer);
+    for place in [place.to_owned(), format!("{place}/")] {
+        let answer = answer.clone();
+        web.answers_by(&place, move |asked| answer(asked));
+    }
+}
+
 /// As the services answer whose requests are JSON.
 pub fn refusal(status: StatusCode, code: &str, message: &str) -> Response<Bytes> {
     let body = json!({"__type": code, "message": message}).to_string();
@@ -115,7 +130,7 @@ pub fn assumes(web: &Web, role: &'static str) {
         );
         Response::new(body.into())
     };
-    web.answers_by("/sts/", signed(OWN, "sts", answer));
+    serve(web, "/sts", signed(OWN, "sts", answer));
 }
 
 /// Whether the request, as it came, is one that `key` signed: the signature is made anew from the headers that it is said

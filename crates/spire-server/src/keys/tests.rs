@@ -9,6 +9,7 @@ use aws_lc_rs::signature::{
 
 use super::*;
 
+mod aws_kms;
 mod pkcs11;
 mod transit;
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ah_identity_provider::Clock;
 
 use crate::keys::{
-    DiskKeys, ExternalKeys, KeyError, KeyManager, KeyType, MemoryKeys, Pkcs11, RemoteKeys,
+    AwsKms, DiskKeys, ExternalKeys, KeyError, KeyManager, KeyType, MemoryKeys, Pkcs11, RemoteKeys,
     SigningKey, Transit,
 };
 use crate::plugins::KeysWanted;
@@ -32,6 +32,10 @@ impl Keys {
             KeysWanted::Memory => Ok(Self::Memory(MemoryKeys::default())),
             KeysWanted::External(name) => {
                 Ok(Self::External(ExternalKeys::new(running.keys(&name)?)))
+            }
+            KeysWanted::Kms(settings) => {
+                let opened = async { RemoteKeys::open(AwsKms::new(*settings, clock)?).await };
+                remote("aws_kms", opened.await)
             }
             KeysWanted::Transit(settings) => {
                 let opened = async { RemoteKeys::open(Transit::new(*settings, clock)?).await };

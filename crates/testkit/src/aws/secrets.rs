@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
-use super::{Key, REGION, operation, refusal, signed};
+use super::{Key, REGION, operation, refusal, serve, signed};
 use crate::web::{Asked, Web};
 
 /// The secrets of an account.
@@ -50,8 +50,11 @@ impl Secrets {
         let secrets = Self::default();
         let state = secrets.clone();
         let answer = move |asked: &Asked| state.state().answer(asked);
-        let place = "/secrets_manager/";
-        web.answers_by(place, signed(key, "secretsmanager", answer));
+        serve(
+            web,
+            "/secrets_manager",
+            signed(key, "secretsmanager", answer),
+        );
         secrets
     }
 

@@ -16,7 +16,7 @@ use tokio::sync::Mutex;
 
 use crate::node::aws_iid::account::{Callers, EksConfig, OrganizationConfig};
 use crate::node::aws_iid::document::Document;
-use crate::node::aws_iid::ec2::{below, parsed, query, text};
+use crate::node::aws_iid::ec2::{below, parsed, text};
 
 const ORGANIZATIONS: Service = Service::global("ORGANIZATIONS", "organizations");
 const EKS: Service = Service::regional("EKS", "eks");
@@ -351,7 +351,7 @@ async fn instances(caller: &Caller, group: &str, now: SystemTime) -> Result<Vec<
         if !next.is_empty() {
             form.push(("NextToken", &next));
         }
-        let answer = query(caller, AUTO_SCALING, &form, now).await;
+        let answer = caller.query(AUTO_SCALING, &form, now).await;
         let answer = answer.map_err(|error| {
             format!("issue while getting list of instances in AutoScalingGroup: {error}")
         })?;
