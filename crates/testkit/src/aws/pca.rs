@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
+use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::{Response, StatusCode};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, date_time_ymd,
+    KeyIdMethod, KeyPair, KeyUsagePurpose, PublicKeyData as _, date_time_ymd,
 };
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -149,6 +150,9 @@ impl State {
         request.params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         request.params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         request.params.use_authority_key_identifier_extension = true;
+        // As AWS has it (RFC 5280 §4.2.1.2, method 1): servers find their journal by it.
+        let id = digest(&SHA1_FOR_LEGACY_USE_ONLY, request.public_key.der_bytes());
+        request.params.key_identifier_method = KeyIdMethod::PreSpecified(id.as_ref().to_vec());
         request.signed_by(&self.issuer).unwrap().pem()
     }
 }
