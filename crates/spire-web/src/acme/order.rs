@@ -140,8 +140,9 @@ async fn why_invalid(order: &mut Order) -> String {
         let Ok(state) = authorization.refresh().await else {
             continue;
         };
-        let faults = { state.challenges.iter() }.filter_map(|challenge| challenge.error.as_ref());
-        if let Some(fault) = faults.last() {
+        let mut faults =
+            { state.challenges.iter() }.filter_map(|challenge| challenge.error.as_ref());
+        if let Some(fault) = faults.next_back() {
             return format!("the ACME server does not take the proof: {fault}");
         }
     }
