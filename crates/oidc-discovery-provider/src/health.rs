@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use ah_spire_plugin::oidc::OidcHealth;
 use ah_spire_telemetry::answer;
+use ah_spire_web::AcmeHealth;
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
@@ -24,6 +25,7 @@ pub(crate) struct Health {
     known: watch::Receiver<Known>,
     threshold: Duration,
     started: Instant,
+    acme: Option<AcmeHealth>,
 }
 
 impl Health {
@@ -37,20 +39,28 @@ impl Health {
             known,
             threshold: poll_interval.saturating_mul(LOOKS).max(LEAST),
             started: Instant::now(),
+            acme: None,
         }
+    }
+
+    /// What is served needs certificates of an ACME server, too.
+    pub(crate) fn with(self, acme: Option<AcmeHealth>) -> Self {
+        Self { acme, ..self }
     }
 
     /// 200 or 500, and why.
     pub(crate) fn respond<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
         let state = match request.uri().path() {
-            path if path == self.paths.ready_path => self.ready(),
+            path if path == self.paths.ready_path => self.ready().and_then(|()| self.proven()),
             path if path == self.paths.live_path => self.live(),
             _ => return refused(StatusCode::NOT_FOUND, "404 page not found"),
         };
         if request.method() != Method::GET {
             return refused(StatusCode::METHOD_NOT_ALLOWED, "method not allowed");
         }
-        match (state, &self.known.borrow().fault) {
+        let certificates = { self.acme.as_ref() }.and_then(|acme| acme.look().ok().flatten());
+        let keys = self.known.borrow().fault.clone();
+        match (state, keys.or(certificates)) {
             (Ok(()), None) => answer(StatusCode::OK, TEXT, "ok\n"),
             (Ok(()), Some(fault)) => {
                 let told = format!("ok, and the last attempt failed: {fault}\n");
@@ -71,6 +81,14 @@ impl Health {
                 since.as_secs()
             )),
             None => Err(format!("no keys could be fetched yet: {fault}")),
+        }
+    }
+
+    /// There is a certificate to serve with.
+    fn proven(&self) -> Result<(), String> {
+        match &self.acme {
+            Some(acme) => acme.look().map(|_| ()),
+            None => Ok(()),
         }
     }
 

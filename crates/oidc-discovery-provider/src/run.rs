@@ -77,7 +77,7 @@ async fn serve(config: OidcConfig, domains: Domains, log: Arc<Log>) -> Result<()
     }
     tell(&config);
 
-    let served = Served::bind(&config.listen).await?;
+    let served = Served::bind(&config).await?;
     let poller = Poller::new(
         config.keys.clone(),
         config.poll_interval,
@@ -88,7 +88,7 @@ async fn serve(config: OidcConfig, domains: Domains, log: Arc<Log>) -> Result<()
     let mut tasks = Tasks::new(shutdown);
     if let Some(paths) = config.health_checks.clone() {
         let http = served::health_listener(paths.port).await?;
-        let health = Health::new(paths, poller.known(), config.poll_interval);
+        let health = Health::new(paths, poller.known(), config.poll_interval).with(served.acme());
         let stop = drain.clone();
         tasks.spawn("health_checks", async move {
             let respond = move |request: &http::Request<Incoming>| health.respond(request);

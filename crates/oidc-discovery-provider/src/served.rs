@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use ah_identity_provider::{Code, Explained};
 use ah_spire_attest::socket::{Purpose, Socket};
-use ah_spire_plugin::oidc::OidcListen;
+use ah_spire_plugin::oidc::{OidcAcme, OidcConfig, OidcListen};
 use ah_spire_telemetry::{Http, Peer, answer_on, listen};
-use ah_spire_web::{FileCertificate, Shown, server_config};
+use ah_spire_web::{
+    ACME_PROTOCOL, Acme, AcmeHealth, AcmeSettings, FileCertificate, Shown, server_config,
+};
 use bytes::Bytes;
 use http::{Request, Response, header};
 use http_body_util::Full;
@@ -21,6 +23,9 @@ use crate::documents::Documents;
 
 /// Connections at a time; more wait to be accepted, or on a unix socket are closed.
 const MOST_CONNECTIONS: usize = 1024;
+
+/// Where ACME servers look for the proof (RFC 8737 §3).
+const ACME_ADDRESS: &str = ":443";
 
 /// Any web server of this machine may be in front of it.
 const PURPOSE: Purpose = Purpose {
@@ -40,6 +45,10 @@ pub(crate) enum Served {
         sync_interval: Duration,
         shown: Arc<Shown>,
     },
+    Acme {
+        http: Http,
+        acme: Box<Acme>,
+    },
 }
 
 impl Served {
@@ -47,8 +56,8 @@ impl Served {
     ///
     /// # Errors
     /// What an operator has to change.
-    pub(crate) async fn bind(config: &OidcListen) -> Result<Self, Explained> {
-        match config {
+    pub(crate) async fn bind(config: &OidcConfig) -> Result<Self, Explained> {
+        match &config.listen {
             OidcListen::Insecure(address) => {
                 let http = http("insecure_addr", address).await?;
                 tracing::warn!(address = %told(&http), "Serving HTTP (insecure)");
@@ -65,9 +74,7 @@ impl Served {
                 address,
                 sync_interval,
             } => Self::with_files(cert, key, address, *sync_interval).await,
-            OidcListen::Acme(_) => Err(Explained::new(Code::Usage, "acme is not supported").hint(
-                "let an ACME client write the certificate to files, and name them in serving_cert_file { cert_file_path, key_file_path }",
-            )),
+            OidcListen::Acme(acme) => Self::with_acme(acme, &config.domains).await,
         }
     }
 
@@ -98,9 +105,38 @@ impl Served {
         })
     }
 
+    async fn with_acme(settings: &OidcAcme, domains: &[String]) -> Result<Self, Explained> {
+        let acme = Acme::new(AcmeSettings {
+            directory_url: settings.directory_url.clone(),
+            email: settings.email.clone(),
+            domains: domains.to_vec(),
+            cache_dir: settings.cache_dir.clone(),
+        });
+        let acme = acme.map_err(|why| Explained::new(Code::Usage, format!("acme: {why}")))?;
+        let mut http = http("acme", ACME_ADDRESS).await?;
+        let tls = server_config(acme.certificates(), false);
+        let mut tls =
+            tls.map_err(|error| Explained::new(Code::Other, "cannot serve HTTPS").cause(error))?;
+        tls.alpn_protocols.push(ACME_PROTOCOL.to_vec());
+        http.tls = Some(Arc::new(tls));
+        tracing::info!(address = %told(&http), "Serving HTTPS via ACME");
+        Ok(Self::Acme {
+            http,
+            acme: Box::new(acme),
+        })
+    }
+
     /// Whether clients come by TLS.
     pub(crate) fn is_tls(&self) -> bool {
-        matches!(self, Self::Tls { .. })
+        matches!(self, Self::Tls { .. } | Self::Acme { .. })
+    }
+
+    /// How the certificates are that an ACME server issues, if one does.
+    pub(crate) fn acme(&self) -> Option<AcmeHealth> {
+        match self {
+            Self::Acme { acme, .. } => Some(acme.health()),
+            Self::Socket(_) | Self::Tcp(_) | Self::Tls { .. } => None,
+        }
     }
 
     /// Answers until `stop`.
@@ -118,6 +154,12 @@ impl Served {
                 tokio::select! {
                     () = http.serve(respond, stop) => {}
                     () = following => {}
+                }
+            }
+            Self::Acme { http, acme } => {
+                tokio::select! {
+                    () = http.serve(respond, stop) => {}
+                    () = Box::pin(acme.run()) => {}
                 }
             }
             Self::Socket(socket) => serve_socket(socket, respond, stop).await,

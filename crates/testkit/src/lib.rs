@@ -11,6 +11,7 @@ pub mod document;
 pub mod go;
 pub mod node_suite;
 pub mod openbao;
+pub mod pebble;
 pub mod postgres;
 pub mod process;
 pub mod provider_suite;

@@ -1,5 +1,6 @@
 //! What a client of OpenID Connect makes of the discovery provider.
 
+use ah_testkit::ca::TestCa;
 use ah_testkit::process::{Process, eventually};
 use nix::sys::signal::Signal;
 
@@ -49,6 +50,83 @@ fn clients_of_openid_connect_verify_tokens_by_the_issuer_alone() {
     renew_certificate(&reader);
     by_the_workload_api(&mut reader);
     without_server(&mut reader);
+}
+
+const PEBBLE: &str = r#"
+cd /etc/spire
+cat > pebble.json << EOF
+{"pebble": {"listenAddress": "127.0.0.1:14000", "managementListenAddress": "127.0.0.1:15000",
+  "certificate": "/etc/spire/pebble.pem", "privateKey": "/etc/spire/pebble-key.pem", "httpPort": 80, "tlsPort": 443,
+  "retryAfter": {"authz": 1, "order": 1}, "keyAlgorithm": "ecdsa"}}
+EOF
+spire-server bundle show -format spiffe -socketPath /run/spire/server.sock > bundle.json
+cat > acme.conf << EOF
+domains = ["oidc.example.org"]
+acme {
+    directory_url = "https://localhost:14000/dir" email = "operator@example.org" tos_accepted = true
+    cache_dir = "/var/lib/spire/acme"
+}
+file { path = "/etc/spire/bundle.json" }
+health_checks {}
+EOF
+"#;
+
+// Inventory section 11: `acme { }` of the provider.
+#[test]
+fn the_certificate_comes_from_an_acme_server() {
+    let client = ah_testkit::go::peer("./oidc-client", "oidc-client");
+    let pebble = ah_testkit::go::peer("github.com/letsencrypt/pebble/v2/cmd/pebble", "pebble");
+    let (Some(client), Some(pebble)) = (client, pebble) else {
+        return;
+    };
+    let further = [("oidc-client", &*client), ("pebble", &*pebble)];
+    let Some(mut reader) = Reader::on(&further) else {
+        return;
+    };
+    reader.section("docs/oidc.md", "The issuer");
+    sh(&reader, PEBBLE);
+    let api = TestCa::new("pebble");
+    let leaf = api.leaf().dns("localhost").issue();
+    for (name, text) in [
+        ("pebble.pem", leaf.chain_pem()),
+        ("pebble-key.pem", leaf.key_pem()),
+        ("pebble-roots.pem", api.pem()),
+    ] {
+        sh(
+            &reader,
+            &format!("cat > /etc/spire/{name} << EOF\n{text}\nEOF"),
+        );
+    }
+    sh(
+        &reader,
+        "spire-server jwt mint -spiffeID spiffe://example.org/job -audience vault -socketPath /run/spire/server.sock > /tmp/token",
+    );
+    let acme = reader.machine.start(
+        "root",
+        "env PEBBLE_VA_NOSLEEP=1 pebble -config /etc/spire/pebble.json",
+    );
+    acme.wait_for("ACME directory available at");
+    sh(
+        &reader,
+        "curl --silent --fail --cacert /etc/spire/pebble-roots.pem https://localhost:15000/roots/0 > /etc/spire/oidc.pem",
+    );
+    let run = "env SSL_CERT_FILE=/etc/spire/pebble-roots.pem oidc-discovery-provider -config /etc/spire/acme.conf";
+    for starts in 1..=2 {
+        let mut provider = reader.machine.start("root", run);
+        let ready = "curl --silent --fail http://localhost:8008/ready";
+        eventually("the provider is ready", || {
+            let asked = reader.machine.command_as("root", ready.split(' ')).output();
+            asked.unwrap().status.success().then_some(())
+        });
+        assert_eq!(verify(&reader, "vault", "/tmp/token"), Ok(JOB.into()));
+        assert_eq!(
+            acme.count("Added order"),
+            1,
+            "start {starts} orders nothing"
+        );
+        provider.signal(Signal::SIGTERM);
+        assert!(provider.wait().success(), "{:#?}", provider.lines());
+    }
 }
 
 /// Tokens of the old key and of the new one are verified, once the provider has seen it.

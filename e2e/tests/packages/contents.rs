@@ -155,8 +155,8 @@ usr/bin/ah agent access-point --config etc/ah/access-point.toml --validate
 usr/bin/ah agent enroll --config etc/ah/executor.toml --remote-server https://127.0.0.1:4433 --validate
 usr/bin/spire-server validate -config etc/spire/server.conf
 # Read to its end: what lacks is the certificate.
-usr/bin/oidc-discovery-provider -config etc/spire/oidc-discovery-provider.conf 2>&1 |
-  grep 'failed to load certificate: /etc/spire/oidc.pem'
+! usr/bin/oidc-discovery-provider -config etc/spire/oidc-discovery-provider.conf > told 2>&1
+grep 'failed to load certificate: /etc/spire/oidc.pem' told
 "#;
     sh(lines, &[tree]);
 }

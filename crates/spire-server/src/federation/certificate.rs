@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ah_spire_web::{FileCertificate, Shown};
+use ah_spire_web::{Acme, AcmeHealth, FileCertificate, Shown};
 use rustls::crypto::aws_lc_rs;
+use rustls::server::ResolvesServerCert;
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::CertificateDer;
 use tokio::sync::watch;
@@ -14,22 +15,47 @@ use crate::endpoints::ServerSvid;
 /// Where it comes from.
 pub(super) enum Source {
     /// `https_spiffe`: the server's X509-SVID.
-    Svid(watch::Receiver<Option<Arc<ServerSvid>>>),
+    Svid {
+        svids: watch::Receiver<Option<Arc<ServerSvid>>>,
+        shown: Arc<Shown>,
+    },
     /// `https_web` with `serving_cert_file { }`
     Files {
         loaded: FileCertificate,
         interval: Duration,
+        shown: Arc<Shown>,
     },
+    /// `https_web` with `acme { }`
+    Acme(Box<Acme>),
 }
 
 impl Source {
-    /// Keeps `shown` in step. What cannot be used is told, and the last good one serves on.
-    pub(super) async fn follow(self, shown: &Shown) {
+    /// What handshakes show.
+    pub(super) fn certificates(&self) -> Arc<dyn ResolvesServerCert> {
         match self {
-            Self::Svid(svids) => follow_svid(svids, shown).await,
-            Self::Files { loaded, interval } => {
-                loaded.follow(interval, "bundle endpoint", shown).await;
-            }
+            Self::Svid { shown, .. } | Self::Files { shown, .. } => shown.clone(),
+            Self::Acme(acme) => acme.certificates(),
+        }
+    }
+
+    /// How the certificate is that an ACME server issues.
+    pub(super) fn acme(&self) -> Option<AcmeHealth> {
+        match self {
+            Self::Acme(acme) => Some(acme.health()),
+            Self::Svid { .. } | Self::Files { .. } => None,
+        }
+    }
+
+    /// Keeps what is shown in step. What cannot be used is told, and the last good one serves on.
+    pub(super) async fn follow(self) {
+        match self {
+            Self::Svid { svids, shown } => follow_svid(svids, &shown).await,
+            Self::Files {
+                loaded,
+                interval,
+                shown,
+            } => loaded.follow(interval, "bundle endpoint", &shown).await,
+            Self::Acme(acme) => acme.run().await,
         }
     }
 }

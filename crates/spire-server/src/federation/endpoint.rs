@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ah_spire_plugin::server::{BundleEndpoint, BundleEndpointProfile};
 use ah_spire_telemetry::{Http, answer};
-use ah_spire_web::{FileCertificate, Shown, server_config};
+use ah_spire_web::{ACME_PROTOCOL, Acme, AcmeHealth, AcmeSettings, FileCertificate, server_config};
 use ah_spire_wire::bundle::{Contents, to_document};
 use ah_spire_wire::model::Bundle;
 use arc_swap::ArcSwapOption;
@@ -31,7 +31,6 @@ const TEXT: &str = "text/plain; charset=utf-8";
 /// cost no look into the store, and while the store does not answer the last bundle is served.
 pub struct Endpoint {
     http: Http,
-    shown: Arc<Shown>,
     source: Source,
     documents: Documents,
 }
@@ -56,7 +55,10 @@ impl Endpoint {
         post_quantum_only: bool,
     ) -> Result<Self, String> {
         let source = match &config.profile {
-            BundleEndpointProfile::HttpsSpiffe => Source::Svid(svids),
+            BundleEndpointProfile::HttpsSpiffe => Source::Svid {
+                svids,
+                shown: Arc::default(),
+            },
             BundleEndpointProfile::ServingCertFile {
                 cert,
                 key,
@@ -64,14 +66,19 @@ impl Endpoint {
             } => Source::Files {
                 loaded: FileCertificate::load(cert, key)?,
                 interval: *sync_interval,
+                shown: Arc::default(),
             },
-            BundleEndpointProfile::Acme(_) => {
-                return Err("federation.bundle_endpoint: acme is not supported".into());
+            BundleEndpointProfile::Acme(settings) => {
+                let acme = Acme::new(acme_settings(settings));
+                let named = |why| format!("federation.bundle_endpoint: acme: {why}");
+                Source::Acme(Box::new(acme.map_err(named)?))
             }
         };
-        let shown = Arc::new(Shown::default());
-        let tls =
-            server_config(shown.clone(), post_quantum_only).map_err(|error| error.to_string())?;
+        let tls = server_config(source.certificates(), post_quantum_only);
+        let mut tls = tls.map_err(|error| error.to_string())?;
+        if source.acme().is_some() {
+            tls.alpn_protocols.push(ACME_PROTOCOL.to_vec());
+        }
         let listener = listen(config.socket_address()).map_err(|error| {
             format!("federation.bundle_endpoint: {error}: set its address and port to free ones of this machine")
         })?;
@@ -87,7 +94,6 @@ impl Endpoint {
                 tls: Some(Arc::new(tls)),
                 most_connections: MOST_CONNECTIONS,
             },
-            shown,
             source,
             documents,
         };
@@ -105,6 +111,11 @@ impl Endpoint {
         self.http.listener.local_addr()
     }
 
+    /// How the certificate is that an ACME server issues, if one does.
+    pub fn acme(&self) -> Option<AcmeHealth> {
+        self.source.acme()
+    }
+
     /// Answers until `stop`.
     pub async fn run(self, stop: CancellationToken) {
         let newest = self.documents.newest.clone();
@@ -113,9 +124,18 @@ impl Endpoint {
             .serve(move |request| respond(request, &newest), stop);
         tokio::select! {
             () = served => {}
-            () = self.source.follow(&self.shown) => {}
+            () = self.source.follow() => {}
             () = self.documents.follow() => {}
         }
+    }
+}
+
+fn acme_settings(acme: &ah_spire_plugin::server::Acme) -> AcmeSettings {
+    AcmeSettings {
+        directory_url: acme.directory_url.clone(),
+        email: acme.email.clone(),
+        domains: vec![acme.domain_name.clone()],
+        cache_dir: Some(acme.cache_dir.clone()),
     }
 }
 
