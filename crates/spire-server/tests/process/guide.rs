@@ -93,8 +93,8 @@ fn a_configuration_is_checked_without_being_run() {
         ("trust_domain", "trust_domian", "trust_domian"),
         (
             "KeyManager \"disk\"",
-            "KeyManager \"aws_kms\"",
-            "KeyManager \"aws_kms\" cannot be used",
+            "KeyManager \"nowhere\"",
+            "KeyManager \"nowhere\" cannot be used",
         ),
         (
             "keys_path",
