@@ -31,9 +31,10 @@ pub use server_svid::{SVID_INTERVAL, ServerSvids};
 pub use sign::{Authorities, BACKDATE, Profile};
 pub use slots::{AuthorityState, Status};
 pub use upstream::{
-    Answer, DiskAuthority, EjbcaAuthority, EjbcaSettings, EndEntity, ExternalAuthority, Files,
-    MintedCa, NamePart, SpireAuthority, SpireSettings, UpstreamAuthority, UpstreamBundle,
-    UpstreamError, VaultAuthority, VaultSettings,
+    Answer, CertManagerAuthority, CertManagerSettings, DiskAuthority, EjbcaAuthority,
+    EjbcaSettings, EndEntity, ExternalAuthority, Files, GcpCasAuthority, GcpCasSettings, MintedCa,
+    NamePart, SpireAuthority, SpireSettings, UpstreamAuthority, UpstreamBundle, UpstreamError,
+    VaultAuthority, VaultSettings,
 };
 
 /// An X509-SVID to be signed.

@@ -104,7 +104,7 @@ impl Wanted {
                 }
                 (PluginType::DataStore, "sql") => store = Some(sql(plugin)?),
                 (PluginType::KeyManager, _) => {
-                    let read = KeysWanted::read(plugin, variable)?;
+                    let read = KeysWanted::read(plugin, &config.trust_domain, variable)?;
                     let unknown = || unsupported(plugin, "this server has no such plugin");
                     keys = Some(read.ok_or_else(unknown)?);
                 }

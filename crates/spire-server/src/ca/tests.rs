@@ -1,7 +1,9 @@
 //! What is signed, and the life of authorities.
 
+mod cert_manager;
 mod composing;
 mod ejbca;
+mod gcp_cas;
 mod kit;
 mod life;
 mod operating;

@@ -1,8 +1,10 @@
 //! An authority above the server's own: it signs the CA, and its roots are the bundle.
 
+mod cert_manager;
 mod disk;
 mod ejbca;
 mod external;
+mod gcp_cas;
 mod spire;
 mod vault;
 
@@ -19,9 +21,11 @@ use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 
+pub use cert_manager::{CertManagerAuthority, CertManagerSettings};
 pub use disk::{DiskAuthority, Files};
 pub use ejbca::{EjbcaAuthority, EjbcaSettings, EndEntity, NamePart};
 pub use external::ExternalAuthority;
+pub use gcp_cas::{GcpCasAuthority, GcpCasSettings};
 pub use spire::{SpireAuthority, SpireSettings};
 pub use vault::{VaultAuthority, VaultSettings};
 

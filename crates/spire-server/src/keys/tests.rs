@@ -9,6 +9,9 @@ use aws_lc_rs::signature::{
 
 use super::*;
 
+mod azure_key_vault;
+mod cloud;
+mod gcp_kms;
 mod pkcs11;
 mod transit;
 

@@ -4,11 +4,17 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ah_identity_provider::vault::Retry;
+use ah_spire_attest::node::gcp_iit::{Account, Google};
 use ah_spire_plugin::catalog::PluginConfig;
 use ah_spire_plugin::config_block;
+use ah_spire_wire::azure::{Azure, Proof};
+use spiffe::TrustDomain;
+use zeroize::Zeroizing;
 
-use super::{data, required, vault, wrong};
-use crate::keys::{Identifier, Pin, Pkcs11Settings, TokenName, TransitSettings};
+use super::{data, path, required, vault, wrong};
+use crate::keys::{
+    GcpKmsSettings, Identifier, KeyVaultSettings, Pin, Pkcs11Settings, TokenName, TransitSettings,
+};
 
 /// Who asks for a signature waits: what is tried again is tried soon.
 const RETRY: Retry = Retry {
@@ -45,6 +51,30 @@ config_block! {
     }
 }
 
+config_block! {
+    /// `KeyManager "gcp_kms"`
+    struct GcpKmsData {
+        key_ring: String = "key_ring",
+        key_policy_file: String = "key_policy_file",
+        key_identifier_file: String = "key_identifier_file",
+        key_identifier_value: String = "key_identifier_value",
+        service_account_file: String = "service_account_file",
+    }
+}
+
+config_block! {
+    /// `KeyManager "azure_key_vault"`
+    struct KeyVaultData {
+        key_vault_uri: String = "key_vault_uri",
+        key_identifier_file: String = "key_identifier_file",
+        key_identifier_value: String = "key_identifier_value",
+        tenant_id: String = "tenant_id",
+        subscription_id: String = "subscription_id",
+        app_id: String = "app_id",
+        app_secret: String = "app_secret",
+    }
+}
+
 /// Where the keys of the authorities are to be.
 #[derive(Clone)]
 pub(crate) enum KeysWanted {
@@ -57,12 +87,17 @@ pub(crate) enum KeysWanted {
     Transit(Box<TransitSettings>),
     /// `pkcs11`
     Pkcs11(Pkcs11Settings),
+    /// `gcp_kms`
+    GcpKms(Box<GcpKmsSettings>),
+    /// `azure_key_vault`
+    KeyVault(Box<KeyVaultSettings>),
 }
 
 impl KeysWanted {
     /// Reads the plugin; `None` when there is none of this name. `variable` is the environment, where the plugin looks.
     pub(super) fn read(
         plugin: &PluginConfig,
+        of: &TrustDomain,
         variable: impl Fn(&str) -> Option<String>,
     ) -> Result<Option<Self>, String> {
         Ok(Some(match plugin.name.as_str() {
@@ -73,6 +108,8 @@ impl KeysWanted {
             }
             "hashicorp_vault" => Self::Transit(Box::new(transit(plugin, variable)?)),
             "pkcs11" => Self::Pkcs11(pkcs11(plugin)?),
+            "gcp_kms" => Self::GcpKms(Box::new(gcp_kms(plugin, of)?)),
+            "azure_key_vault" => Self::KeyVault(Box::new(key_vault(plugin, of)?)),
             _ => return Ok(None),
         }))
     }
@@ -133,8 +170,126 @@ fn pkcs11(plugin: &PluginConfig) -> Result<Pkcs11Settings, String> {
     })
 }
 
+fn gcp_kms(plugin: &PluginConfig, of: &TrustDomain) -> Result<GcpKmsSettings, String> {
+    let data = data(plugin, |it: &GcpKmsData| &it.unknown)?;
+    required(plugin, "key_ring", &data.key_ring)?;
+    let parts: Vec<&str> = data.key_ring.split('/').collect();
+    let fits = |part: &&str| {
+        let letter = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte);
+        !part.is_empty() && part.bytes().all(letter)
+    };
+    let is_ring = matches!(parts[..], ["projects", project, "locations", location, "keyRings", ring]
+        if [project, location, ring].iter().all(fits));
+    if !is_ring {
+        let why = format!(
+            "key_ring \"{}\" is none; write projects/PROJECT/locations/LOCATION/keyRings/RING",
+            data.key_ring
+        );
+        return Err(wrong(plugin, why));
+    }
+    let server = identified_by(
+        plugin,
+        &data.key_identifier_file,
+        &data.key_identifier_value,
+        &Allowed {
+            part: "name",
+            letters: |it| it.is_ascii_lowercase() || it.is_ascii_digit() || "_-".contains(it),
+            most: 40,
+            told: "small letters, digits, '_' and '-'",
+        },
+    )?;
+    Ok(GcpKmsSettings {
+        api: "https://cloudkms.googleapis.com".into(),
+        account: Account::new(path(&data.service_account_file), Google::default().metadata),
+        ring: data.key_ring,
+        policy: path(&data.key_policy_file),
+        server,
+        trust_domain: of.clone(),
+    })
+}
+
+fn key_vault(plugin: &PluginConfig, of: &TrustDomain) -> Result<KeyVaultSettings, String> {
+    let data = data(plugin, |it: &KeyVaultData| &it.unknown)?;
+    required(plugin, "key_vault_uri", &data.key_vault_uri)?;
+    let vault = data.key_vault_uri.trim_end_matches('/');
+    // Tokens are for all vaults of a cloud: `https://vault.azure.net` of `https://NAME.vault.azure.net`.
+    let host = vault.strip_prefix("https://").filter(|host| {
+        let letter = |byte: u8| byte.is_ascii_alphanumeric() || b"-.".contains(&byte);
+        host.bytes().all(letter)
+    });
+    let cloud = host.and_then(|host| host.split_once('.'));
+    let (_, cloud) = cloud.ok_or_else(|| {
+        let why = format!("key_vault_uri \"{vault}\" is none; write https://NAME.vault.azure.net");
+        wrong(plugin, why)
+    })?;
+    let server = identified_by(
+        plugin,
+        &data.key_identifier_file,
+        &data.key_identifier_value,
+        &Allowed {
+            part: "tags",
+            letters: |it| !it.is_control(),
+            most: 256,
+            told: "characters on one line",
+        },
+    )?;
+    let azure = Azure::of_process();
+    let application = [
+        ("tenant_id", &data.tenant_id),
+        ("subscription_id", &data.subscription_id),
+        ("app_id", &data.app_id),
+        ("app_secret", &data.app_secret),
+    ];
+    let (tenant, proof) = if application.iter().any(|(_, value)| !value.is_empty()) {
+        for (key, value) in application {
+            required(plugin, key, value)?;
+        }
+        let proof = Proof::Secret {
+            app_id: data.app_id,
+            secret: Zeroizing::new(data.app_secret),
+        };
+        (data.tenant_id, proof)
+    } else {
+        let tenant = azure.tenant_id.clone().unwrap_or_default();
+        (tenant, Proof::Default)
+    };
+    Ok(KeyVaultSettings {
+        azure,
+        vault: vault.to_owned(),
+        resource: format!("https://{cloud}"),
+        tenant,
+        proof,
+        server,
+        trust_domain: of.clone(),
+    })
+}
+
+/// What a `key_identifier_value` may be.
+struct Allowed {
+    /// Of a key.
+    part: &'static str,
+    letters: fn(char) -> bool,
+    most: usize,
+    told: &'static str,
+}
+
 /// Whose keys they are. It becomes part of names and paths.
 fn identifier(plugin: &PluginConfig, file: &str, value: &str) -> Result<Identifier, String> {
+    let allowed = Allowed {
+        part: "name",
+        letters: |it| it.is_ascii_alphanumeric() || "._-".contains(it),
+        most: 63,
+        told: "letters, digits, '.', '_' and '-'",
+    };
+    identified_by(plugin, file, value, &allowed)
+}
+
+fn identified_by(
+    plugin: &PluginConfig,
+    file: &str,
+    value: &str,
+    allowed: &Allowed,
+) -> Result<Identifier, String> {
     match (file, value) {
         ("", "") => Err(wrong(
             plugin,
@@ -142,14 +297,14 @@ fn identifier(plugin: &PluginConfig, file: &str, value: &str) -> Result<Identifi
         )),
         (file, "") => Ok(Identifier::File(file.into())),
         ("", value) => {
-            let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-            if value.len() <= 63 && value.chars().all(allowed) {
+            if value.chars().count() <= allowed.most && value.chars().all(allowed.letters) {
                 return Ok(Identifier::Value(value.to_owned()));
             }
+            let (part, most, told) = (allowed.part, allowed.most, allowed.told);
             Err(wrong(
                 plugin,
                 format!(
-                    "key_identifier_value \"{value}\" cannot be part of a key's name; use at most 63 letters, digits, '.', '_' and '-'"
+                    "key_identifier_value \"{value}\" cannot be part of a key's {part}; use at most {most} {told}"
                 ),
             ))
         }

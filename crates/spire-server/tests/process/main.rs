@@ -16,4 +16,5 @@ mod observed;
 mod server;
 mod signals;
 mod sinks;
+mod upstreams;
 mod vault;
