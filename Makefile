@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 VENV := target/venv
-PROGRAMS := -p ah-cli -p spire-server -p spire-agent
+PROGRAMS := -p ah-cli -p spire-server -p spire-agent -p oidc-discovery-provider
 MUSL := $(shell uname -m)-unknown-linux-musl
 
 .PHONY: test test-packages setup lint deny bench build demo deb static tarballs image

@@ -1,4 +1,4 @@
-# `ah`, `spire-server` and `spire-agent`, with man pages and completions.
+# `ah`, `spire-server`, `spire-agent` and `oidc-discovery-provider`, with man pages and completions.
 {
   lib,
   stdenv,
@@ -35,6 +35,7 @@ rustPlatform.buildRustPackage {
     "--package=ah-cli"
     "--package=spire-server"
     "--package=spire-agent"
+    "--package=oidc-discovery-provider"
   ];
 
   # The tests make network namespaces and start PostgreSQL and OpenBao: `make test` runs them.

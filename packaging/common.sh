@@ -1,7 +1,7 @@
 # What deb, tarball and image share. Sourced, with `set -euo pipefail` on.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-programs=(ah spire-server spire-agent)
+programs=(ah spire-server spire-agent oidc-discovery-provider)
 
 usage() {
   sed -n '2,/^set /{s/^# \{0,1\}//p}' "$0" >&2

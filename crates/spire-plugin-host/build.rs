@@ -1,11 +1,10 @@
 //! Compiles the protobufs that host and plugin speak, without any tool on PATH.
 
-const FILES: [&str; 17] = [
+const FILES: [&str; 16] = [
     "agent_keymanager.proto",
     "agent_nodeattestor.proto",
     "agent_svidstore.proto",
     "agentstore.proto",
-    "broker.proto",
     "config.proto",
     "goplugin.proto",
     "identityprovider.proto",

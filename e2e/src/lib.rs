@@ -12,7 +12,12 @@ use ah_testkit::process::{Finished, Process};
 use tempfile::TempDir;
 
 /// The binaries of the project.
-pub const PROGRAMS: [&str; 3] = ["ah", "spire-server", "spire-agent"];
+pub const PROGRAMS: [&str; 4] = [
+    "ah",
+    "spire-server",
+    "spire-agent",
+    "oidc-discovery-provider",
+];
 
 /// Makes the machine, then holds it. `$1` is an empty directory; what follows are programs, each as its name and its path.
 const SETUP: &str = r#"
@@ -34,7 +39,7 @@ done
 mkdir -p /etc/spire /run/spire /run/user /var/lib/spire
 ip link set lo up
 echo '127.0.0.1 localhost spire-server.example.org spire-server.partner.example access-point.example.org' > /etc/hosts
-echo '127.0.0.1 access-point.example.com vault.example.com' >> /etc/hosts
+echo '127.0.0.1 access-point.example.com vault.example.com oidc.example.org' >> /etc/hosts
 number=61000
 for user in agent-harbor executor; do
   number=$((number + 1))

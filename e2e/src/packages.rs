@@ -8,7 +8,7 @@ use ah_testkit::process::Finished;
 use tempfile::TempDir;
 
 /// In the order that [`packages`] tells their files in.
-pub const PACKAGES: [&str; 3] = crate::PROGRAMS;
+pub const PACKAGES: [&str; 4] = crate::PROGRAMS;
 
 /// Any moment will do; the same one builds the same bytes.
 const EPOCH: &str = "1700000000";

@@ -166,6 +166,16 @@ pub fn private_key(pem: &[u8], passphrase: Option<&[u8]>) -> Result<PrivateKey, 
     }
 }
 
+/// The bytes of the first block of `pem` that is labelled `label`, such as `OPENSSH PRIVATE KEY`; none where there is no
+/// such block.
+pub fn secret_block(pem: &[u8], label: &str) -> Result<Option<Zeroizing<Vec<u8>>>, PemError> {
+    let blocks = blocks(pem)?;
+    let block = blocks.iter().find(|block| block.label == label);
+    block
+        .map(|block| block.decode("PRIVATE KEY", SectionKind::PrivateKey))
+        .transpose()
+}
+
 /// RFC 5958 §3, with the password-based schemes of RFC 8018 (PBES2).
 fn decrypt(der: &[u8], passphrase: &[u8]) -> Result<PrivateKey, PemError> {
     let info =

@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use ah_identity_provider::{Backoff, Clock, Explained};
 use ah_spire_attest::node::AgentHalf;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -41,6 +42,8 @@ pub struct Agent<A> {
     health: Health,
     metrics: AgentMetrics,
     warm: Option<WarmStart>,
+    /// The agent's own identity of the moment, for those who show it.
+    own: watch::Sender<Option<Arc<OwnIdentity>>>,
     /// For SVIDStores, where there are some.
     stored: Option<Arc<StoreCache>>,
     known: SyncedEntries,
@@ -118,6 +121,7 @@ impl<A: AgentHalf> Agent<A> {
             health,
             metrics,
             warm,
+            own: watch::Sender::new(None),
             stored: None,
             known: SyncedEntries::new(),
             untrusted_since: None,
@@ -140,6 +144,11 @@ impl<A: AgentHalf> Agent<A> {
     /// From now on entries with `store_svid` get X509-SVIDs, too.
     pub(crate) fn store_svids(&mut self) -> Arc<StoreCache> {
         self.stored.get_or_insert_default().clone()
+    }
+
+    /// Who the agent is, as that changes.
+    pub(crate) fn own(&self) -> watch::Receiver<Option<Arc<OwnIdentity>>> {
+        self.own.subscribe()
     }
 
     /// What the agent says of itself.
@@ -177,11 +186,7 @@ impl<A: AgentHalf> Agent<A> {
                     Err(fatal) => return fatal,
                 },
             };
-            self.health.change(|state| {
-                state.id = Some(attested.id.clone());
-                state.svid = attested.svid.as_slice().into();
-                state.svid_not_after = Some(attested.not_after);
-            });
+            self.show(&attested);
             let began = Instant::now();
             let (last, lost) = Box::pin(self.serve(attested)).await;
             own = Some(last);
@@ -210,6 +215,15 @@ impl<A: AgentHalf> Agent<A> {
                 }
             }
         }
+    }
+
+    fn show(&self, own: &OwnIdentity) {
+        self.health.change(|state| {
+            state.id = Some(own.id.clone());
+            state.svid = own.svid.as_slice().into();
+            state.svid_not_after = Some(own.not_after);
+        });
+        self.own.send_replace(Some(Arc::new(own.clone())));
     }
 
     /// A banned agent serves nobody.

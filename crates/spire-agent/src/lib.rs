@@ -7,6 +7,7 @@ mod admin;
 pub mod agent;
 pub mod attest;
 pub mod bootstrap;
+mod broker;
 mod bundles;
 mod cache;
 pub mod cli;

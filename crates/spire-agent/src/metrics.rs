@@ -1,10 +1,13 @@
 //! What the agent counts (inventory section 10.2), under upstream's names.
 
+use std::time::Instant;
+
 use ah_spire_telemetry::{CallCounter, Counter, Gauge, Metrics, Running, Summary};
 use tonic::Code;
 
 use crate::attest::AttestFault;
 use crate::data::{BootstrapState, REBOOTSTRAP};
+use crate::identities::WorkloadUpdate;
 use crate::server_client::ServerFault;
 
 /// Calls of one API: how many there were, and how many are open.
@@ -37,6 +40,43 @@ impl OpenCalls {
 impl Drop for OpenCall {
     fn drop(&mut self) {
         self.0.add(-1.0);
+    }
+}
+
+/// How long a call waits for its first SVID.
+pub(crate) struct FirstUpdate {
+    began: Instant,
+    /// Until it came.
+    elapsed: Option<Summary>,
+}
+
+impl FirstUpdate {
+    /// Milliseconds. Upstream counts calls of brokers under this name, too.
+    pub(crate) fn summary(metrics: &Metrics) -> Summary {
+        let key = [
+            "delegated_identity_api",
+            "subscribe_x509_svids",
+            "first_update",
+            "elapsed_time",
+        ];
+        metrics.summary(&key, &[])
+    }
+
+    /// Of a call that begins now.
+    pub(crate) fn awaited(elapsed: &Summary) -> Self {
+        Self {
+            began: Instant::now(),
+            elapsed: Some(elapsed.clone()),
+        }
+    }
+
+    /// The call was told this.
+    pub(crate) fn came(&mut self, update: &WorkloadUpdate) {
+        if !update.identities.is_empty()
+            && let Some(elapsed) = self.elapsed.take()
+        {
+            elapsed.observe(self.began.elapsed().as_secs_f64() * 1000.0);
+        }
     }
 }
 

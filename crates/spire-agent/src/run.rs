@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::{AdminApi, Delegation, Insight};
 use crate::agent::{Agent, AgentSettings};
+use crate::broker::BrokerApi;
 use crate::health::Health;
 use crate::svid_store::StoreService;
 use crate::workload::{self, WorkloadApi};
@@ -69,7 +70,7 @@ pub fn run(flags: &Flags) -> ExitCode {
 #[must_use]
 pub fn validate(flags: &Flags) -> ExitCode {
     let checked = load(flags).and_then(|config| {
-        for warning in config.warnings.iter().chain(&plugins::missing(&config)) {
+        for warning in &config.warnings {
             eprintln!("warning: {warning}");
         }
         Metrics::new(&config.telemetry, Program::Agent, &config.trust_domain)?;
@@ -113,8 +114,7 @@ async fn serve(config: AgentConfig, log: Arc<Log>) -> Result<(), Explained> {
     let requests = Requests::install(hangups).map_err(cannot_start)?;
     tokio::spawn(signals.act_on(shutdown.clone()));
     let limits = plugins::limits_of_user(&config)?;
-    let missing = plugins::missing(&config);
-    for warning in config.warnings.iter().chain(&missing).chain(&limits) {
+    for warning in config.warnings.iter().chain(&limits) {
         tracing::warn!("{warning}");
     }
     if let Err(error) = ah_daemon::limits::raise_open_files() {
@@ -186,7 +186,7 @@ async fn serve_with(
     );
     let settings = AgentSettings::from_config(&config, metrics.clone());
     let clock = Arc::new(SystemClock);
-    let mut agent = Agent::open(settings, plugins.node, plugins.keys, clock)?;
+    let mut agent = Agent::open(settings, plugins.node, plugins.keys, clock.clone())?;
     let stored = (!plugins.stores.is_empty()).then(|| agent.store_svids());
     let stores = stored
         .clone()
@@ -206,6 +206,18 @@ async fn serve_with(
         let delegation = Delegation::new(agent.cache(), attestors.clone(), delegates, &metrics);
         let api = AdminApi::bind(path, insight, delegation, log.clone(), &metrics)?;
         tasks.spawn("admin API", endless(api.serve(drain.clone())));
+    }
+    if let Some(broker) = &config.experimental.broker {
+        let api = BrokerApi::bind(
+            broker,
+            agent.cache(),
+            attestors.clone(),
+            agent.own(),
+            clock,
+            config.experimental.require_pq_kem,
+            &metrics,
+        );
+        tasks.spawn("Broker API", endless(api.await?.serve(drain.clone())));
     }
     if let Some(socket) = &config.workload_socket {
         let api = workload_api(&config, socket, metrics.clone());

@@ -4,6 +4,7 @@
 //! What is new is pushed at once, again when SVID, bundle or entry change, and until it was taken. What has gone from the
 //! entries is taken out of the store.
 
+mod aws;
 mod cache;
 mod directory;
 mod google;
@@ -15,6 +16,7 @@ use std::collections::BTreeMap;
 use ah_spire_plugin_host::svids::{Store, StoredSvid};
 use tonic::Code;
 
+pub(crate) use aws::AwsSecrets;
 pub(crate) use cache::StoreCache;
 pub(crate) use directory::Directory;
 pub(crate) use google::GoogleSecrets;

@@ -70,6 +70,16 @@ pub(crate) fn unary(answer: Result<Bytes, Status>) -> Response<Body> {
     }
 }
 
+/// The answer of a call that has many, or why it has none.
+pub(crate) fn answered(
+    stream: Result<impl Stream<Item = Result<Bytes, Status>> + Send + 'static, Status>,
+) -> Response<Body> {
+    match stream {
+        Ok(stream) => streaming(stream),
+        Err(status) => status.into_http(),
+    }
+}
+
 /// Messages until the end or an error; it is asked for the next when there is room for it.
 pub(crate) fn streaming(
     messages: impl Stream<Item = Result<Bytes, Status>> + Send + 'static,
@@ -124,6 +134,12 @@ fn trailers(status: &Status) -> HeaderMap {
         trailers.insert("grpc-status", HeaderValue::from_static("13"));
     }
     trailers
+}
+
+/// SV-69: the header of the API `name`, exactly one, and exactly `true`.
+pub(crate) fn has_header(request: &Request<Incoming>, name: &str) -> bool {
+    let mut values = request.headers().get_all(name).iter();
+    values.next().is_some_and(|value| value == "true") && values.next().is_none()
 }
 
 /// Why `request` is no gRPC call.

@@ -23,6 +23,7 @@ use crate::identities::Identities;
 pub use caller::{Attest, Attestors};
 pub(crate) use caller::{Attestation, end_of};
 pub use explain::{EXPLAIN_METHOD, ExplainAnswer, ExplainRequest, Nearest};
+pub(crate) use jwt::asked_for;
 pub use metrics::MeteredAttestor;
 pub use quota::Quota;
 use quota::Quotas;
@@ -30,6 +31,7 @@ use rates::Rates;
 use service::{Connection, Shared};
 
 mod caller;
+pub(crate) mod encoded;
 mod explain;
 mod health;
 mod jwt;
@@ -37,7 +39,7 @@ mod messages;
 mod metrics;
 mod quota;
 mod rates;
-mod reflection;
+pub(crate) mod reflection;
 mod refusal;
 mod sds;
 mod service;
@@ -114,7 +116,7 @@ impl<I: Identities, A: Attest> WorkloadApi<I, A> {
     /// # Errors
     /// When the path is taken by something else or cannot be made; they name it and the remedy.
     pub fn bind(config: Config, identities: Arc<I>, attestor: Arc<A>) -> Result<Self, Explained> {
-        let reflection = reflection::routes(&config)?;
+        let reflection = reflection::routes(reflection::names(&config))?;
         let socket = Socket::bind(&config.socket, &PURPOSE)?;
         Ok(Self {
             quotas: Arc::new(Quotas::new(config.quota)),

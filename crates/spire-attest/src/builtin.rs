@@ -52,8 +52,12 @@ pub enum Builtin {
     K8sSat,
     /// `crate::workload::slurm`
     Slurm,
+    /// [`crate::node::sshpop`]
+    SshPop,
     /// `crate::workload::systemd`
     Systemd,
+    /// [`crate::node::tpm_devid`]
+    TpmDevId,
     /// [`crate::node::x509pop`]
     X509Pop,
     /// `crate::workload::unix`
@@ -62,7 +66,7 @@ pub enum Builtin {
 
 impl Builtin {
     /// All there are.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::Docker,
         Self::AwsIid,
         Self::AzureImds,
@@ -74,7 +78,9 @@ impl Builtin {
         Self::K8sPsat,
         Self::K8sSat,
         Self::Slurm,
+        Self::SshPop,
         Self::Systemd,
+        Self::TpmDevId,
         Self::X509Pop,
         Self::Unix,
     ];
@@ -99,6 +105,8 @@ impl Builtin {
             | Self::JoinToken
             | Self::K8sPsat
             | Self::K8sSat
+            | Self::SshPop
+            | Self::TpmDevId
             | Self::X509Pop => PluginKind::NodeAttestor,
             Self::Docker | Self::K8s | Self::Slurm | Self::Systemd | Self::Unix => {
                 PluginKind::WorkloadAttestor
@@ -120,7 +128,9 @@ impl Builtin {
             Self::K8sPsat => "k8s_psat",
             Self::K8sSat => "k8s_sat",
             Self::Slurm => "slurm",
+            Self::SshPop => "sshpop",
             Self::Systemd => "systemd",
+            Self::TpmDevId => "tpm_devid",
             Self::X509Pop => "x509pop",
             Self::Unix => "unix",
         }
@@ -141,7 +151,9 @@ impl Builtin {
             | Self::K8sPsat
             | Self::K8sSat
             | Self::Slurm
+            | Self::SshPop
             | Self::Systemd
+            | Self::TpmDevId
             | Self::Unix => &[],
         }
     }

@@ -15,6 +15,8 @@
 //! | `http_challenge` | host, port, agent's name | serve a nonce by HTTP | `/spire/agent/http_challenge/<host>` | with `tofu = false` |
 //! | `k8s_psat` | cluster and projected token | none | `/spire/agent/k8s_psat/<cluster>/<UID of the node>` | yes |
 //! | `k8s_sat` | cluster and token | none | `/spire/agent/k8s_sat/<cluster>/<random UUID>` | no |
+//! | `sshpop` | an SSH host certificate | sign a nonce | `/spire/agent/sshpop/<SHA-256 of the certificate>`, or by `agent_path_template` | yes |
+//! | `tpm_devid` | a TPM's certificates, and what it says of a key | sign a nonce, open a secret | `/spire/agent/tpm_devid/<SHA-1 of the certificate>` | yes |
 //! | `x509pop` | a certificate chain | sign a nonce | `/spire/agent/x509pop/<SHA-1 of the certificate>`, or by `agent_path_template` | yes |
 //!
 //! A **workload attestor** ([`workload::WorkloadAttestor`]) turns the process at the other end of a unix socket into

@@ -36,6 +36,7 @@ mod value;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::Path;
 use std::time::Duration;
 
 pub use self::cli::{Cli, Exit, Invocation};
@@ -206,6 +207,27 @@ impl FlagSet {
     #[must_use]
     pub fn usage(&self) -> String {
         usage::of(&self.name, &self.flags)
+    }
+
+    /// What the command `man` takes.
+    #[must_use]
+    pub fn manual() -> Self {
+        let usage = "`DIRECTORY` for the pages; made when missing";
+        Self::new("man").string("dir", ".", usage)
+    }
+
+    /// Runs the command `man`, with its own `flags`, of a program that has this set and no commands. Tells on stderr what
+    /// became of it, and returns whether it went well.
+    pub fn write_manual(&self, version: &str, synopsis: &str, flags: &Flags) -> bool {
+        let page = cli::Page {
+            words: self.name.clone(),
+            version,
+            synopsis,
+            flags: Some(self),
+            below: Vec::new(),
+        };
+        let directory = flags.string("dir");
+        man::told(directory, man::write(&[page], Path::new(directory)))
     }
 
     fn with(mut self, name: &str, kind: Kind, default: Value, usage: &str) -> Self {

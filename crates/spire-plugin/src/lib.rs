@@ -1,4 +1,4 @@
-//! What `spire-server` and `spire-agent` read at their start, as upstream's read it.
+//! What `spire-server`, `spire-agent` and `oidc-discovery-provider` read at their start, as upstream's read it.
 //!
 //! ```text
 //! arguments ──► goflag ──┐
@@ -11,6 +11,8 @@
 //! [`ServerConfig::load`](server::ServerConfig::load): plain values that were checked, with warnings to be logged.
 //! Nothing below reads the file again but [`PluginData`](catalog::PluginData). A plugin declares what it takes with
 //! [`config_block!`].
+//!
+//! [`oidc`] is the same for `oidc-discovery-provider`, which has no plugins and no commands.
 //!
 //! Keys of features that a daemon lacks are carried all the same; it decides what to refuse.
 //!
@@ -55,6 +57,7 @@ pub mod expand;
 pub mod goflag;
 mod gonum;
 pub mod hcl;
+pub mod oidc;
 pub mod server;
 pub mod settings;
 mod source;

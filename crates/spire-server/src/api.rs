@@ -40,12 +40,12 @@ use ah_identity_provider::Clock;
 use ah_spire_attest::peer::PeerInfo;
 use ah_spire_telemetry::RpcMetrics;
 use ah_spire_wire::changes::changes_server::ChangesServer;
+use ah_spire_wire::encoded::entry_server::EntryServer;
 use ah_spire_wire::model::{JwtKey, Selector};
 use ah_spire_wire::rotation::rotation_server::RotationServer;
 use ah_spire_wire::server::agent::agent_server::AgentServer;
 use ah_spire_wire::server::bundle::bundle_server::BundleServer;
 use ah_spire_wire::server::debug::debug_server::DebugServer;
-use ah_spire_wire::server::entry::entry_server::EntryServer;
 use ah_spire_wire::server::localauthority::local_authority_server::LocalAuthorityServer;
 use ah_spire_wire::server::logger::logger_server::LoggerServer;
 use ah_spire_wire::server::svid::svid_server::SvidServer;
@@ -123,6 +123,8 @@ pub trait Authority: Signer {
     ) -> Result<Vec<Vec<u8>>, SignError>;
     /// `disable_jwt_svids`
     fn jwt_disabled(&self) -> bool;
+    /// There is no feature flag `wit-svid`.
+    fn wit_disabled(&self) -> bool;
     /// Publishes a downstream server's JWT key, upstream where there is an upstream authority; answers all keys.
     async fn publish_jwt_key(&self, key: JwtKey) -> Result<Vec<JwtKey>, SignError>;
 }

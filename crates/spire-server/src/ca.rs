@@ -3,6 +3,7 @@
 mod authority;
 mod certificate;
 mod compose;
+mod holder_key;
 mod journal;
 mod manager;
 mod metrics;
@@ -18,10 +19,11 @@ use std::time::{Duration, SystemTime};
 
 use spiffe::SpiffeId;
 
-pub use authority::{JwtAuthority, X509Authority};
+pub use authority::{TokenAuthority, X509Authority};
 pub use compose::{
     Composer, Composers, Extension, Holder, NotAnOid, ObjectId, UniqueId, X509Attributes,
 };
+pub use holder_key::{BadHolderKey, HolderKey};
 pub use manager::{
     AuthorityStates, CaError, LocalAuthorities, Manager, PRUNE_BUNDLE_INTERVAL,
     PRUNE_JOURNALS_INTERVAL, ROTATE_INTERVAL, Settings,
@@ -33,8 +35,8 @@ pub use slots::{AuthorityState, Status};
 pub use upstream::{
     Answer, CertManagerAuthority, CertManagerSettings, DiskAuthority, EjbcaAuthority,
     EjbcaSettings, EndEntity, ExternalAuthority, Files, GcpCasAuthority, GcpCasSettings, MintedCa,
-    NamePart, SpireAuthority, SpireSettings, UpstreamAuthority, UpstreamBundle, UpstreamError,
-    VaultAuthority, VaultSettings,
+    NamePart, PcaAuthority, PcaSettings, SecretAuthority, SecretSettings, SpireAuthority,
+    SpireSettings, UpstreamAuthority, UpstreamBundle, UpstreamError, VaultAuthority, VaultSettings,
 };
 
 /// An X509-SVID to be signed.
@@ -85,6 +87,28 @@ pub struct JwtSvid {
     pub expires_at: SystemTime,
 }
 
+/// A WIT-SVID to be signed.
+#[derive(Clone, Debug)]
+pub struct WitSvidRequest {
+    /// `sub`
+    pub spiffe_id: SpiffeId,
+    /// `cnf`
+    pub holder: HolderKey,
+    /// An hour when `None`. Capped by the end of the key.
+    pub ttl: Option<Duration>,
+}
+
+/// A signed WIT-SVID.
+#[derive(Clone, PartialEq, Eq)]
+pub struct WitSvid {
+    /// Compact serialization.
+    pub token: String,
+    /// `iat`
+    pub issued_at: SystemTime,
+    /// `exp`
+    pub expires_at: SystemTime,
+}
+
 /// Why nothing was signed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SignError {
@@ -107,6 +131,8 @@ pub trait Signer: Send + Sync + 'static {
     fn sign_agent_svid(&self, request: X509SvidRequest) -> Result<X509Svid, SignError>;
     /// For a workload or an operator.
     fn sign_jwt_svid(&self, request: JwtSvidRequest) -> Result<JwtSvid, SignError>;
+    /// For a workload or an operator, bound to a key of theirs.
+    fn sign_wit_svid(&self, request: WitSvidRequest) -> Result<WitSvid, SignError>;
 }
 
 #[cfg(test)]

@@ -28,6 +28,7 @@ mod output;
 mod rotation;
 mod server;
 mod token;
+mod wit;
 mod x509;
 
 use std::future::Future;
@@ -350,6 +351,17 @@ fn tree() -> Cli<Command> {
         "Mints a JWT-SVID",
         jwt::flags(shows("jwt mint")),
     );
+    let cli = if wit::is_listed() {
+        add(
+            cli,
+            run!(wit::mint),
+            "wit mint",
+            "Mints a WIT-SVID",
+            wit::flags(shows("wit mint")),
+        )
+    } else {
+        cli
+    };
     let cli = add(
         cli,
         run!(logger::get),

@@ -25,7 +25,7 @@ use tokio::time::Instant;
 use doubt::Doubts;
 pub use follow::Follow;
 use follow::State;
-pub use held::Held;
+pub use held::{Fields, Held, encoded};
 use index::{Affected, Index};
 use metrics::Counts;
 pub use through::CachedStore;

@@ -11,9 +11,9 @@ mod url;
 use std::collections::BTreeMap;
 
 use ah_spire_plugin::server::{BundleEndpointProfile, FederationProfile, ServerConfig};
+use ah_spire_web::FileCertificate;
 use spiffe::TrustDomain;
 
-use self::certificate::FileCertificate;
 pub use self::endpoint::Endpoint;
 pub use self::manager::Manager;
 pub use self::url::endpoint_url;
@@ -56,11 +56,12 @@ pub fn check(config: &ServerConfig) -> Result<(), String> {
     configured(config)?;
     let endpoint = config.federation.bundle_endpoint.as_ref();
     match endpoint.map(|endpoint| &endpoint.profile) {
-        Some(BundleEndpointProfile::Acme(_)) => Err(
-            "federation.bundle_endpoint: acme is not supported; let an ACME client write the certificate to a file, and name it \
-             in profile \"https_web\" { serving_cert_file { cert_file_path, key_file_path } }"
+        // Without that no ACME server issues anything.
+        Some(BundleEndpointProfile::Acme(acme)) if !acme.tos_accepted => Err(
+            "federation.bundle_endpoint: ACME Terms of Service have not been accepted. See the `tos_accepted` configurable"
                 .to_owned(),
         ),
+        Some(BundleEndpointProfile::Acme(_)) => Ok(()),
         Some(BundleEndpointProfile::ServingCertFile { cert, key, .. }) => {
             FileCertificate::load(cert, key).map(|_| ())
         }

@@ -3,6 +3,7 @@
 //! A [`KeyManager`] makes keys and finds them again; a [`SigningKey`] signs. Keys of [`MemoryKeys`] and [`DiskKeys`]
 //! are in this process, those of [`ExternalKeys`] in a plugin's, those of [`RemoteKeys`] in a [`Place`] of their own.
 
+mod aws_kms;
 mod azure_key_vault;
 mod disk;
 mod external;
@@ -20,6 +21,7 @@ use std::sync::Arc;
 
 pub use ah_spire_plugin::settings::KeyType;
 
+pub use aws_kms::{AwsKms, KmsSettings};
 pub use azure_key_vault::{KeyVault, KeyVaultSettings};
 pub use disk::DiskKeys;
 pub use external::ExternalKeys;

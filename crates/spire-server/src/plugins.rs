@@ -1,8 +1,11 @@
 //! The `plugins { }` of the server's file as what they stand for.
 
+mod aws;
 mod compose;
 pub(crate) mod external;
 mod keys;
+#[cfg(test)]
+mod kit;
 mod node;
 mod outside;
 mod reload;

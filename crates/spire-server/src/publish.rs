@@ -4,6 +4,7 @@
 //! it. A notifier hears of the first one before the server listens, and what it says no to then keeps the server from
 //! starting.
 
+mod aws;
 mod azure;
 mod format;
 mod google;
@@ -18,6 +19,7 @@ use ah_spire_wire::model::Bundle;
 use futures_util::future::{join_all, try_join_all};
 use tokio::sync::watch;
 
+pub use aws::{S3Publisher, TrustAnchor};
 pub use azure::{Azure, AzureBlob, AzureIdentity};
 pub use format::{Format, Formatted};
 pub use google::{GcsBundle, GcsObject, GcsPublisher};

@@ -40,6 +40,7 @@ const TARGETS: &[&str] = &[
     "ah_spire_attest",
     "ah_spire_plugin",
     "ah_spire_telemetry",
+    "ah_spire_web",
     "ah_spire_wire",
     "ah_daemon",
     "ah_tls",
@@ -69,19 +70,6 @@ fn tell_unsupported(config: &ServerConfig) -> Result<(), String> {
     match config.experimental.auth_opa_policy_engine {
         Some(_) => Err("experimental.auth_opa_policy_engine is not supported: the built-in policy would allow what yours may not".to_owned()),
         None => Ok(()),
-    }
-}
-
-fn warn_unsupported(config: &ServerConfig) {
-    if config
-        .experimental
-        .feature_flags
-        .contains(&FeatureFlag::WitSvid)
-    {
-        tracing::warn!(
-            what = "experimental.feature_flags: wit-svid",
-            "Configured, and not supported by this server yet"
-        );
     }
 }
 
@@ -132,7 +120,6 @@ async fn serve(config: ServerConfig, wanted: Wanted, log: Arc<Log>) -> Result<()
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
-    warn_unsupported(&config);
     let started = tokio::select! {
         started = Box::pin(start(&config, wanted, log, &plugins)) => started,
         () = shutdown.drain.cancelled() => {
@@ -225,6 +212,7 @@ async fn start(
         agent_ttl: config.agent_ttl.unwrap_or(config.x509_svid_ttl),
         jwt_svid_ttl: config.jwt_svid_ttl,
         jwt_issuer: config.jwt_issuer.clone(),
+        wit_issuer: config.experimental.wit_issuer.clone(),
         composers,
         ..Profile::new(ours.clone())
     };
@@ -233,10 +221,12 @@ async fn start(
         clock.clone(),
         metrics.clone(),
     ));
+    let wit = (config.experimental.feature_flags).contains(&FeatureFlag::WitSvid);
     let settings = Settings {
         ca_key_type: config.ca_key_type,
         jwt_key_type: config.jwt_key_type,
         disable_jwt: config.disable_jwt_svids,
+        wit_key_type: wit.then_some(config.experimental.wit_key_type),
         upstream,
     };
     let manager = Manager::start(authorities.clone(), store.clone(), keys, settings).await;

@@ -44,6 +44,7 @@ async fn start<K: KeyManager>(store: &Arc<SqlStore>, keys: K) -> Manager<SqlStor
         ca_key_type: KeyType::EcP256,
         jwt_key_type: KeyType::EcP256,
         disable_jwt: false,
+        wit_key_type: Some(KeyType::EcP256),
         upstream: None,
     };
     Manager::start(authorities, store.clone(), keys, settings)
@@ -98,12 +99,13 @@ async fn signs_for_the_bundle(authorities: &Authorities, store: &SqlStore) {
 }
 
 /// How many authorities of each kind a journal calls active.
-fn active(journal: &[u8]) -> (usize, usize) {
+fn active(journal: &[u8]) -> [usize; 3] {
     let entries = Entries::decode(journal).unwrap();
     let is_active = |status: i32| status == i32::from(Status::Active);
     let x509 = entries.x509_c_as.iter().filter(|e| is_active(e.status));
     let jwt = entries.jwt_keys.iter().filter(|e| is_active(e.status));
-    (x509.count(), jwt.count())
+    let wit = entries.wit_keys.iter().filter(|e| is_active(e.status));
+    [x509.count(), jwt.count(), wit.count()]
 }
 
 /// Prepares and activates authorities without end, telling each step.
@@ -150,7 +152,7 @@ async fn a_server_killed_while_it_rotates_starts_again() {
         signs_for_the_bundle(manager.authorities(), &store).await;
         let journals = store.journals().await.unwrap();
         assert_eq!(journals.len(), 1, "after {lines} lines");
-        assert_eq!(active(&journals[0].1), (1, 1), "after {lines} lines");
+        assert_eq!(active(&journals[0].1), [1; 3], "after {lines} lines");
         store.close().await;
     }
 }
@@ -177,5 +179,5 @@ async fn servers_that_rotate_at_once_share_one_bundle() {
     assert_eq!((bundle.x509.len(), bundle.jwt.len()), (12, 2));
     let journals = a.journals().await.unwrap();
     assert_eq!(journals.len(), 2);
-    assert!(journals.iter().all(|(_, data)| active(data) == (1, 1)));
+    assert!(journals.iter().all(|(_, data)| active(data) == [1; 3]));
 }

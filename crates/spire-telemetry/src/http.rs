@@ -33,6 +33,10 @@ const LONGEST: Duration = Duration::from_secs(300);
 /// After a failure to accept, so that a process without free descriptors does not spin.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// The other end of a request's connection, among the request's extensions.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer(pub SocketAddr);
+
 /// A bound listener of HTTP/1.1.
 pub struct Http {
     /// Where it listens.
@@ -52,6 +56,25 @@ pub(crate) async fn bind(host: &str, port: &str) -> io::Result<TcpListener> {
     TcpListener::bind((host, port)).await
 }
 
+/// A bound listener for an address as Go writes it, `HOST:PORT`: without a host it is of all this machine's addresses.
+///
+/// # Errors
+/// It is no such address, or cannot be had.
+pub async fn listen(address: &str) -> io::Result<TcpListener> {
+    let (host, port) = address.rsplit_once(':').ok_or_else(|| {
+        let why = format!("{address:?} has no port: write HOST:PORT, or :PORT for all addresses");
+        io::Error::new(io::ErrorKind::InvalidInput, why)
+    })?;
+    match host.trim_matches(['[', ']']) {
+        "" => match bind("::", port).await {
+            // On a machine without IPv6.
+            Err(_) => bind("0.0.0.0", port).await,
+            bound => bound,
+        },
+        host => bind(host, port).await,
+    }
+}
+
 /// What a service's name stands for, of those that health checks are known to be put on.
 fn service_port(name: &str) -> io::Result<u16> {
     match name {
@@ -66,7 +89,11 @@ fn service_port(name: &str) -> io::Result<u16> {
 }
 
 impl Http {
-    pub(crate) fn address(&self) -> io::Result<SocketAddr> {
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// The system does not say.
+    pub fn address(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
     }
 
@@ -100,15 +127,17 @@ impl Http {
             };
             match accepted {
                 Ok((stream, peer)) => {
-                    let connection = connection(stream, tls.clone(), answer.clone());
+                    let answer = answer.clone();
+                    let answer = move |mut request: Request<Incoming>| {
+                        request.extensions_mut().insert(Peer(peer));
+                        answer(request)
+                    };
+                    let connection = connection(stream, tls.clone(), answer);
                     let cut = stop.clone();
                     tasks.spawn(async move {
                         let _place = place;
-                        tokio::select! {
-                            () = cut.cancelled() => {}
-                            ended = tokio::time::timeout(LONGEST, connection) => if let Ok(Err(error)) = ended {
-                                tracing::debug!(%peer, %error, "HTTP connection broke");
-                            },
+                        if let Err(error) = cut_short(connection, cut).await {
+                            tracing::debug!(%peer, %error, "HTTP connection broke");
                         }
                     });
                 }
@@ -121,6 +150,30 @@ impl Http {
         tasks.close();
         tasks.wait().await;
     }
+}
+
+/// Until `stop`, and not for longer than a connection may take.
+async fn cut_short(
+    connection: impl Future<Output = io::Result<()>>,
+    stop: CancellationToken,
+) -> io::Result<()> {
+    tokio::select! {
+        () = stop.cancelled() => Ok(()),
+        ended = tokio::time::timeout(LONGEST, connection) => ended.unwrap_or(Ok(())),
+    }
+}
+
+/// Answers the requests of one connection that somebody else accepted, until `stop`.
+///
+/// # Errors
+/// The connection broke.
+pub async fn answer_on<T, F>(stream: T, answer: F, stop: CancellationToken) -> io::Result<()>
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+    F: Fn(&Request<Incoming>) -> Response<Full<Bytes>>,
+{
+    let at_once = move |request| std::future::ready(answer(&request));
+    cut_short(requests(stream, at_once), stop).await
 }
 
 async fn connection<F, A>(stream: TcpStream, tls: Option<TlsAcceptor>, answer: F) -> io::Result<()>

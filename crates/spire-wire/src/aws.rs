@@ -4,30 +4,40 @@
 //! set up for this.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, SystemTime};
+use std::fmt;
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use http::{Request, Uri};
+use http::{Request, Uri, header};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
-use serde::Deserialize;
-use tokio::sync::Mutex;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::{Mutex, OnceCell};
 use zeroize::Zeroizing;
 
 use crate::http_client::{HttpClient, Roots};
-use crate::sigv4::{Credentials, Scope, sign};
+use crate::sigv4::{Credentials, Scope, percent_encoded, sign};
 
 mod credentials;
+mod fault;
 mod imds;
 mod profile;
+mod service;
 
+pub use fault::Fault;
 pub use imds::Imds;
+pub use service::Service;
 
 use credentials::Held;
 use profile::Profile;
 
 /// How long before its end a key is replaced.
 const RENEW_BEFORE: Duration = Duration::from_mins(2);
+
+/// How often a call is tried, as by AWS's SDKs, and the longest wait before the second time; then it doubles.
+const ATTEMPTS: u32 = 3;
+const FIRST_WAIT: Duration = Duration::from_millis(500);
 
 /// The environment as far as AWS goes: variables that begin with `AWS_`, and `HOME`.
 #[derive(Clone, Default)]
@@ -68,6 +78,35 @@ impl Environment {
     }
 }
 
+impl Environment {
+    /// The access key of a configuration, if it has one; what it leaves out of the two halves is the environment's.
+    ///
+    /// # Errors
+    /// One half is nowhere.
+    pub fn keys(&self, id: &str, secret: &str) -> Result<Option<Credentials>, String> {
+        let or = |given: &str, name: &str| match given {
+            "" => self.variable(name).unwrap_or_default().to_owned(),
+            given => given.to_owned(),
+        };
+        let keys = Credentials {
+            access_key_id: or(id, "AWS_ACCESS_KEY_ID"),
+            secret_access_key: Zeroizing::new(or(secret, "AWS_SECRET_ACCESS_KEY")),
+            session_token: None,
+        };
+        let missing = |set: &str, missing: &str| {
+            Err(format!("configuration missing {missing}, but has {set}"))
+        };
+        match (
+            keys.access_key_id.is_empty(),
+            keys.secret_access_key.is_empty(),
+        ) {
+            (false, true) => missing("access key id", "secret access key"),
+            (true, false) => missing("secret access key", "access key id"),
+            _ => Ok((!id.is_empty() || !secret.is_empty()).then_some(keys)),
+        }
+    }
+}
+
 impl FromIterator<(String, String)> for Environment {
     fn from_iter<T: IntoIterator<Item = (String, String)>>(variables: T) -> Self {
         let known = |name: &str| name == "HOME" || name.starts_with("AWS_");
@@ -86,99 +125,24 @@ impl std::fmt::Debug for Environment {
     }
 }
 
-/// A service of AWS.
-#[derive(Clone, Copy, Debug)]
-pub struct Service {
-    /// Its name in `AWS_ENDPOINT_URL_<id>`.
-    pub id: &'static str,
-    /// The first part of its host, and the name it is signed for.
-    pub name: &'static str,
-    /// Whether a partition has it once.
-    pub global: bool,
-}
-
-impl Service {
-    /// Security Token Service
-    pub const STS: Self = Self::regional("STS", "sts");
-
-    /// A service that each region has.
-    pub const fn regional(id: &'static str, name: &'static str) -> Self {
-        Self {
-            id,
-            name,
-            global: false,
-        }
-    }
-
-    /// A service that a partition has once, for all its regions.
-    pub const fn global(id: &'static str, name: &'static str) -> Self {
-        Self {
-            id,
-            name,
-            global: true,
-        }
-    }
-
-    /// The service's URL without a path, and the region that it is signed for.
-    ///
-    /// # Errors
-    /// `region` is no name of a region, or the environment asks for endpoints that are not served.
-    pub fn endpoint(
-        &self,
-        environment: &Environment,
-        region: &str,
-    ) -> Result<(String, String), String> {
-        let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-        if region.is_empty() || !region.bytes().all(fits) {
-            return Err(format!("{region:?} is no region of AWS"));
-        }
-        for name in ["AWS_USE_FIPS_ENDPOINT", "AWS_USE_DUALSTACK_ENDPOINT"] {
-            if environment.is_true(name) {
-                return Err(format!(
-                    "{name} is set, which is not served; name the endpoint in AWS_ENDPOINT_URL_{}",
-                    self.id
-                ));
-            }
-        }
-        let (suffix, home) = if region.starts_with("cn-") {
-            ("amazonaws.com.cn", "cn-north-1")
-        } else if region.starts_with("us-gov-") {
-            ("amazonaws.com", "us-gov-west-1")
-        } else if region.starts_with("eusc-") {
-            ("amazonaws.eu", "eusc-de-east-1")
-        } else {
-            ("amazonaws.com", "us-east-1")
-        };
-        // Organizations is in China's other region.
-        let home = match (self.name, home) {
-            ("organizations", "cn-north-1") => "cn-northwest-1",
-            _ => home,
-        };
-        let signed_for = if self.global { home } else { region };
-        let configured = if environment.is_true("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS") {
-            None
-        } else {
-            let own = environment.variable(&format!("AWS_ENDPOINT_URL_{}", self.id));
-            own.or_else(|| environment.variable("AWS_ENDPOINT_URL"))
-        };
-        let url = match (configured, self.name, home) {
-            (Some(url), _, _) => url.trim_end_matches('/').to_owned(),
-            (None, "iam", "us-east-1") => format!("https://iam.{suffix}"),
-            (None, "iam", "us-gov-west-1") => format!("https://iam.us-gov.{suffix}"),
-            (None, name, _) => format!("https://{name}.{signed_for}.{suffix}"),
-        };
-        Ok((url, signed_for.to_owned()))
-    }
-}
-
 /// Somebody who calls AWS, in one region.
-#[derive(Debug)]
 pub struct Caller {
     environment: Environment,
     region: String,
     keys: Option<Credentials>,
     role: Option<String>,
+    endpoint: Option<String>,
+    client: OnceCell<HttpClient>,
     held: Mutex<Option<Held>>,
+}
+
+impl fmt::Debug for Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Caller")
+            .field("region", &self.region)
+            .field("role", &self.role)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Caller {
@@ -191,6 +155,8 @@ impl Caller {
             region: region.to_owned(),
             keys,
             role: None,
+            endpoint: None,
+            client: OnceCell::new(),
             held: Mutex::new(None),
         }
     }
@@ -202,7 +168,25 @@ impl Caller {
         self
     }
 
-    /// What `service` answers to `request`, whose URI has path and query alone, if it is a success.
+    /// The same, who finds every service at `url`, whatever the environment says. Credentials come from where they would
+    /// without.
+    #[must_use]
+    pub fn at(mut self, url: &str) -> Self {
+        self.endpoint = Some(url.trim_end_matches('/').to_owned());
+        self
+    }
+
+    /// `service`'s URL without a path, as this caller sees it, and the region that it is signed for.
+    ///
+    /// # Errors
+    /// As [`Service::endpoint`].
+    pub fn endpoint(&self, service: Service) -> Result<(String, String), String> {
+        let (found, region) = service.endpoint(&self.environment, &self.region)?;
+        Ok((self.endpoint.clone().unwrap_or(found), region))
+    }
+
+    /// What `service` answers to `request`, whose URI has path and query alone, if it is a success. What may be over soon
+    /// (a throttled call, a fault of AWS's, a broken connection) is tried again, three times in all.
     ///
     /// # Errors
     /// There are no credentials, the service cannot be reached, or it says no: with its own code and message.
@@ -211,12 +195,121 @@ impl Caller {
         service: Service,
         request: Request<Bytes>,
         now: SystemTime,
-    ) -> Result<Bytes, String> {
+    ) -> Result<Bytes, Fault> {
+        let (url, region) = self.endpoint(service)?;
+        self.call_at(&url, (service, &region), request, now).await
+    }
+
+    /// As [`Self::call`], at `url`, which is another one than the service's own, signed for that service and region.
+    ///
+    /// # Errors
+    /// As [`Self::call`].
+    pub async fn call_at(
+        &self,
+        url: &str,
+        (service, region): (Service, &str),
+        request: Request<Bytes>,
+        now: SystemTime,
+    ) -> Result<Bytes, Fault> {
+        let client = self
+            .client
+            .get_or_try_init(async || self.environment.client());
+        let client = client.await?;
         let credentials = self.credentials(now).await;
         let credentials =
             credentials.map_err(|error| format!("no credentials for AWS: {error}"))?;
-        let at = (&self.environment, self.region.as_str());
-        send(at, service, request, Some(&credentials), now).await
+        let scope = Scope {
+            region,
+            service: service.name,
+        };
+        let begun = Instant::now();
+        let mut left = ATTEMPTS;
+        let mut wait = FIRST_WAIT;
+        loop {
+            let now = now.checked_add(begun.elapsed()).unwrap_or(now);
+            let signed = Some((&credentials, scope));
+            let fault = match send(client, url, request.clone(), signed, now).await {
+                Err(fault) => fault,
+                told => return told,
+            };
+            left = left.saturating_sub(1);
+            if left == 0 || !fault.may_pass() {
+                return Err(fault);
+            }
+            tracing::debug!(service = service.name, %fault, "AWS is asked again");
+            tokio::time::sleep(jittered(wait)).await;
+            wait = wait.saturating_mul(2);
+        }
+    }
+
+    /// What `service` answers to `operation` with these fields (AWS JSON 1.1). The operation is named with its version's
+    /// prefix, as `X-Amz-Target` has it.
+    ///
+    /// # Errors
+    /// As [`Self::call`], or the answer is another one.
+    pub async fn ask<T: DeserializeOwned>(
+        &self,
+        service: Service,
+        operation: &str,
+        fields: &impl Serialize,
+        now: SystemTime,
+    ) -> Result<T, Fault> {
+        let told = |error: &dyn fmt::Display| Fault::from(format!("{operation}: {error}"));
+        let body = serde_json::to_vec(fields).map_err(|error| told(&error))?;
+        let request = Request::post("/")
+            .header(header::CONTENT_TYPE, "application/x-amz-json-1.1")
+            .header("X-Amz-Target", operation)
+            .body(body.into())
+            .map_err(|error| told(&error))?;
+        let answer = self.call(service, request, now).await?;
+        // Operations that tell nothing answer nothing.
+        let answer: &[u8] = if answer.is_empty() { b"{}" } else { &answer };
+        serde_json::from_slice(answer).map_err(|error| {
+            Fault::from(format!(
+                "the answer of {} is another one: {error}",
+                service.name
+            ))
+        })
+    }
+
+    /// What `service` answers to a form (the protocol of AWS's older services): XML.
+    ///
+    /// # Errors
+    /// As [`Self::call`], or the answer is no text.
+    pub async fn query(
+        &self,
+        service: Service,
+        form: &[(&str, &str)],
+        now: SystemTime,
+    ) -> Result<String, Fault> {
+        let form = form
+            .iter()
+            .map(|(name, value)| format!("{name}={}", percent_encoded(value)));
+        let request = Request::post("/")
+            .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
+            .body(form.collect::<Vec<_>>().join("&").into())
+            .map_err(|error| error.to_string())?;
+        let answer = self.call(service, request, now).await?;
+        let text = String::from_utf8(answer.to_vec());
+        text.map_err(|_| Fault::from("the answer is no text".to_owned()))
+    }
+
+    /// Who AWS takes this caller for: an ARN, and the account.
+    ///
+    /// # Errors
+    /// As [`Self::call`], or the answer is another one.
+    pub async fn identity(&self, now: SystemTime) -> Result<(String, String), Fault> {
+        let form = [("Action", "GetCallerIdentity"), ("Version", "2011-06-15")];
+        let answer = self.query(Service::STS, &form, now).await?;
+        let unreadable = || Fault::from("the answer of STS has no identity".to_owned());
+        let document = roxmltree::Document::parse(&answer).map_err(|_| unreadable())?;
+        let of = |name| {
+            let mut nodes = document.descendants();
+            let found = nodes.find(|node| node.tag_name().name() == name);
+            let found = found.and_then(|node| node.text());
+            found.map(str::to_owned).ok_or_else(unreadable)
+        };
+        Ok((of("Arn")?, of("Account")?))
     }
 
     async fn credentials(&self, now: SystemTime) -> Result<Credentials, String> {
@@ -246,64 +339,35 @@ impl Caller {
     }
 }
 
-/// Sends `request` to `service` as the region of `at` has it, signed with `credentials`.
+/// Between half of `wait` and all of it: many that were throttled at a time do not come back at a time.
+fn jittered(wait: Duration) -> Duration {
+    let mut random = [0_u8; 1];
+    // Without random numbers it is half.
+    let _ = aws_lc_rs::rand::fill(&mut random);
+    let [byte] = random;
+    wait.mul_f64(0.5 + f64::from(byte) / 512.0)
+}
+
+/// Sends `request`, whose URI has path and query alone, to `url`, signed for `scope` if there are credentials.
 async fn send(
-    at: (&Environment, &str),
-    service: Service,
+    client: &HttpClient,
+    url: &str,
     mut request: Request<Bytes>,
-    credentials: Option<&Credentials>,
+    signed: Option<(&Credentials, Scope<'_>)>,
     now: SystemTime,
-) -> Result<Bytes, String> {
-    let (environment, region) = at;
-    let (url, region) = service.endpoint(environment, region)?;
+) -> Result<Bytes, Fault> {
     let uri: Uri = format!("{url}{}", request.uri())
         .parse()
         .map_err(|error| format!("{url}: {error}"))?;
     *request.uri_mut() = uri;
-    if let Some(credentials) = credentials {
-        let scope = Scope {
-            region: &region,
-            service: service.name,
-        };
+    if let Some((credentials, scope)) = signed {
         sign(&mut request, credentials, scope, now)?;
     }
-    let answer = environment.client()?.send(request).await?;
+    let answer = client.send(request).await.map_err(Fault::unreached)?;
     if answer.status().is_success() {
         return Ok(answer.into_body());
     }
-    Err(format!(
-        "{url}: {}{}",
-        answer.status(),
-        why(answer.body()).unwrap_or_default()
-    ))
-}
-
-/// The code and the message of an answer that says no.
-fn why(body: &[u8]) -> Option<String> {
-    #[derive(Deserialize)]
-    struct Said {
-        #[serde(rename = "__type", alias = "code", default)]
-        code: String,
-        #[serde(alias = "Message", default)]
-        message: String,
-    }
-    let text = std::str::from_utf8(body).ok()?;
-    let (code, message) = match serde_json::from_str::<Said>(text) {
-        Ok(said) => (said.code, said.message),
-        Err(_) => {
-            let document = roxmltree::Document::parse(text).ok()?;
-            let of = |name| {
-                let found = document
-                    .descendants()
-                    .find(|node| node.tag_name().name() == name);
-                found.and_then(|node| node.text()).unwrap_or_default()
-            };
-            (of("Code").to_owned(), of("Message").to_owned())
-        }
-    };
-    // `com.amazonaws.service#Exception` in some services.
-    let code = code.rsplit('#').next().unwrap_or_default();
-    (!code.is_empty() || !message.is_empty()).then(|| format!(": {code}: {message}"))
+    Err(Fault::told(url, &answer))
 }
 
 #[cfg(test)]

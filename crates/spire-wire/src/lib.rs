@@ -13,6 +13,7 @@ mod channel;
 mod convert;
 pub mod der;
 pub mod download;
+pub mod encoded;
 pub mod http_client;
 pub mod jwt;
 pub mod model;
@@ -26,7 +27,9 @@ pub use convert::{
     Invalid, entry_from_wire, entry_to_wire, selector_from_wire, spiffe_id_from_wire,
     spiffe_id_to_wire,
 };
-pub use public_key::{BadKey, KeyKind, curve_oid, ec_spki, key_kind, rsa_spki, spki_of_jwks};
+pub use public_key::{
+    BadKey, Jwk, KeyKind, curve_oid, ec_spki, key_kind, openid_jwks, rsa_spki, spki_of_jwks,
+};
 pub use serving::{Limits, serve};
 
 mod packages {
@@ -44,6 +47,9 @@ pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descrip
 
 #[doc(inline)]
 pub use packages::grpc::health::v1 as health;
+/// The SPIFFE Broker API.
+#[doc(inline)]
+pub use packages::spiffe::broker;
 #[doc(inline)]
 pub use packages::spire::api::types;
 

@@ -161,9 +161,38 @@ pub fn spki_of_jwks(set: &serde_json::Value) -> BTreeMap<String, Vec<u8>> {
     .collect()
 }
 
+/// A JWK set for clients of OpenID Connect (OpenID Connect Core §10.1): each key, of its `kid` and its
+/// SubjectPublicKeyInfo, with the `alg` that a JWT-SVID has of it, and with `use` where `signing` asks for it.
+///
+/// # Errors
+/// A key is of no kind that a JWK can hold.
+pub fn openid_jwks<'a>(
+    keys: impl IntoIterator<Item = (&'a str, &'a [u8])>,
+    signing: bool,
+) -> Result<String, BadKey> {
+    #[derive(Serialize)]
+    struct Set {
+        keys: Vec<Jwk>,
+    }
+    let keys = keys.into_iter().map(|(kid, spki)| {
+        let algorithm = match key_kind(spki)? {
+            KeyKind::Rsa => Some("RS256"),
+            KeyKind::EcP256 => Some("ES256"),
+            KeyKind::EcP384 => Some("ES384"),
+            KeyKind::EcP521 | KeyKind::Ed25519 => None,
+        };
+        let mut jwk = Jwk::new(spki, algorithm)?;
+        jwk.usage = signing.then(|| "sig".into());
+        jwk.kid = Some(kid.into());
+        Ok(jwk)
+    });
+    let keys = keys.collect::<Result<_, _>>()?;
+    serde_json::to_string_pretty(&Set { keys }).map_err(|_| BadKey::Malformed("no JSON"))
+}
+
 /// A JSON Web Key, with what a SPIFFE bundle uses of it. Members stand in the order in which upstream writes them.
-#[derive(Debug, Default, Deserialize, Serialize)]
-pub(crate) struct Jwk {
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct Jwk {
     #[serde(rename = "use", default, skip_serializing_if = "Option::is_none")]
     pub(crate) usage: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -172,6 +201,9 @@ pub(crate) struct Jwk {
     pub(crate) kid: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     crv: Option<String>,
+    /// Written, and never read: a bundle's keys are judged by their kind.
+    #[serde(skip_deserializing, skip_serializing_if = "Option::is_none")]
+    alg: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     x: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -185,6 +217,14 @@ pub(crate) struct Jwk {
 }
 
 impl Jwk {
+    /// A SubjectPublicKeyInfo, for signatures by `algorithm` alone where one is named.
+    pub fn new(spki: &[u8], algorithm: Option<&str>) -> Result<Self, BadKey> {
+        Ok(Self {
+            alg: algorithm.map(Into::into),
+            ..Self::from_spki(spki)?
+        })
+    }
+
     /// The key alone; `use`, `kid` and `x5c` are for the caller.
     pub(crate) fn from_spki(spki: &[u8]) -> Result<Self, BadKey> {
         let (kind, info) = parse(spki)?;

@@ -22,8 +22,8 @@ use ah_identity_provider::{
     Identity, IdentityWatch, PrivateKey, ProviderKind, Published, TrustBundles,
 };
 use rcgen::{
-    CertificateParams, CustomExtension, DistinguishedName, DnType, Issuer, KeyPair, RsaKeySize,
-    SerialNumber,
+    CertificateParams, CustomExtension, DistinguishedName, DnType, Issuer, KeyPair, PublicKeyData,
+    RsaKeySize, SerialNumber,
 };
 use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
@@ -267,6 +267,16 @@ impl LeafBuilder {
     pub fn without_extended_usage(mut self) -> Self {
         self.spec.extended.clear();
         self
+    }
+
+    /// Makes it for a key that is elsewhere, and gives the chain in PEM, leaf first.
+    pub fn issue_for(self, public: &impl PublicKeyData) -> String {
+        let issuer = &self.issuer.inner;
+        let signer = Issuer::from_params(&issuer.params, &issuer.key);
+        let leaf = self.spec.params().signed_by(public, &signer);
+        let leaf = pem("CERTIFICATE", leaf.expect("a certificate").der());
+        let above = issuer.intermediates.iter();
+        leaf + &above.map(|der| pem("CERTIFICATE", der)).collect::<String>()
     }
 
     /// Makes it.

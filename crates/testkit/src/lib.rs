@@ -1,5 +1,6 @@
 //! What the tests of every crate share.
 
+pub mod aws;
 pub mod browser;
 pub mod ca;
 pub mod cgroup;
@@ -7,12 +8,15 @@ pub mod child;
 pub mod clock;
 pub mod disk;
 pub mod document;
+pub mod go;
 pub mod node_suite;
 pub mod openbao;
+pub mod pebble;
 pub mod postgres;
 pub mod process;
 pub mod provider_suite;
 pub mod softhsm;
+pub mod swtpm;
 pub mod web;
 pub mod workload_api;
 

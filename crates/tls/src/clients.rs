@@ -14,12 +14,28 @@ use crate::handshake::{chain, tls13_signatures};
 pub fn optional_clients(
     judge: impl Fn(&[CertificateDer<'_>]) -> bool + Send + Sync + 'static,
 ) -> Arc<dyn ClientCertVerifier> {
-    Arc::new(OptionalClients(judge))
+    Arc::new(Clients {
+        judge,
+        mandatory: false,
+    })
 }
 
-struct OptionalClients<F>(F);
+/// As [`optional_clients`], for a server whose clients have to have one.
+pub fn required_clients(
+    judge: impl Fn(&[CertificateDer<'_>]) -> bool + Send + Sync + 'static,
+) -> Arc<dyn ClientCertVerifier> {
+    Arc::new(Clients {
+        judge,
+        mandatory: true,
+    })
+}
 
-impl<F> ClientCertVerifier for OptionalClients<F>
+struct Clients<F> {
+    judge: F,
+    mandatory: bool,
+}
+
+impl<F> ClientCertVerifier for Clients<F>
 where
     F: Fn(&[CertificateDer<'_>]) -> bool + Send + Sync,
 {
@@ -29,7 +45,7 @@ where
     }
 
     fn client_auth_mandatory(&self) -> bool {
-        false
+        self.mandatory
     }
 
     fn verify_client_cert(
@@ -38,7 +54,7 @@ where
         intermediates: &[CertificateDer<'_>],
         _now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        if (self.0)(&chain(end_entity, intermediates)) {
+        if (self.judge)(&chain(end_entity, intermediates)) {
             Ok(ClientCertVerified::assertion())
         } else {
             Err(CertificateError::ApplicationVerificationFailure.into())
@@ -48,8 +64,8 @@ where
     tls13_signatures!();
 }
 
-impl<F> fmt::Debug for OptionalClients<F> {
+impl<F> fmt::Debug for Clients<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("OptionalClients").finish_non_exhaustive()
+        f.debug_struct("Clients").finish_non_exhaustive()
     }
 }

@@ -13,6 +13,7 @@ mod policy;
 mod signatures;
 mod slots;
 mod spiffe_client;
+mod spiffe_server;
 mod svid;
 mod trust;
 mod uri_constraints;
@@ -22,7 +23,7 @@ mod web_client;
 
 pub use accept::{AcceptObserver, Accepted, HandshakeLimits, Handshakes, Rejection, bind, serve};
 pub use alert::{code_of_alert, explain_io};
-pub use clients::optional_clients;
+pub use clients::{optional_clients, required_clients};
 pub use configs::{ClientConfigs, ClientTls, Expect, ServerConfigs, ServerTls, https_config};
 pub use connect::{Connected, ExecutorStream, Fate, Trace, connect, connect_traced, reach};
 pub use fault::Concern;
@@ -30,6 +31,7 @@ pub use key_exchange::key_exchanges;
 pub use peer::{PeerIdentity, PeerName, Refusal};
 pub use policy::{NearestRule, Policy, PolicyCell, Revocations, SanRules};
 pub use spiffe_client::{HandshakeFault, OwnKey, ServerTrust, SpiffeClient};
+pub use spiffe_server::spiffe_server;
 pub use svid::{Severity, SvidFault, parse_spiffe_id, svid_faults};
 pub use verify::{
     ExpectedServer, Trust, VerifyError, verify_access_point, verify_executor, verify_spiffe_server,

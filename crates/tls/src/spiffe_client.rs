@@ -80,13 +80,7 @@ impl SpiffeClient {
         let provider = key_exchanges(CryptoProvider::clone(&provider()), post_quantum_only);
         let own = match identity {
             Some((chain, key)) => {
-                let key = match key {
-                    OwnKey::Here(key) => {
-                        CertifiedKey::from_der(chain, key.der().clone_key(), &provider)
-                            .map_err(|error| unusable(&error))?
-                    }
-                    OwnKey::Elsewhere(key) => CertifiedKey::new(chain, key.clone()),
-                };
+                let key = certified(chain, key, &provider).map_err(|error| unusable(&error))?;
                 Some(Arc::new(PresentAlways::new(Arc::new(key))))
             }
             None => None,
@@ -149,6 +143,18 @@ impl SpiffeClient {
             (_, Some(Err(refused))) => Err(HandshakeFault::Refused(Box::new(refused))),
             (Err(error), _) => Err(HandshakeFault::Ended(error)),
         }
+    }
+}
+
+/// A chain, leaf first, with its key.
+pub(crate) fn certified(
+    chain: Vec<CertificateDer<'static>>,
+    key: &OwnKey,
+    provider: &CryptoProvider,
+) -> Result<CertifiedKey, Error> {
+    match key {
+        OwnKey::Here(key) => CertifiedKey::from_der(chain, key.der().clone_key(), provider),
+        OwnKey::Elsewhere(key) => Ok(CertifiedKey::new(chain, key.clone())),
     }
 }
 

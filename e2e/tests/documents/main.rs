@@ -4,6 +4,7 @@
 //! test-packages`.)
 
 mod monitoring;
+mod oidc;
 mod reader;
 mod vault;
 
@@ -17,6 +18,8 @@ fn spire_from_top_to_bottom() {
         return;
     };
     reader.page("docs/spire.md");
+    reader.page("docs/nixos.md");
+    reader.page("docs/plugins/directory.md");
 }
 
 // Inventory section 4: secret discovery and delegated identity.
@@ -176,13 +179,14 @@ fn stolen_keys_of_a_trust_domain() {
     for who in ["thief", "node"] {
         machine.shell(&format!(
             "mkdir /var/lib/{who}
-             sed -e 's|/var/lib/spire/agent|/var/lib/{who}|; s|agent.sock|{who}.sock|; s|join_token = .*|join_token = \"{token}\"|' \\
+             sed -e 's|/var/lib/spire/agent|/var/lib/{who}|; s|agent.sock|{who}.sock|; s|/admin.sock|/{who}-admin.sock|; s|join_token = .*|join_token = \"{token}\"|' \\
                /etc/spire/agent.conf > /tmp/{who}.conf"
         ));
     }
-    let thief = machine.start("root", "spire-agent run -config /tmp/thief.conf");
+    let mut thief = machine.start("root", "spire-agent run -config /tmp/thief.conf");
     let agent = format!("spiffe://example.org/spire/agent/join_token/{token}");
     eventually("the thief's agent is attested", || {
+        assert!(thief.is_running(), "{:#?}", thief.lines());
         let listed = machine.shell("spire-server agent list -socketPath /run/spire/server.sock");
         listed.stdout.contains(&agent).then_some(())
     });

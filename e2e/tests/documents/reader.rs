@@ -34,6 +34,10 @@ fn ready(script: &str) -> String {
             "spire-agent run",
             "spire-agent healthcheck -socketPath /run/spire/agent.sock",
         ),
+        (
+            "oidc-discovery-provider",
+            "curl --silent --fail http://localhost:8008/ready",
+        ),
         ("ah agent access-point", "ah agent fleet list"),
         ("ah agent enroll", "ah agent status"),
     ]
@@ -66,7 +70,12 @@ pub(crate) struct Reader {
 impl Reader {
     /// `None` where the machine cannot be had.
     pub(crate) fn new() -> Option<Self> {
-        Some(Self::at(Machine::new()?, None))
+        Self::on(&[])
+    }
+
+    /// On a machine that has further programs, each by its name and its path here.
+    pub(crate) fn on(further: &[(&str, &Path)]) -> Option<Self> {
+        Some(Self::at(Machine::with(further)?, None))
     }
 
     /// With a Vault, whose operator is root. `None` where either cannot be had.
@@ -221,7 +230,7 @@ impl Reader {
         &found.process
     }
 
-    /// Ends the processes that such a check asks.
+    /// Ends the processes that such a check asks, as a power cut would.
     pub(crate) fn end(&mut self, check: &str) {
         self.servers
             .retain(|server| !server.check.starts_with(check));

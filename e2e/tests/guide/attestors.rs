@@ -1,7 +1,11 @@
 //! Node attestors beside the guide's, from the files of both programs to an agent that is known.
 
+use std::path::Path;
+
 use ah_e2e::Machine;
+use ah_testkit::ca::TestCa;
 use ah_testkit::process::{Process, eventually};
+use ah_testkit::swtpm::{DevIdKind, Hierarchies, Maker};
 
 const FILES: &str = r#"
 mkdir -p /etc/spire /run/spire /var/lib/spire/server /var/lib/spire/agent
@@ -155,5 +159,117 @@ fn a_cluster_that_cannot_be_asked_is_named() {
     pod.wait_for(expected);
     for line in server.lines().iter().chain(&pod.lines()) {
         assert!(!line.contains("of-a-pod"), "{line}");
+    }
+}
+
+/// A host key of a CA that the server trusts, and the agent's file that names it.
+const SSH: &str = r#"
+mkdir /etc/spire/ssh && cd /etc/spire/ssh
+ssh-keygen -q -t ed25519 -N '' -f ca
+ssh-keygen -q -t rsa -b 2048 -N '' -f host
+ssh-keygen -q -s ca -I node-7 -h -n node-7.example.org -V 20200101:21000101 host.pub
+cat > /etc/spire/sshpop.conf << EOF
+    NodeAttestor "sshpop" {
+        plugin_data {
+            cert_authorities_path = "/etc/spire/ssh/ca.pub"
+            canonical_domain = "example.org"
+            agent_path_template = "/{{ .PluginName }}/{{ .Hostname }}"
+        }
+    }
+EOF
+sed -i '/^plugins {/r /etc/spire/sshpop.conf' /etc/spire/server.conf
+agent sshpop 'host_key_path = "/etc/spire/ssh/host"
+            host_cert_path = "/etc/spire/ssh/host-cert.pub"' > /etc/spire/agent.conf
+"#;
+
+// Inventory, NodeAttestor sshpop: a host whose SSH certificate is of a trusted CA comes in, again and again; one whose key is another's does not.
+#[test]
+fn sshpop_lets_a_certified_host_in() {
+    if !ah_testkit::need("ssh-keygen") {
+        return;
+    }
+    let Some(machine) = Machine::new() else {
+        return;
+    };
+    machine.shell(&format!("{FILES}{SSH}"));
+    let mut server = machine.start("root", "spire-server run -config /etc/spire/server.conf");
+    healthy(&machine, "spire-server", &mut server);
+    for _ in 0..2 {
+        let mut agent = machine.start("root", AGENT);
+        healthy(&machine, "spire-agent", &mut agent);
+        let id = "spiffe://example.org/spire/agent/sshpop/node-7";
+        let shown = server_command(&machine, &format!("agent show -spiffeID {id}"));
+        assert!(shown.contains("Attestation type  : sshpop"), "{shown}");
+        agent.kill();
+        machine.shell("rm -r /var/lib/spire/agent && mkdir /var/lib/spire/agent");
+    }
+    machine.shell("cd /etc/spire/ssh && ssh-keygen -q -t ed25519 -N '' -f ca <<< y");
+    machine.shell(
+        "cd /etc/spire/ssh && ssh-keygen -q -s ca -I node-7 -h -n node-7.example.org host.pub",
+    );
+    let refused = machine.start("root", AGENT);
+    refused.wait_for("no authorities for hostname: node-7.example.org");
+}
+
+// Inventory, NodeAttestor tpm_devid: a node whose TPM holds the certified key comes in, again and again; another key of the same TPM does not.
+#[test]
+fn tpm_devid_lets_a_tpm_in() {
+    // The machine has its own /tmp, and sees this one.
+    let place = Path::new("/var/tmp");
+    let Some(maker) = Maker::below(place) else {
+        return;
+    };
+    let Some(machine) = Machine::new() else {
+        return;
+    };
+    let none = Hierarchies::default();
+    let tpm = maker.make(none);
+    let folder = tempfile::tempdir_in(place).expect("a temporary directory");
+    let at = folder.path().display();
+    let ca = TestCa::new("devices");
+    for name in ["node", "other"] {
+        let key = tpm.devid(DevIdKind::Ecdsa, "of-the-key", none);
+        key.write(folder.path(), name, true);
+        let leaf = ca.leaf().subject(name).issue_for(&key);
+        std::fs::write(folder.path().join(format!("{name}.pem")), leaf).expect("it can be written");
+    }
+    let devid = ca.write(folder.path(), "devid").display().to_string();
+    std::fs::write(folder.path().join("makers.pem"), maker.authorities())
+        .expect("it can be written");
+    let socket = tpm.socket().display().to_string();
+    machine.shell(&format!(
+        r#"{FILES}
+cat > /etc/spire/tpm_devid.conf << EOF
+    NodeAttestor "tpm_devid" {{
+        plugin_data {{
+            devid_ca_path = "{devid}"
+            endorsement_ca_path = "{at}/makers.pem"
+        }}
+    }}
+EOF
+sed -i '/^plugins {{/r /etc/spire/tpm_devid.conf' /etc/spire/server.conf
+agent tpm_devid 'tpm_device_path = "{socket}"
+            devid_cert_path = "{at}/node.pem"
+            devid_priv_path = "{at}/node.priv"
+            devid_pub_path = "{at}/node.pub"
+            devid_password = "of-the-key"' > /etc/spire/agent.conf
+"#
+    ));
+    let mut server = machine.start("root", "spire-server run -config /etc/spire/server.conf");
+    healthy(&machine, "spire-server", &mut server);
+    for _ in 0..2 {
+        let mut agent = machine.start("root", AGENT);
+        healthy(&machine, "spire-agent", &mut agent);
+        let shown = server_command(&machine, "agent list -attestationType tpm_devid");
+        assert!(shown.contains("Found 1 attested agent"), "{shown}");
+        assert!(shown.contains("/spire/agent/tpm_devid/"), "{shown}");
+        agent.kill();
+        machine.shell("rm -r /var/lib/spire/agent && mkdir /var/lib/spire/agent");
+    }
+    machine.shell("sed -i 's/node.pem/other.pem/' /etc/spire/agent.conf");
+    let refused = machine.start("root", AGENT);
+    refused.wait_for("it is not the key in the certificate of devid_cert_path");
+    for line in server.lines().iter().chain(&refused.lines()) {
+        assert!(!line.contains("of-the-key"), "{line}");
     }
 }

@@ -43,7 +43,7 @@ fn every_file_is_where_the_guides_look_for_it() {
     let program = "-rwxr-xr-x root/root";
     let file = "-rw-r--r-- root/root";
     let secret = "-rw------- root/root";
-    let expected: [&[(&str, &str)]; 3] = [
+    let expected: [&[(&str, &str)]; 4] = [
         &[
             ("/usr/bin/ah", program),
             ("/etc/ah/access-point.toml", file),
@@ -79,6 +79,18 @@ fn every_file_is_where_the_guides_look_for_it() {
             ("/usr/lib/systemd/system/spire-agent.service", file),
             ("/usr/share/man/man1/spire-agent-api-fetch-jwt.1.gz", file),
             ("/usr/share/doc/spire-agent/NOTICES.gz", file),
+        ],
+        &[
+            ("/usr/bin/oidc-discovery-provider", program),
+            ("/etc/spire/oidc-discovery-provider.conf", file),
+            ("/etc/default/oidc-discovery-provider", secret),
+            (
+                "/usr/lib/systemd/system/oidc-discovery-provider.service",
+                file,
+            ),
+            ("/usr/share/man/man1/oidc-discovery-provider.1.gz", file),
+            ("/usr/share/doc/oidc-discovery-provider/oidc.md", file),
+            ("/usr/share/doc/oidc-discovery-provider/NOTICES.gz", file),
         ],
     ];
     for (package, files) in expected.iter().enumerate() {
@@ -142,6 +154,9 @@ export STATE_DIRECTORY="$1/state" RUNTIME_DIRECTORY="$1/run"
 usr/bin/ah agent access-point --config etc/ah/access-point.toml --validate
 usr/bin/ah agent enroll --config etc/ah/executor.toml --remote-server https://127.0.0.1:4433 --validate
 usr/bin/spire-server validate -config etc/spire/server.conf
+# Read to its end: what lacks is the certificate.
+! usr/bin/oidc-discovery-provider -config etc/spire/oidc-discovery-provider.conf > told 2>&1
+grep 'failed to load certificate: /etc/spire/oidc.pem' told
 "#;
     sh(lines, &[tree]);
 }
@@ -208,6 +223,10 @@ fn every_command_has_a_manual_page_with_all_its_flags() {
             let script = r#"cd "$1/usr/share/man/man1"; for page in "$2"*.1.gz; do gzip -dc "$page" | groff -man -Tutf8 -ww -z; done 2>&1"#;
             assert_eq!(sh(script, &[&UNPACKED, Path::new(program)]), "");
         }
+    }
+    let text = page("oidc-discovery-provider");
+    for flag in ["config", "expandEnv", "version"] {
+        assert!(text.contains(&format!("\\fB\\-{flag}\\fR")), "{text}");
     }
     // Where somebody begins.
     assert!(page("spire-server").contains("spire\\-server\\-entry"));

@@ -6,9 +6,10 @@ use ah_testkit::process::Finished;
 
 use ah_e2e::packages::{UNPACKED, root, run};
 
-const SERVICES: [&str; 4] = [
+const SERVICES: [&str; 5] = [
     "ah-access-point.service",
     "ah-executor.service",
+    "oidc-discovery-provider.service",
     "spire-agent.service",
     "spire-server.service",
 ];

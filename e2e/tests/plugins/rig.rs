@@ -180,36 +180,8 @@ plugins {{
 
 /// Built from `testdata/plugins`.
 fn plugin() -> Option<PathBuf> {
-    if !ah_testkit::need("go") {
-        return None;
-    }
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let (source, target) = (here.join("testdata/plugins"), here.join("../target/go"));
-    let go = |arguments: &[&str]| {
-        let mut command = Command::new("go");
-        command.args(arguments).current_dir(&source);
-        Finished::from(command.output().unwrap())
-    };
-    // `make setup` fetched the modules; without them there is nothing to build.
-    if go(&["mod", "download"]).code != 0 {
-        assert!(
-            std::env::var_os("CI").is_none(),
-            "modules of spire-plugin-sdk are missing, and CI is set"
-        );
-        println!("skipped: modules of spire-plugin-sdk are missing (make setup)");
-        return None;
-    }
-    std::fs::create_dir_all(&target).unwrap();
-    let program = target.canonicalize().unwrap().join("spire-plugins");
-    let built = go(&[
-        "build",
-        "-mod=readonly",
-        "-o",
-        program.to_str().unwrap(),
-        ".",
-    ]);
-    assert_eq!(built.code, 0, "{built:?}");
-    Some(program)
+    let module = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/plugins");
+    ah_testkit::go::build(&module, ".", "spire-plugins")
 }
 
 fn free_ports() -> [u16; 2] {

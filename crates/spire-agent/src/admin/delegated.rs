@@ -8,7 +8,6 @@
 mod messages;
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use ah_spire_attest::peer::{PeerError, PeerInfo};
 use ah_spire_telemetry::{Metrics, Summary};
@@ -26,8 +25,8 @@ use tonic::body::Body;
 use crate::bundles::{self, Bundles};
 use crate::cache::Cache;
 use crate::identities::{Identities as _, JwtError};
-use crate::metrics::{OpenCall, OpenCalls};
-use crate::wire::{message, not_grpc, streaming, told, unary};
+use crate::metrics::{FirstUpdate, OpenCall, OpenCalls};
+use crate::wire::{answered, message, not_grpc, told, unary};
 use crate::workload::{Attest, Attestation};
 
 pub(super) const SERVICE: &str = "spire.api.agent.delegatedidentity.v1.DelegatedIdentity";
@@ -50,14 +49,12 @@ impl<A: Attest> Delegation<A> {
         delegates: Vec<SpiffeId>,
         metrics: &Metrics,
     ) -> Self {
-        const API: &str = "delegated_identity_api";
-        let first_update = [API, "subscribe_x509_svids", "first_update", "elapsed_time"];
         Self {
             cache,
             attestation: Attestation::new(attestor, metrics),
             delegates,
-            calls: OpenCalls::new(metrics, API),
-            first_update: metrics.summary(&first_update, &[]),
+            calls: OpenCalls::new(metrics, "delegated_identity_api"),
+            first_update: FirstUpdate::summary(metrics),
         }
     }
 
@@ -95,20 +92,15 @@ impl<A: Attest> Delegation<A> {
         request: Request<Incoming>,
         open: OpenCall,
     ) -> Result<impl Stream<Item = Result<Bytes, Status>> + use<A>, Status> {
-        let began = Instant::now();
+        let mut first = FirstUpdate::awaited(&self.first_update);
         let asked: SubscribeToX509sviDsRequest = message(request).await?;
         let delegate = self.delegate(peer).await?;
         let selectors = self.workload(asked.pid, asked.selectors).await?;
         let sets = self.cache.subscribe(&selectors).await;
-        let mut waiting = true;
         Ok(told(sets, move |update| {
             let _ = &open;
             delegate.check(&self)?;
-            if waiting && !update.identities.is_empty() {
-                waiting = false;
-                let milliseconds = began.elapsed().as_secs_f64() * 1000.0;
-                self.first_update.observe(milliseconds);
-            }
+            first.came(update);
             Ok(Some(messages::x509_svids(update)))
         }))
     }
@@ -198,15 +190,6 @@ impl<A: Attest> Delegation<A> {
 fn could_not_fetch(error: JwtError) -> Status {
     tracing::error!(%error, "could not fetch JWT-SVID");
     Status::unavailable(format!("could not fetch JWT-SVID: {error}"))
-}
-
-fn answered(
-    stream: Result<impl Stream<Item = Result<Bytes, Status>> + Send + 'static, Status>,
-) -> Response<Body> {
-    match stream {
-        Ok(stream) => streaming(stream),
-        Err(status) => status.into_http(),
-    }
 }
 
 /// A process that acts for others.

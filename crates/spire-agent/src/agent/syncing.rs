@@ -254,10 +254,7 @@ impl<A: AgentHalf> Agent<A> {
         }
         match Box::pin(self.rotate(&stay.own, due)).await {
             Ok(own) => {
-                self.health.change(|state| {
-                    state.svid = own.svid.as_slice().into();
-                    state.svid_not_after = Some(own.not_after);
-                });
+                self.show(&own);
                 stay.own = own;
                 stay.rotate_now = false;
                 stay.rotate_backoff.reset();

@@ -3,13 +3,13 @@
 mod external;
 mod node;
 mod reload;
+mod store;
 mod workload;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use ah_identity_provider::{Code, Explained};
-use ah_spire_attest::node::gcp_iit::{Account, Google};
 use ah_spire_plugin::agent::AgentConfig;
 use ah_spire_plugin::catalog::{PluginConfig, PluginType};
 use ah_spire_plugin::{config_block, decode};
@@ -19,12 +19,13 @@ use ah_spire_plugin_host::workload::Workloads;
 use ah_spire_telemetry::Metrics;
 
 use crate::keys::{DiskKeys, ExternalKeys, KeyManager, MemoryKeys, MeteredKeys};
-use crate::svid_store::{Directory, GoogleSecrets, SvidStore};
+use crate::svid_store::SvidStore;
 use crate::workload::{Attestors, MeteredAttestor};
 use external::{Running, Workload};
 use node::{BuiltInNode, NodeHalf};
 pub(super) use reload::Reload;
 use reload::Replaceable;
+use store::BuiltInStore;
 use workload::BuiltInWorkload;
 
 /// What an agent is made of.
@@ -42,20 +43,6 @@ config_block! {
     /// `KeyManager "disk"`
     struct DiskData {
         directory: String = "directory",
-    }
-}
-
-config_block! {
-    /// `SVIDStore "directory"`
-    struct DirectoryData {
-        path: String = "path",
-    }
-}
-
-config_block! {
-    /// `SVIDStore "gcp_secretmanager"`
-    struct GoogleSecretsData {
-        service_account_file: String = "service_account_file",
     }
 }
 
@@ -80,10 +67,7 @@ enum NodeWanted {
 }
 
 enum StoreWanted {
-    /// Where the folders are.
-    Directory(PathBuf),
-    /// The key file of the account.
-    Google(Option<PathBuf>),
+    BuiltIn(BuiltInStore),
     External(PluginConfig),
 }
 
@@ -189,12 +173,7 @@ impl Plugins {
         let mut stores: Vec<Arc<dyn SvidStore>> = Vec::new();
         for store in wanted.stores {
             stores.push(match store {
-                StoreWanted::Directory(path) => Arc::new(Directory::new(path)),
-                StoreWanted::Google(file) => {
-                    let account = Account::new(file, Google::default().metadata);
-                    let api = "https://secretmanager.googleapis.com";
-                    Arc::new(GoogleSecrets::new(api, account, &config.trust_domain))
-                }
+                StoreWanted::BuiltIn(store) => store.open(&config.trust_domain),
                 StoreWanted::External(plugin) => {
                     Arc::new(svids::Store::new(running.plugin(&plugin)?))
                 }
@@ -246,16 +225,17 @@ impl Wanted {
                 }
                 (kind @ PluginType::WorkloadAttestor, _) => {
                     let wanted = BuiltInWorkload::read(plugin)?;
-                    let wanted = wanted.ok_or_else(|| unsupported(plugin, built_in(kind)))?;
+                    let why = match plugin.name.as_str() {
+                        "windows" => "it is for Windows alone, and this agent is for Linux",
+                        _ => built_in(kind),
+                    };
+                    let wanted = wanted.ok_or_else(|| unsupported(plugin, why))?;
                     workload.push(WorkloadWanted::BuiltIn(wanted));
                 }
-                (PluginType::SvidStore, "directory") => {
-                    stores.push(StoreWanted::Directory(directory(plugin)?));
-                }
-                (PluginType::SvidStore, "gcp_secretmanager") => {
-                    let data: GoogleSecretsData = data(plugin)?;
-                    let file = Some(data.service_account_file).filter(|file| !file.is_empty());
-                    stores.push(StoreWanted::Google(file.map(PathBuf::from)));
+                (kind @ PluginType::SvidStore, _) => {
+                    let wanted = BuiltInStore::read(plugin)?;
+                    let wanted = wanted.ok_or_else(|| unsupported(plugin, built_in(kind)))?;
+                    stores.push(StoreWanted::BuiltIn(wanted));
                 }
                 (kind, _) => return Err(unsupported(plugin, built_in(kind))),
             }
@@ -295,7 +275,7 @@ impl Wanted {
         });
         let stores = self.stores.iter().filter_map(|it| match it {
             StoreWanted::External(plugin) => Some(plugin),
-            StoreWanted::Directory(_) | StoreWanted::Google(_) => None,
+            StoreWanted::BuiltIn(_) => None,
         });
         keys.into_iter().chain(node).chain(workload).chain(stores)
     }
@@ -310,18 +290,6 @@ fn disk(plugin: &PluginConfig) -> Result<PathBuf, Explained> {
         );
     }
     Ok(data.directory.into())
-}
-
-fn directory(plugin: &PluginConfig) -> Result<PathBuf, Explained> {
-    let data: DirectoryData = data(plugin)?;
-    if data.path.is_empty() {
-        return Err(
-            Explained::new(Code::Usage, "SVIDStore \"directory\": path is required").hint(
-                "let `path` in its plugin_data name the folder that gets a folder for each SVID",
-            ),
-        );
-    }
-    Ok(data.path.into())
 }
 
 fn data<T: decode::Decode>(plugin: &PluginConfig) -> Result<T, Explained> {
@@ -347,10 +315,10 @@ fn built_in(kind: PluginType) -> &'static str {
     match kind {
         PluginType::KeyManager => "built in are: disk, memory",
         PluginType::NodeAttestor => {
-            "built in are: aws_iid, azure_imds, azure_msi, gcp_iit, http_challenge, join_token, k8s_psat, k8s_sat, x509pop"
+            "built in are: aws_iid, azure_imds, azure_msi, gcp_iit, http_challenge, join_token, k8s_psat, k8s_sat, sshpop, tpm_devid, x509pop"
         }
         PluginType::WorkloadAttestor => "built in are: docker, k8s, slurm, systemd, unix",
-        PluginType::SvidStore => "built in are: directory, gcp_secretmanager",
+        PluginType::SvidStore => "built in are: aws_secretsmanager, directory, gcp_secretmanager",
         _ => "this agent has no plugins of this type",
     }
 }
@@ -367,16 +335,6 @@ fn unsupported(plugin: &PluginConfig, why: &str) -> Explained {
     )
     .cause(why)
     .hint("take the block out of the plugins section, or set `enabled = false` in it")
-}
-
-/// Which keys are set and have no effect.
-pub(super) fn missing(config: &AgentConfig) -> Vec<String> {
-    let missing = [(config.experimental.broker.is_some(), "experimental.broker")];
-    let set = missing.iter().filter(|(set, _)| *set);
-    set.map(|(_, key)| {
-        format!("{key} is set, and this agent does not have it yet: it has no effect")
-    })
-    .collect()
 }
 
 /// What the agent's user is not allowed to do for its plugins.

@@ -1,3 +1,4 @@
+mod aws;
 mod google;
 
 use std::collections::VecDeque;

@@ -7,9 +7,13 @@ use std::sync::Arc;
 
 use ah_spire_attest::AttestError;
 use ah_spire_attest::peer::PeerInfo;
-use ah_spire_attest::workload::WorkloadAttestor;
+use ah_spire_attest::workload::{Named, PID_REFERENCE, Reference, WorkloadAttestor};
 use ah_spire_telemetry::{CallCounter, Metrics, Summary};
+use ah_spire_wire::broker::WorkloadPidReference;
 use ah_spire_wire::model::Selector;
+use prost::Message;
+use prost_types::Any;
+use spiffe::SpiffeId;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tonic::{Code, Status};
@@ -21,6 +25,19 @@ pub trait Attest: Send + Sync + 'static {
         &self,
         peer: &PeerInfo,
     ) -> impl Future<Output = Result<Vec<Selector>, AttestError>> + Send;
+
+    /// The selectors of the workload that `reference` names; `None` when nobody knows references of its kind.
+    fn attest_reference(
+        &self,
+        reference: &Reference<'_>,
+    ) -> impl Future<Output = Result<Option<Vec<Selector>>, AttestError>> + Send {
+        async move {
+            match reference.workload {
+                Named::Process(peer) => self.attest(peer).await.map(Some),
+                Named::Other(_) => Ok(None),
+            }
+        }
+    }
 }
 
 /// All workload attestors of an agent.
@@ -29,11 +46,23 @@ pub struct Attestors<A>(pub Vec<A>);
 
 impl<A: WorkloadAttestor + 'static> Attest for Attestors<A> {
     async fn attest(&self, peer: &PeerInfo) -> Result<Vec<Selector>, AttestError> {
-        let mut selectors = ah_spire_attest::workload::attest(&self.0, peer).await?;
-        selectors.sort_unstable();
-        selectors.dedup();
-        Ok(selectors)
+        let selectors = ah_spire_attest::workload::attest(&self.0, peer).await?;
+        Ok(sorted(selectors))
     }
+
+    async fn attest_reference(
+        &self,
+        reference: &Reference<'_>,
+    ) -> Result<Option<Vec<Selector>>, AttestError> {
+        let found = ah_spire_attest::workload::attest_reference(&self.0, reference).await?;
+        Ok(found.map(sorted))
+    }
+}
+
+fn sorted(mut selectors: Vec<Selector>) -> Vec<Selector> {
+    selectors.sort_unstable();
+    selectors.dedup();
+    selectors
 }
 
 /// Attests whoever calls, counts it, and tells the log what the caller is not told.
@@ -54,20 +83,96 @@ impl<A: Attest> Attestation<A> {
 
     /// The selectors of `peer`, found out anew.
     pub(crate) async fn attest(&self, peer: &PeerInfo) -> Result<Vec<Selector>, Status> {
+        let found = self.counted(self.attestor.attest(peer)).await;
+        found.map_err(|error| {
+            let hint = error.explained().hint.as_deref();
+            tracing::error!(pid = peer.pid(), %error, hint, "workload attestation failed");
+            Status::unavailable("workload attestation failed")
+        })
+    }
+
+    /// The selectors of the workload that `broker` names by `reference`.
+    pub(crate) async fn attest_reference(
+        &self,
+        broker: &SpiffeId,
+        reference: &Any,
+    ) -> Result<Vec<Selector>, Status> {
+        let process = match reference.type_url.as_str() {
+            PID_REFERENCE => Some(process(&reference.value)?),
+            _ => None,
+        };
+        let reference = Reference {
+            broker,
+            workload: match &process {
+                Some(peer) => Named::Process(peer),
+                None => Named::Other(reference),
+            },
+        };
+        let found = self.counted(self.attestor.attest_reference(&reference));
+        let found = found.await.map_err(|error| {
+            let hint = error.explained().hint.as_deref();
+            tracing::error!(%broker, %error, hint, "attestation for a broker failed");
+            refused(&error)
+        })?;
+        found.ok_or_else(|| Status::unimplemented("no workload attestor handled reference"))
+    }
+
+    async fn counted<T: Found>(
+        &self,
+        attesting: impl Future<Output = Result<T, AttestError>>,
+    ) -> Result<T, AttestError> {
         let attestation = self.calls.start();
-        match self.attestor.attest(peer).await {
-            Ok(selectors) => {
+        let found = attesting.await;
+        match &found {
+            Ok(found) => {
                 attestation.done(Code::Ok);
-                self.selectors.observe(selectors.len() as f64);
-                Ok(selectors)
+                self.selectors.observe(found.count() as f64);
             }
-            Err(error) => {
-                attestation.done(Code::Unavailable);
-                let hint = error.explained().hint.as_deref();
-                tracing::error!(pid = peer.pid(), %error, hint, "workload attestation failed");
-                Err(Status::unavailable("workload attestation failed"))
-            }
+            Err(_) => attestation.done(Code::Unavailable),
         }
+        found
+    }
+}
+
+/// What an attestation found.
+trait Found {
+    fn count(&self) -> usize;
+}
+
+impl Found for Vec<Selector> {
+    fn count(&self) -> usize {
+        self.len()
+    }
+}
+
+impl Found for Option<Vec<Selector>> {
+    fn count(&self) -> usize {
+        self.as_ref().map_or(0, Vec::len)
+    }
+}
+
+/// The process that a reference names by its number.
+fn process(reference: &[u8]) -> Result<PeerInfo, Status> {
+    let WorkloadPidReference { pid } =
+        WorkloadPidReference::decode(reference).map_err(|error| {
+            Status::invalid_argument(format!("unable to unmarshal PID reference: {error}"))
+        })?;
+    PeerInfo::of_process(pid).map_err(|error| {
+        tracing::error!(pid, %error, "a broker asks for a process that cannot be attested");
+        Status::not_found(format!(
+            "process {pid} cannot be attested: it has ended, or is not seen from here"
+        ))
+    })
+}
+
+/// What a broker is told of a workload that could not be attested: the fault, since it may be the broker's own.
+fn refused(error: &AttestError) -> Status {
+    let text = format!("workload attestation failed: {error}");
+    match error {
+        AttestError::Invalid(_) => Status::invalid_argument(text),
+        AttestError::Refused(_) => Status::permission_denied(text),
+        AttestError::Unavailable(_) => Status::unavailable(text),
+        _ => Status::internal(text),
     }
 }
 

@@ -5,9 +5,7 @@ use std::time::SystemTime;
 
 use ah_spire_attest::peer::PeerInfo;
 use ah_spire_wire::jwt::validate_jwt_svid;
-use ah_spire_wire::workload::{
-    Jwtsvid, JwtsvidRequest, JwtsvidResponse, ValidateJwtsvidRequest, ValidateJwtsvidResponse,
-};
+use ah_spire_wire::workload::{JwtsvidRequest, ValidateJwtsvidRequest, ValidateJwtsvidResponse};
 use bytes::Bytes;
 use http::Request;
 use hyper::body::Incoming;
@@ -15,10 +13,9 @@ use prost::Message;
 use serde_json::Value;
 use spiffe::SpiffeId;
 use tonic::Status;
-use zeroize::Zeroizing;
 
 use super::caller::Attest;
-use super::messages::first_of_each_hint;
+use super::encoded::jwt_svids;
 use super::refusal::{Refused, no_identity};
 use super::service::{Method, Shared};
 use crate::identities::{Identities, JwtError};
@@ -33,12 +30,7 @@ pub(super) async fn fetch<I: Identities, A: Attest>(
     if request.audience.is_empty() {
         return Err(Status::invalid_argument("audience must be specified"));
     }
-    let wanted = match request.spiffe_id.as_str() {
-        "" => None,
-        id => Some(SpiffeId::new(id).map_err(|error| {
-            Status::invalid_argument(format!("invalid requested SPIFFE ID: {error}"))
-        })?),
-    };
+    let wanted = asked_for(&request.spiffe_id)?;
     let selectors = shared.attest_for(peer, Method::FetchJwtSvid).await?;
     let svids = shared
         .identities
@@ -55,18 +47,17 @@ pub(super) async fn fetch<I: Identities, A: Attest>(
             return Err(Status::unavailable(text));
         }
     };
-    let svids = first_of_each_hint(svids, |svid| &svid.hint);
-    let response = JwtsvidResponse {
-        svids: svids
-            .into_iter()
-            .map(|svid| Jwtsvid {
-                spiffe_id: svid.spiffe_id.to_string(),
-                svid: svid.token,
-                hint: svid.hint,
-            })
-            .collect(),
-    };
-    Ok(framed(&Zeroizing::new(response.encode_to_vec())))
+    Ok(jwt_svids(svids))
+}
+
+/// The SPIFFE ID that a request for JWT-SVIDs names, if it does.
+pub(crate) fn asked_for(id: &str) -> Result<Option<SpiffeId>, Status> {
+    if id.is_empty() {
+        return Ok(None);
+    }
+    let parsed = SpiffeId::new(id)
+        .map_err(|error| Status::invalid_argument(format!("invalid requested SPIFFE ID: {error}")));
+    parsed.map(Some)
 }
 
 pub(super) async fn validate<I: Identities, A: Attest>(

@@ -1,6 +1,6 @@
 //! The messages of a set, encoded once for all streams that send it.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use ah_spire_wire::model::Bundle;
@@ -9,9 +9,10 @@ use bytes::Bytes;
 use prost::Message;
 use spiffe::TrustDomain;
 
+use super::encoded::x509_svids;
 use crate::bundles::{concatenated, document, id_of};
-use crate::identities::{WorkloadUpdate, X509Identity};
-use crate::wire::{Fields, framed};
+use crate::identities::WorkloadUpdate;
+use crate::wire::framed;
 
 /// One set and its messages, each made when somebody first wants it. With the frame's header, ready to be sent.
 pub(super) struct Messages {
@@ -38,7 +39,7 @@ impl Messages {
     /// `X509SVIDResponse`: wiped when the last stream is done with it.
     pub(super) fn svids(&self) -> Bytes {
         self.svids
-            .get_or_init(|| encode_svids(&self.update))
+            .get_or_init(|| x509_svids(&self.update, |_| true))
             .clone()
     }
 
@@ -83,66 +84,6 @@ impl Messages {
             .chain(federated.map(|(domain, bundle)| (domain, &**bundle)))
             .map(|(domain, bundle)| (id_of(domain), bundle))
     }
-}
-
-/// The identities that a workload is shown: of those with one hint, the oldest (SV-77).
-fn shown(identities: &[Arc<X509Identity>]) -> impl Iterator<Item = &X509Identity> {
-    let mut oldest: HashMap<&str, &X509Identity> = HashMap::new();
-    for identity in identities {
-        let age = |identity: &X509Identity| (identity.entry.created_at, identity.entry.id.clone());
-        let kept = oldest.entry(&identity.entry.hint).or_insert(identity);
-        if age(identity) < age(kept) {
-            *kept = identity;
-        }
-    }
-    let shown = move |identity: &&Arc<X509Identity>| {
-        let hint = identity.entry.hint.as_str();
-        let kept = oldest.get(hint);
-        let shown = hint.is_empty() || kept.is_some_and(|kept| kept.entry.id == identity.entry.id);
-        if !shown {
-            tracing::warn!(
-                hint,
-                entry = identity.entry.id,
-                "ignoring an entry with a duplicate hint"
-            );
-        }
-        shown
-    };
-    identities.iter().filter(shown).map(|identity| &**identity)
-}
-
-/// Written by hand, field by field into buffers that never grow: a growing buffer leaves copies of the keys behind.
-fn encode_svids(update: &WorkloadUpdate) -> Bytes {
-    let bundle = concatenated(&update.bundle);
-    let svids: Vec<_> = shown(&update.identities)
-        .map(|identity| encode_svid(identity, &bundle))
-        .collect();
-    let federated: Vec<_> = update
-        .federated
-        .iter()
-        .map(|(domain, bundle)| {
-            let (id, bundle) = (id_of(domain), concatenated(bundle));
-            Fields::of(&[(1, id.as_bytes()), (2, &bundle)])
-        })
-        .collect();
-    let svids = svids.iter().map(|svid| (1, svid.bytes()));
-    let federated = federated.iter().map(|entry| (3, entry.bytes()));
-    let parts: Vec<_> = svids.chain(federated).collect();
-    framed(Fields::of(&parts).bytes())
-}
-
-/// `X509SVID`: leaf first (SV-78), the key as PKCS#8.
-fn encode_svid(identity: &X509Identity, bundle: &[u8]) -> Fields {
-    let id = identity.entry.spiffe_id.to_string();
-    let chain = identity.chain.concat();
-    let hint = identity.entry.hint.as_bytes();
-    Fields::without_empty(&[
-        (1, id.as_bytes()),
-        (2, &chain),
-        (3, &identity.key),
-        (4, bundle),
-        (5, hint),
-    ])
 }
 
 /// Finds the messages of a set that some stream has already.
@@ -193,12 +134,4 @@ impl MessageCache {
         known.insert(key, Arc::downgrade(&messages));
         messages
     }
-}
-
-/// Of JWT-SVIDs with one hint, the first, which is the oldest entry's (SV-77).
-pub(super) fn first_of_each_hint<T>(svids: Vec<T>, hint: impl Fn(&T) -> &str) -> Vec<T> {
-    let mut seen = HashSet::new();
-    let mut svids = svids;
-    svids.retain(|svid| hint(svid).is_empty() || seen.insert(hint(svid).to_owned()));
-    svids
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ah_spire_attest::AttestError;
 use ah_spire_attest::peer::PeerInfo;
-use ah_spire_attest::workload::WorkloadAttestor;
+use ah_spire_attest::workload::{Reference, WorkloadAttestor};
 use ah_spire_telemetry::{CallCounter, Counter, Metrics, RpcMetrics};
 use ah_spire_wire::model::Selector;
 use tonic::Code;
@@ -75,6 +75,16 @@ impl<A: WorkloadAttestor> WorkloadAttestor for MeteredAttestor<A> {
     async fn attest(&self, peer: &PeerInfo) -> Result<Vec<Selector>, AttestError> {
         let call = self.calls.start();
         let found = self.attestor.attest(peer).await;
+        call.done(found.as_ref().map_or(Code::Unknown, |_| Code::Ok));
+        found
+    }
+
+    async fn attest_reference(
+        &self,
+        reference: &Reference<'_>,
+    ) -> Result<Option<Vec<Selector>>, AttestError> {
+        let call = self.calls.start();
+        let found = self.attestor.attest_reference(reference).await;
         call.done(found.as_ref().map_or(Code::Unknown, |_| Code::Ok));
         found
     }

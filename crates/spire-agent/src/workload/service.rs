@@ -25,7 +25,7 @@ use super::refusal::{Refused, is_own};
 use super::stream::Updates;
 use super::{Config, Rates, explain, health, jwt, reflection, sds};
 use crate::identities::Identities;
-use crate::wire::{message, not_grpc, streaming, unary};
+use crate::wire::{answered, has_header, message, not_grpc, unary};
 
 pub(super) const SERVICE: &str = "SpiffeWorkloadAPI";
 
@@ -175,7 +175,7 @@ impl<I: Identities, A: Attest> Connection<I, A> {
         let (service, name) = path.rsplit_once('/').unwrap_or((path, ""));
         match service {
             SERVICE if !self.shared.config.disabled => {
-                if !has_security_header(&request) {
+                if !has_header(&request, SECURITY_HEADER) {
                     let text = "security header missing from request";
                     return Status::invalid_argument(text).into_http();
                 }
@@ -230,10 +230,7 @@ impl<I: Identities, A: Attest> Connection<I, A> {
             };
             updates.into_stream()
         };
-        match stream.await {
-            Ok(stream) => streaming(stream),
-            Err(status) => status.into_http(),
-        }
+        answered(stream.await)
     }
 
     /// What this socket serves.
@@ -266,12 +263,6 @@ impl<I: Identities, A: Attest> Service<Request<Incoming>> for Connection<I, A> {
         let this = self.clone();
         Box::pin(async move { Ok(this.answer(request).await) })
     }
-}
-
-/// SV-69: exactly one, and exactly `true`.
-fn has_security_header(request: &Request<Incoming>) -> bool {
-    let mut values = request.headers().get_all(SECURITY_HEADER).iter();
-    values.next().is_some_and(|value| value == "true") && values.next().is_none()
 }
 
 /// SV-80 for the WIT calls, and the answer for what the standard does not have (SV-73).

@@ -78,6 +78,10 @@ async fn settings_that_cannot_be_used_are_named() {
             "/nowhere",
         ),
         (
+            r#""windows" { plugin_data {}"#,
+            "it is for Windows alone, and this agent is for Linux",
+        ),
+        (
             r#""systemd" { plugin_data { bus = "x" }"#,
             "unknown keys: \"bus\"",
         ),

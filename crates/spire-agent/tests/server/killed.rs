@@ -124,7 +124,7 @@ async fn a_configuration_is_checked_without_starting_anything() {
     let text = std::fs::read_to_string(&config).unwrap();
     std::fs::write(
         &config,
-        text.replace("WorkloadAttestor \"unix\"", "WorkloadAttestor \"windows\""),
+        text.replace("WorkloadAttestor \"unix\"", "WorkloadAttestor \"other\""),
     )
     .unwrap();
     let refused = Command::new(env!("CARGO_BIN_EXE_spire-agent"))
@@ -134,7 +134,7 @@ async fn a_configuration_is_checked_without_starting_anything() {
         .unwrap();
     assert_eq!(refused.status.code(), Some(1));
     let told = String::from_utf8(refused.stderr).unwrap();
-    assert!(told.contains("WorkloadAttestor \"windows\""), "{told}");
+    assert!(told.contains("WorkloadAttestor \"other\""), "{told}");
     assert!(
         told.contains("built in are: docker, k8s, slurm, systemd, unix"),
         "{told}"

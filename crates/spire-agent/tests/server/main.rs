@@ -10,6 +10,7 @@
 mod admin;
 mod attestors;
 mod bootstrap;
+mod broker;
 mod delegated;
 mod fake;
 mod faults;

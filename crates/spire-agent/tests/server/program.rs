@@ -12,6 +12,8 @@ use crate::rig::Node;
 pub(crate) struct Conf {
     /// In `agent { }`.
     pub(crate) agent: String,
+    /// In its `experimental { }`.
+    pub(crate) experimental: String,
     /// How the server is trusted the first time.
     pub(crate) bootstrap: String,
     pub(crate) server: String,
@@ -32,6 +34,7 @@ impl Conf {
         let bundle = node.directory.path().join("bundle.pem");
         Self {
             agent: String::new(),
+            experimental: String::new(),
             bootstrap: format!("trust_bundle_path = {bundle:?}"),
             server: "127.0.0.1".into(),
             node: JOIN_TOKEN.into(),
@@ -59,6 +62,7 @@ impl Conf {
         };
         let Self {
             agent,
+            experimental,
             bootstrap,
             server,
             node: attestor,
@@ -73,7 +77,7 @@ impl Conf {
                 server_address = "{server}" server_port = "{port}" {token}
                 {bootstrap}
                 {agent}
-                experimental {{ sync_interval = "50ms" ratelimit {{ fetch_jwt_svid = 1 }} }}
+                experimental {{ sync_interval = "50ms" ratelimit {{ fetch_jwt_svid = 1 }} {experimental} }}
             }}
             plugins {{
                 NodeAttestor {attestor}

@@ -46,33 +46,8 @@ fn there(what: &str, found: bool) -> bool {
 
 /// The program of the folder `name` of `tests/go`, where there is Go to build it with.
 pub(crate) fn built_in_go(name: &str) -> Option<PathBuf> {
-    let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/go");
     let module = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/go");
-    // `make setup` fetched the modules; without them there is nothing to build.
-    let buildable = ah_testkit::need("go")
-        && there(
-            "a module of Go",
-            Command::new("go")
-                .args(["mod", "download"])
-                .current_dir(&module)
-                .status()
-                .is_ok_and(|status| status.success()),
-        );
-    if !buildable {
-        return None;
-    }
-    std::fs::create_dir_all(&target).unwrap();
-    let program = target.join(name);
-    let made = Command::new("go")
-        .args(["build", "-mod=readonly", "-o"])
-        .arg(&program)
-        .arg(format!("./{name}"))
-        .current_dir(&module)
-        .output()
-        .unwrap();
-    let stderr = String::from_utf8_lossy(&made.stderr);
-    assert!(made.status.success(), "{stderr}");
-    Some(program)
+    ah_testkit::go::build(&module, &format!("./{name}"), name)
 }
 
 #[test]

@@ -10,6 +10,8 @@ use crate::node::http_challenge::{
 };
 use crate::node::join_token::{JoinTokenAgent, JoinTokenServer, JoinTokens};
 use crate::node::k8s::{K8sAgent, PsatServer, SatServer};
+use crate::node::sshpop::{SshPopAgent, SshPopConversation, SshPopServer};
+use crate::node::tpm_devid::{TpmDevIdAgent, TpmDevIdConversation, TpmDevIdServer};
 use crate::node::x509pop::{Authorities, X509PopAgent, X509PopConversation, X509PopServer};
 use crate::node::{
     AgentHalf, AttestedAgent, Challenge, Claim, Conversation, NoChallenge, Payload, ServerHalf,
@@ -32,6 +34,10 @@ pub enum BuiltinAgent {
     HttpChallenge(HttpChallengeAgent),
     /// `k8s_psat` and `k8s_sat`
     K8s(K8sAgent),
+    /// `sshpop`
+    SshPop(SshPopAgent),
+    /// `tpm_devid`
+    TpmDevId(TpmDevIdAgent),
     /// `x509pop`
     X509Pop(X509PopAgent),
 }
@@ -45,6 +51,10 @@ pub enum BuiltinConversation {
     HttpChallenge(HttpChallengeConversation),
     /// Attestors without challenges.
     None(NoChallenge),
+    /// `sshpop`
+    SshPop(SshPopConversation),
+    /// `tpm_devid`
+    TpmDevId(Box<TpmDevIdConversation>),
     /// `x509pop`
     X509Pop(X509PopConversation),
 }
@@ -61,6 +71,8 @@ impl AgentHalf for BuiltinAgent {
             Self::GcpIit(agent) => agent.name(),
             Self::HttpChallenge(agent) => agent.name(),
             Self::K8s(agent) => agent.name(),
+            Self::SshPop(agent) => agent.name(),
+            Self::TpmDevId(agent) => agent.name(),
             Self::X509Pop(agent) => agent.name(),
         }
     }
@@ -98,6 +110,17 @@ impl AgentHalf for BuiltinAgent {
                 let (payload, conversation) = agent.begin().await?;
                 (payload, BuiltinConversation::None(conversation))
             }
+            Self::SshPop(agent) => {
+                let (payload, conversation) = agent.begin().await?;
+                (payload, BuiltinConversation::SshPop(conversation))
+            }
+            Self::TpmDevId(agent) => {
+                let (payload, conversation) = agent.begin().await?;
+                (
+                    payload,
+                    BuiltinConversation::TpmDevId(Box::new(conversation)),
+                )
+            }
             Self::X509Pop(agent) => {
                 let (payload, conversation) = agent.begin().await?;
                 (payload, BuiltinConversation::X509Pop(conversation))
@@ -112,6 +135,8 @@ impl Conversation for BuiltinConversation {
             Self::AzureImds(conversation) => conversation.answer(challenge).await,
             Self::HttpChallenge(conversation) => conversation.answer(challenge).await,
             Self::None(conversation) => conversation.answer(challenge).await,
+            Self::SshPop(conversation) => conversation.answer(challenge).await,
+            Self::TpmDevId(conversation) => conversation.answer(challenge).await,
             Self::X509Pop(conversation) => conversation.answer(challenge).await,
         }
     }
@@ -135,6 +160,10 @@ pub enum BuiltinServer<T, A> {
     K8sPsat(PsatServer),
     /// `k8s_sat`
     K8sSat(SatServer),
+    /// `sshpop`
+    SshPop(Box<SshPopServer>),
+    /// `tpm_devid`
+    TpmDevId(Box<TpmDevIdServer>),
     /// `x509pop`
     X509Pop(X509PopServer<A>),
 }
@@ -150,6 +179,8 @@ impl<T: JoinTokens, A: Authorities> ServerHalf for BuiltinServer<T, A> {
             Self::HttpChallenge(server) => server.name(),
             Self::K8sPsat(server) => server.name(),
             Self::K8sSat(server) => server.name(),
+            Self::SshPop(server) => server.name(),
+            Self::TpmDevId(server) => server.name(),
             Self::X509Pop(server) => server.name(),
         }
     }
@@ -168,6 +199,8 @@ impl<T: JoinTokens, A: Authorities> ServerHalf for BuiltinServer<T, A> {
             Self::HttpChallenge(server) => server.attest(claim, agent).await,
             Self::K8sPsat(server) => server.attest(claim, agent).await,
             Self::K8sSat(server) => server.attest(claim, agent).await,
+            Self::SshPop(server) => server.attest(claim, agent).await,
+            Self::TpmDevId(server) => server.attest(claim, agent).await,
             Self::X509Pop(server) => server.attest(claim, agent).await,
         }
     }

@@ -20,6 +20,11 @@ pub(crate) trait Value: Sized {
 
     /// The value that `name`, which has its dots, stands for.
     fn named(name: &str) -> Option<Self>;
+
+    /// What `index` finds at `place`, from 0 on, of the list `name`.
+    fn element(_name: &str, _place: usize) -> Option<Self> {
+        None
+    }
 }
 
 /// A template that was read.
@@ -255,6 +260,9 @@ fn command<V: Value>(words: Vec<Token>, piped: Option<Operand<V>>) -> Result<Ope
             V::KNOWN
         )
     };
+    if name == "index" && piped.is_none() {
+        return element(words).ok_or_else(unknown);
+    }
     let mut function = Function::named(&name).ok_or_else(unknown)?;
     if let Function::Trunc(length) = &mut function {
         let Some(Token::Number(number)) = words.next() else {
@@ -270,6 +278,16 @@ fn command<V: Value>(words: Vec<Token>, piped: Option<Operand<V>>) -> Result<Ope
         return Err(format!("{name} takes {takes} strings, not {given}"));
     }
     Ok(Operand::Call(function, arguments))
+}
+
+/// What `index` finds by a list and a place.
+fn element<V: Value>(words: impl Iterator<Item = Token>) -> Option<Operand<V>> {
+    let words: Vec<_> = words.collect();
+    let [Token::Value(list), Token::Number(place)] = words.as_slice() else {
+        return None;
+    };
+    let place = usize::try_from(*place).ok()?;
+    V::element(list, place).map(Operand::Value)
 }
 
 fn operand<V: Value>(token: Token) -> Result<Operand<V>, String> {

@@ -9,11 +9,11 @@
 //! must be of the server's own trust domain, and an empty bundle trusts nobody.
 
 mod agent;
-mod certificate;
+pub(in crate::node) mod certificate;
 pub(in crate::node) mod chain;
 mod config;
 mod messages;
-mod proof;
+pub(in crate::node) mod proof;
 mod server;
 pub(in crate::node) mod values;
 
@@ -27,7 +27,8 @@ mod tests {
     use serde_json::Value;
 
     use super::certificate::Certificate;
-    use super::messages::{AttestationData, Challenge, Response, read, write};
+    use super::messages::{AttestationData, Challenge, Response};
+    use crate::node::messages::{read, write};
 
     /// Messages of SPIRE 1.14.1's own packages; `tests/all/x509pop/upstream.rs` has the rest.
     fn cases() -> Vec<Value> {

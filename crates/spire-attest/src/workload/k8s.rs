@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::node::k8s::Api;
 use crate::peer::PeerInfo;
 use crate::workload::container::{Found, Locator, add, legacy};
-use crate::workload::{ProcRoot, WorkloadAttestor, cgroup};
+use crate::workload::{ProcRoot, Reference, WorkloadAttestor, cgroup};
 use crate::{AttestError, Builtin, Selector};
 
 mod kubelet;
@@ -138,6 +138,18 @@ impl WorkloadAttestor for K8s {
         let values = self.0.values(container, found.pod.as_deref()).await?;
         let selector = |value| Selector::new(Builtin::K8s.name(), value);
         Ok(values.into_iter().map(selector).collect())
+    }
+
+    /// Who may act for pods is for its own settings to say, as upstream's has them (`experimental.broker`), which are not
+    /// supported: so nobody may.
+    async fn attest_reference(
+        &self,
+        _: &Reference<'_>,
+    ) -> Result<Option<Vec<Selector>>, AttestError> {
+        Err(AttestError::refused(
+            "broker configuration missing",
+            "this attestor tells brokers nothing yet; others, such as unix, are asked all the same",
+        ))
     }
 }
 

@@ -32,13 +32,29 @@ mod processes;
 mod reused;
 #[cfg(target_os = "linux")]
 mod slurm;
+mod sshpop;
 #[cfg(target_os = "linux")]
 mod systemd;
 mod tokens;
+#[cfg(target_os = "linux")]
+mod tpm_devid;
 #[cfg(target_os = "linux")]
 mod unix;
 #[cfg(target_os = "linux")]
 mod workload;
 mod x509pop;
 
+use ah_spire_attest::AttestError;
 use ah_testkit::web;
+
+/// Panics unless `error` is told as the node attestor `plugin`'s, with a hint and all of `words`.
+#[track_caller]
+fn assert_told(error: &AttestError, plugin: &str, words: &[&str]) {
+    let report = error.explained().report();
+    for word in words {
+        assert!(report.contains(word), "no {word:?} in:\n{report}");
+    }
+    let named = format!("nodeattestor({plugin}): ");
+    assert!(report.contains(&named), "{report}");
+    assert!(report.contains("hint: "), "{report}");
+}

@@ -95,12 +95,7 @@ macro_rules! assert_error {
     ($outcome:expr, $sort:ident, $($word:expr),+ $(,)?) => {
         let error = $outcome.map(|_| ()).unwrap_err();
         assert!(matches!(error, AttestError::$sort(_)), "{error:?}");
-        let report = error.explained().report();
-        for word in [$($word),+] {
-            assert!(report.contains(word), "no {word:?} in:\n{report}");
-        }
-        assert!(report.contains("nodeattestor(x509pop): "), "{report}");
-        assert!(report.contains("hint: "), "{report}");
+        crate::assert_told(&error, "x509pop", &[$($word),+]);
     };
 }
 pub(crate) use assert_error;

@@ -114,24 +114,13 @@ impl<C: Clone> Cli<C> {
     /// Adds the command `man`, which the caller runs with [`Self::write_manual`].
     #[must_use]
     pub fn with_manual(self, id: C) -> Self {
-        let usage = "`DIRECTORY` for the pages; made when missing";
-        let flags = FlagSet::new("man").string("dir", ".", usage);
-        self.command(id, "man", "Writes the manual pages", flags)
+        self.command(id, "man", "Writes the manual pages", FlagSet::manual())
     }
 
     /// Runs the command `man`. Tells on stderr what became of it, and returns whether it went well.
     pub fn write_manual(&self, flags: &Flags) -> bool {
         let directory = flags.string("dir");
-        match self.write_man_pages(Path::new(directory)) {
-            Ok(written) => eprintln!("{} pages written to {directory}", written.len()),
-            Err(error) => {
-                eprintln!(
-                    "error: cannot write manual pages to {directory}\n  cause: {error}\n  hint: name a directory that this user may write to with -dir"
-                );
-                return false;
-            }
-        }
-        true
+        man::told(directory, self.write_man_pages(Path::new(directory)))
     }
 
     /// Writes a manual page for each command and group into `directory`, which is made when missing, and names the files.

@@ -21,6 +21,20 @@ pub(super) fn write(pages: &[Page<'_>], directory: &Path) -> io::Result<Vec<Path
     written.collect()
 }
 
+/// Tells on stderr what became of pages in `directory`, and returns whether it went well.
+pub(super) fn told(directory: &str, written: io::Result<Vec<PathBuf>>) -> bool {
+    match written {
+        Ok(written) => eprintln!("{} pages written to {directory}", written.len()),
+        Err(error) => {
+            eprintln!(
+                "error: cannot write manual pages to {directory}\n  cause: {error}\n  hint: name a directory that this user may write to with -dir"
+            );
+            return false;
+        }
+    }
+    true
+}
+
 fn of(page: &Page<'_>) -> String {
     let name = page.words.replace(' ', "-");
     let mut text = Roff::new();

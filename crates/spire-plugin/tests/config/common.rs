@@ -2,6 +2,7 @@
 
 use ah_spire_plugin::agent::{self, AgentConfig};
 use ah_spire_plugin::goflag::FlagSet;
+use ah_spire_plugin::oidc::{self, OidcConfig};
 use ah_spire_plugin::server::{self, ServerConfig};
 use ah_spire_plugin::{ConfigError, Environment};
 
@@ -29,6 +30,17 @@ pub(crate) fn agent_with(
 ) -> Result<AgentConfig, ConfigError> {
     with_file(text, arguments, &agent::run_flags("run"), |flags| {
         AgentConfig::load(flags, environment)
+    })
+}
+
+/// Loads a provider's configuration.
+pub(crate) fn oidc_with(
+    text: &str,
+    arguments: &[&str],
+    environment: Environment<'_>,
+) -> Result<OidcConfig, ConfigError> {
+    with_file(text, arguments, &oidc::flags(), |flags| {
+        OidcConfig::load(flags, environment)
     })
 }
 

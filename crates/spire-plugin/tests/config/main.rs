@@ -1,4 +1,4 @@
-//! What server and agent are told, from their files and flags to the values that the daemons use.
+//! What server, agent and discovery provider are told, from their files and flags to the values that the daemons use.
 
 #![expect(
     clippy::unwrap_used,
@@ -9,4 +9,5 @@
 
 mod agent;
 mod common;
+mod oidc;
 mod server;

@@ -3,15 +3,15 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use ah_spire_wire::server::entry::entry_server::Entry as Service;
+use ah_spire_wire::encoded::entry_server::Entry as Service;
+use ah_spire_wire::encoded::{GetAuthorizedEntriesResponse, SyncAuthorizedEntriesResponse};
 use ah_spire_wire::server::entry::{
     BatchCreateEntryRequest, BatchCreateEntryResponse, BatchDeleteEntryRequest,
     BatchDeleteEntryResponse, BatchUpdateEntryRequest, BatchUpdateEntryResponse,
-    CountEntriesRequest, CountEntriesResponse, GetAuthorizedEntriesRequest,
-    GetAuthorizedEntriesResponse, GetEntryRequest, ListEntriesRequest, ListEntriesResponse,
-    SyncAuthorizedEntriesRequest, SyncAuthorizedEntriesResponse, batch_create_entry_response,
-    batch_delete_entry_response, batch_update_entry_response, count_entries_request,
-    list_entries_request,
+    CountEntriesRequest, CountEntriesResponse, GetAuthorizedEntriesRequest, GetEntryRequest,
+    ListEntriesRequest, ListEntriesResponse, SyncAuthorizedEntriesRequest,
+    batch_create_entry_response, batch_delete_entry_response, batch_update_entry_response,
+    count_entries_request, list_entries_request,
 };
 use ah_spire_wire::{entry_to_wire, model, types};
 use spiffe::TrustDomain;
@@ -23,6 +23,7 @@ use super::{
     Core, caller, caller_id, convert, count, failed, internal, invalid, item, mask, page,
     store_code, sync,
 };
+use crate::entries::encoded;
 use crate::ids::{self, Kind};
 use crate::store::{Created, EntryFilter, EntryMask, Match, Store, StoreError};
 
@@ -157,10 +158,7 @@ impl<S: Store> Service for Entries<S> {
         let entries = self.0.entries.authorized(caller_id(&caller(&request)?)?);
         let mask = request.into_inner().output_mask;
         Ok(Response::new(GetAuthorizedEntriesResponse {
-            entries: entries
-                .iter()
-                .map(|entry| mask::entry(entry.to_wire(), mask.as_ref()))
-                .collect(),
+            entries: encoded(&entries, mask.as_ref().into()),
         }))
     }
 

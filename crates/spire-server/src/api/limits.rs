@@ -21,6 +21,7 @@ pub struct RateLimits {
     /// X509-SVIDs and CAs.
     pub(super) x509: Limit,
     pub(super) jwt: Limit,
+    pub(super) wit: Limit,
     pub(super) push_key: Limit,
     pub(super) post_status: Limit,
 }
@@ -39,6 +40,7 @@ impl RateLimits {
             attest: when(attestation, 1),
             x509: when(signing, 500),
             jwt: when(signing, 500),
+            wit: when(signing, 500),
             push_key: Limit::new(500),
             post_status: Limit::new(10),
         }

@@ -8,11 +8,11 @@ use ah_spire_wire::server::svid::{
     BatchNewWitsvidRequest, BatchNewWitsvidResponse, BatchNewX509svidRequest,
     BatchNewX509svidResponse, MintJwtsvidRequest, MintJwtsvidResponse, MintWitsvidRequest,
     MintWitsvidResponse, MintX509svidRequest, MintX509svidResponse, NewDownstreamX509caRequest,
-    NewDownstreamX509caResponse, NewJwtsvidRequest, NewJwtsvidResponse, NewX509svidParams,
-    batch_new_x509svid_response,
+    NewDownstreamX509caResponse, NewJwtsvidRequest, NewJwtsvidResponse, NewWitsvidParams,
+    NewX509svidParams, batch_new_witsvid_response, batch_new_x509svid_response,
 };
-use ah_spire_wire::spiffe_id_to_wire;
-use ah_spire_wire::types::{Jwtsvid, X509svid};
+use ah_spire_wire::types::{self, Jwtsvid, Witsvid, X509svid};
+use ah_spire_wire::{spiffe_id_from_wire, spiffe_id_to_wire};
 use spiffe::SpiffeId;
 use tonic::{Request, Response, Status};
 
@@ -20,7 +20,8 @@ use super::attest::x509svid;
 use super::audit::{self, Audit, Fields};
 use super::csr::{BadCsr, Csr};
 use super::{Core, Right, caller, caller_id, dns, internal, invalid, item, unix};
-use crate::ca::{JwtSvidRequest, X509SvidRequest};
+use crate::ca::{BadHolderKey, HolderKey, JwtSvidRequest, WitSvidRequest, X509SvidRequest};
+use crate::entries::Held;
 use crate::ids::{self, Kind};
 use crate::moment;
 use crate::store::Store;
@@ -99,9 +100,25 @@ impl<S: Store> Service for Svids<S> {
 
     async fn mint_witsvid(
         &self,
-        _request: Request<MintWitsvidRequest>,
+        request: Request<MintWitsvidRequest>,
     ) -> Result<Response<MintWitsvidResponse>, Status> {
-        Err(no_wit())
+        self.wit_enabled()?;
+        let audit = Audit::of(&request);
+        let request = request.into_inner();
+        audit.about(|| {
+            Fields::default()
+                .with("ttl", request.ttl)
+                .maybe("spiffe_id", audit::id(request.id.as_ref()))
+        });
+        let id = ids::of_domain(request.id.as_ref(), &self.0.trust_domain, Kind::Workload)
+            .map_err(|why| invalid("invalid SPIFFE ID", why))?;
+        let holder = holder(
+            &request.public_key,
+            &request.signing_algorithm,
+            "invalid public key",
+        )?;
+        let svid = self.wit(&id, holder, request.ttl)?;
+        Ok(Response::new(MintWitsvidResponse { svid: Some(svid) }))
     }
 
     async fn batch_new_x509svid(
@@ -155,27 +172,60 @@ impl<S: Store> Service for Svids<S> {
             .entries
             .authorized_entry(caller_id(&caller)?, &request.entry_id)
             .ok_or_else(|| Status::not_found("entry not found or not authorized"))?;
-        ids::check(&entry.spiffe_id, &self.0.trust_domain, Kind::Workload)
+        let (entry, spiffe_id) = read_entry(&entry)?;
+        ids::check(&spiffe_id, &self.0.trust_domain, Kind::Workload)
             .map_err(|why| invalid("invalid SPIFFE ID", why))?;
         audit.about(|| {
             Fields::default()
-                .with("spiffe_id", entry.spiffe_id.to_string())
+                .with("spiffe_id", spiffe_id.to_string())
                 .with("ttl", entry.jwt_svid_ttl)
         });
+        let more = entry.additional_attributes.unwrap_or_default();
         let svid = self.jwt(
-            entry.spiffe_id.clone(),
+            spiffe_id,
             request.audience,
             entry.jwt_svid_ttl,
-            entry.jwt_svid_include_jti,
+            more.jwt_svid_include_jti,
         )?;
         Ok(Response::new(NewJwtsvidResponse { svid: Some(svid) }))
     }
 
     async fn batch_new_witsvid(
         &self,
-        _request: Request<BatchNewWitsvidRequest>,
+        request: Request<BatchNewWitsvidRequest>,
     ) -> Result<Response<BatchNewWitsvidResponse>, Status> {
-        Err(no_wit())
+        let (caller, audit) = (caller(&request)?, Audit::of(&request));
+        self.wit_enabled()?;
+        let params = request.into_inner().params;
+        if params.is_empty() {
+            return Err(Status::invalid_argument("missing parameters"));
+        }
+        let address = caller.address().map(|address| address.ip());
+        self.0.limits.wit.wait(address, params.len()).await?;
+        let agent = caller_id(&caller)?;
+        let mut results = Vec::with_capacity(params.len());
+        for one in params {
+            let (status, svid) = match self.new_wit(&one, agent) {
+                Ok(svid) => (Ok(()), Some(svid)),
+                Err(status) => (Err(status), None),
+            };
+            let status = item(status);
+            audit.item(&status, || {
+                let svid = svid.as_ref();
+                let id = svid.and_then(|svid| audit::id(svid.id.as_ref()));
+                Fields::default()
+                    .with("entry_id", one.entry_id.clone())
+                    .with("spiffe_id", id.unwrap_or_default())
+                    .maybe("expires_at", svid.map(|svid| svid.expires_at))
+            });
+            results.push(batch_new_witsvid_response::Result {
+                status: Some(status),
+                svid,
+            });
+            tokio::task::yield_now().await;
+        }
+        audit.apart();
+        Ok(Response::new(BatchNewWitsvidResponse { results }))
     }
 
     async fn new_downstream_x509ca(
@@ -225,16 +275,17 @@ impl<S: Store> Svids<S> {
             .authorized_entry(agent, &params.entry_id)
             .ok_or_else(|| Status::not_found("entry not found or not authorized"))?;
         let csr = read(&params.csr, "invalid CSR signature")?;
-        ids::check(&entry.spiffe_id, &self.0.trust_domain, Kind::Member)
+        let (entry, spiffe_id) = read_entry(&entry)?;
+        ids::check(&spiffe_id, &self.0.trust_domain, Kind::Member)
             .map_err(|why| internal("entry has malformed SPIFFE ID", why))?;
         let signed = self.0.authority.sign_x509_svid(X509SvidRequest {
-            spiffe_id: entry.spiffe_id.clone(),
+            spiffe_id: spiffe_id.clone(),
             spki: csr.spki,
-            dns_names: entry.dns_names().to_vec(),
+            dns_names: entry.dns_names,
             ttl: ttl(entry.x509_svid_ttl),
         });
         let signed = signed.map_err(|error| internal("failed to sign X509-SVID", error))?;
-        Ok(x509svid(&entry.spiffe_id, &signed))
+        Ok(x509svid(&spiffe_id, &signed))
     }
 
     fn jwt(
@@ -265,12 +316,68 @@ impl<S: Store> Svids<S> {
         })
     }
 
+    /// As long as an X509-SVID of the entry: it has no time for WIT-SVIDs.
+    fn new_wit(&self, params: &NewWitsvidParams, agent: &SpiffeId) -> Result<Witsvid, Status> {
+        if params.entry_id.is_empty() {
+            return Err(Status::invalid_argument("missing entry ID"));
+        }
+        if params.public_key.is_empty() {
+            return Err(Status::invalid_argument("missing public key"));
+        }
+        let entry = self
+            .0
+            .entries
+            .authorized_entry(agent, &params.entry_id)
+            .ok_or_else(|| Status::not_found("entry not found or not authorized"))?;
+        let holder = holder(
+            &params.public_key,
+            &params.signing_algorithm,
+            "malformed public key",
+        )?;
+        let (entry, spiffe_id) = read_entry(&entry)?;
+        ids::check(&spiffe_id, &self.0.trust_domain, Kind::Member)
+            .map_err(|why| internal("entry has malformed SPIFFE ID", why))?;
+        self.wit(&spiffe_id, holder, entry.x509_svid_ttl)
+    }
+
+    fn wit(&self, id: &SpiffeId, holder: HolderKey, seconds: i32) -> Result<Witsvid, Status> {
+        let signed = self.0.authority.sign_wit_svid(WitSvidRequest {
+            spiffe_id: id.clone(),
+            holder,
+            ttl: ttl(seconds),
+        });
+        let signed = signed.map_err(|error| internal("failed to sign WIT-SVID", error))?;
+        Ok(Witsvid {
+            token: signed.token,
+            id: Some(spiffe_id_to_wire(id)),
+            expires_at: unix(signed.expires_at),
+            issued_at: unix(signed.issued_at),
+            hint: String::new(),
+        })
+    }
+
+    fn wit_enabled(&self) -> Result<(), Status> {
+        if self.0.authority.wit_disabled() {
+            return Err(Status::unimplemented("WIT functionality is disabled"));
+        }
+        Ok(())
+    }
+
     fn jwt_enabled(&self) -> Result<(), Status> {
         if self.0.authority.jwt_disabled() {
             return Err(Status::unimplemented("JWT functionality is disabled"));
         }
         Ok(())
     }
+}
+
+/// With what is issued.
+fn read_entry(held: &Held) -> Result<(types::Entry, SpiffeId), Status> {
+    let entry = held.to_wire();
+    let entry = entry.map_err(|why| internal("failed to read entry", why))?;
+    let spiffe_id = spiffe_id_from_wire(entry.spiffe_id.as_ref(), "spiffe_id")
+        .map_err(|why| internal("entry has malformed SPIFFE ID", why))?;
+    Ok((entry, spiffe_id))
 }
 
 fn about_new(params: &NewX509svidParams, svid: Option<&X509svid>) -> Fields {
@@ -298,6 +405,9 @@ fn ttl(seconds: i32) -> Option<Duration> {
     seconds.map(Duration::from_secs)
 }
 
-fn no_wit() -> Status {
-    Status::unimplemented("WIT functionality is disabled")
+fn holder(spki: &[u8], algorithm: &str, malformed: &str) -> Result<HolderKey, Status> {
+    HolderKey::new(spki, algorithm).map_err(|why| match why {
+        BadHolderKey::Key(why) => invalid(malformed, why),
+        BadHolderKey::Algorithm(why) => invalid("invalid signing algorithm or key type", why),
+    })
 }

@@ -5,17 +5,14 @@
 
 use std::sync::Arc;
 
-use ah_spire_wire::server::entry::{
-    EntryRevision, SyncAuthorizedEntriesRequest, SyncAuthorizedEntriesResponse,
-};
-use ah_spire_wire::types::EntryMask;
+use ah_spire_wire::encoded::SyncAuthorizedEntriesResponse;
+use ah_spire_wire::server::entry::{EntryRevision, SyncAuthorizedEntriesRequest};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
 use super::audit::Audit;
-use super::mask;
-use crate::entries::Held;
+use crate::entries::{Fields, Held, encoded};
 
 /// Entries in one answer.
 pub(super) const PAGE: usize = 500;
@@ -82,12 +79,13 @@ impl Talk {
         if mask.is_some_and(|mask| !mask.revision_number) {
             return Err(Status::invalid_argument("revision number cannot be masked").into());
         }
+        let fields = Fields::from(mask.as_ref());
         if self.entries.len() <= self.page {
-            let entries = self.entries.iter().collect();
-            return self.send(entries, mask.as_ref(), false).await;
+            return self.send(&self.entries, fields, false).await;
         }
         self.send_revisions().await?;
-        self.entries.sort_unstable_by(|a, b| a.id.cmp(&b.id));
+        self.entries
+            .sort_unstable_by(|a, b| a.id_bytes().cmp(b.id_bytes()));
         loop {
             let mut ids = next(&self.answers, &mut requests).await?.ids;
             ids.sort_unstable();
@@ -95,19 +93,19 @@ impl Talk {
             let found = ids.iter().filter_map(|id| {
                 let at = self
                     .entries
-                    .binary_search_by(|entry| (*entry.id).cmp(id))
+                    .binary_search_by(|entry| entry.id_bytes().cmp(id.as_bytes()))
                     .ok()?;
-                self.entries.get(at)
+                self.entries.get(at).cloned()
             });
             let found: Vec<_> = found.collect();
             let mut rest = found.as_slice();
             while let Some((page, more)) = rest.split_at_checked(self.page)
                 && !more.is_empty()
             {
-                self.send(page.to_vec(), mask.as_ref(), true).await?;
+                self.send(page, fields, true).await?;
                 rest = more;
             }
-            self.send(rest.to_vec(), mask.as_ref(), false).await?;
+            self.send(rest, fields, false).await?;
         }
     }
 
@@ -115,7 +113,7 @@ impl Talk {
         let mut pages = self.entries.chunks(self.page).peekable();
         while let Some(page) = pages.next() {
             let revisions = page.iter().map(|entry| EntryRevision {
-                id: entry.id.to_string(),
+                id: entry.id().to_owned(),
                 revision_number: entry.revision,
                 created_at: entry.created_at,
             });
@@ -129,18 +127,10 @@ impl Talk {
         Ok(())
     }
 
-    async fn send(
-        &self,
-        entries: Vec<&Arc<Held>>,
-        mask: Option<&EntryMask>,
-        more: bool,
-    ) -> Result<(), Ended> {
-        let entries = entries
-            .into_iter()
-            .map(|entry| mask::entry(entry.to_wire(), mask));
+    async fn send(&self, entries: &[Arc<Held>], fields: Fields, more: bool) -> Result<(), Ended> {
         self.answer(SyncAuthorizedEntriesResponse {
             entry_revisions: Vec::new(),
-            entries: entries.collect(),
+            entries: encoded(entries, fields),
             more,
         })
         .await

@@ -1,8 +1,9 @@
-//! One X.509 authority and one JWT authority: a key and what it stands for.
+//! The authorities: a key each, and what it stands for.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use ah_spire_wire::model::{Bundle, JwtKey};
 use x509_parser::extensions::ParsedExtension;
 use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::time::ASN1Time;
@@ -41,9 +42,36 @@ impl X509Authority {
     }
 }
 
-/// A key that signs JWT-SVIDs.
+/// What is signed with a key alone, without a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Token {
+    /// JWT-SVIDs
+    Jwt,
+    /// WIT-SVIDs
+    Wit,
+}
+
+impl Token {
+    /// What people call its keys.
+    pub(super) fn key_name(self) -> &'static str {
+        match self {
+            Self::Jwt => "JWT key",
+            Self::Wit => "WIT key",
+        }
+    }
+
+    /// Its keys in a bundle.
+    pub(super) fn keys(self, bundle: &mut Bundle) -> &mut Vec<JwtKey> {
+        match self {
+            Self::Jwt => &mut bundle.jwt,
+            Self::Wit => &mut bundle.wit,
+        }
+    }
+}
+
+/// A key that signs JWT-SVIDs or WIT-SVIDs.
 #[derive(Debug)]
-pub struct JwtAuthority {
+pub struct TokenAuthority {
     pub(super) key: Arc<dyn SigningKey>,
     /// `kid`
     pub(super) id: String,

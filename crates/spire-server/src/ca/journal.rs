@@ -6,7 +6,7 @@
 use ah_spire_wire::stored::journal::{Entries, JwtKeyEntry, Status as Stored, X509caEntry};
 use prost::Message;
 
-use super::authority::{JwtAuthority, X509Authority, hex, to_unix};
+use super::authority::{Token, TokenAuthority, X509Authority, hex, to_unix};
 use super::certificate::subject_key_id;
 use super::manager::CaError;
 use super::slots::{SlotName, Status};
@@ -44,6 +44,7 @@ impl Journal {
                 local_authority_id = %authority,
                 x509_cas = entries.x509_c_as.len(),
                 jwt_keys = entries.jwt_keys.len(),
+                wit_keys = entries.wit_keys.len(),
                 "CA journal loaded"
             );
             return Ok(Self {
@@ -81,14 +82,21 @@ impl Journal {
         self.dirty = true;
     }
 
-    pub(super) fn append_jwt(&mut self, slot: SlotName, authority: &JwtAuthority, now: i64) {
+    pub(super) fn append_token(
+        &mut self,
+        of: Token,
+        slot: SlotName,
+        authority: &TokenAuthority,
+        now: i64,
+    ) {
         let slot_id = slot.to_string();
-        for entry in &mut self.entries.jwt_keys {
+        let keys = self.tokens(of);
+        for entry in &mut *keys {
             if entry.slot_id == slot_id {
                 entry.status = Stored::Old.into();
             }
         }
-        self.entries.jwt_keys.push(JwtKeyEntry {
+        keys.push(JwtKeyEntry {
             slot_id,
             issued_at: now,
             not_after: to_unix(authority.not_after),
@@ -97,7 +105,7 @@ impl Journal {
             status: Stored::Prepared.into(),
             authority_id: authority.id.clone(),
         });
-        keep_newest(&mut self.entries.jwt_keys);
+        keep_newest(keys);
         self.dirty = true;
     }
 
@@ -111,11 +119,18 @@ impl Journal {
     }
 
     /// As [`Self::activate_x509`].
-    pub(super) fn activate_jwt(&mut self, id: &str) {
-        for entry in &mut self.entries.jwt_keys {
+    pub(super) fn activate_token(&mut self, of: Token, id: &str) {
+        for entry in self.tokens(of) {
             entry.status = after_activation(entry.status, entry.authority_id == id);
         }
         self.dirty = true;
+    }
+
+    fn tokens(&mut self, of: Token) -> &mut Vec<JwtKeyEntry> {
+        match of {
+            Token::Jwt => &mut self.entries.jwt_keys,
+            Token::Wit => &mut self.entries.wit_keys,
+        }
     }
 
     /// Brings to the store what is not there yet.

@@ -11,17 +11,17 @@ mod load;
 mod operate;
 mod rotate;
 mod serve;
+mod token;
 
 use std::fmt::Display;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use ah_spire_wire::model::JwtKey;
 use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
 
 use super::SignError;
-use super::authority::{JwtAuthority, X509Authority, from_unix, to_unix};
+use super::authority::{Token, TokenAuthority, X509Authority, from_unix, to_unix};
 use super::journal::Journal;
 use super::metrics::{Rotation, done};
 use super::prepare;
@@ -87,11 +87,22 @@ pub struct Settings {
     pub jwt_key_type: KeyType,
     /// `disable_jwt_svids`
     pub disable_jwt: bool,
+    /// `wit_key_type`; `None` without the feature flag `wit-svid`.
+    pub wit_key_type: Option<KeyType>,
     /// The upstream authority; `None` where the server's CA signs itself.
     pub upstream: Option<Arc<dyn UpstreamAuthority>>,
 }
 
-/// Keeps one X.509 and one JWT authority active.
+impl Settings {
+    /// The tokens that are signed, and the types of their keys.
+    fn tokens(&self) -> impl Iterator<Item = (Token, KeyType)> {
+        let jwt = (!self.disable_jwt).then_some((Token::Jwt, self.jwt_key_type));
+        let wit = self.wit_key_type.map(|kind| (Token::Wit, kind));
+        jwt.into_iter().chain(wit)
+    }
+}
+
+/// Keeps one X.509 authority active, and one of each kind of token that is configured.
 pub struct Manager<S, K> {
     authorities: Arc<Authorities>,
     store: Arc<S>,
@@ -104,7 +115,8 @@ pub struct Manager<S, K> {
 
 struct State {
     x509: Slots<X509Authority>,
-    jwt: Slots<JwtAuthority>,
+    jwt: Slots<TokenAuthority>,
+    wit: Slots<TokenAuthority>,
     journal: Journal,
     /// When it was last tried to leave a tainted upstream authority.
     left: Option<Instant>,
@@ -124,7 +136,7 @@ impl Authority for X509Authority {
     }
 }
 
-impl Authority for JwtAuthority {
+impl Authority for TokenAuthority {
     fn id(&self) -> String {
         self.id.clone()
     }
@@ -158,6 +170,7 @@ impl<S: Bundles + Journals + 'static, K: KeyManager> Manager<S, K> {
             state: Mutex::new(State {
                 x509: Slots::choose(std::iter::empty()),
                 jwt: Slots::choose(std::iter::empty()),
+                wit: Slots::choose(std::iter::empty()),
                 journal,
                 left: None,
             }),
@@ -173,8 +186,9 @@ impl<S: Bundles + Journals + 'static, K: KeyManager> Manager<S, K> {
 
     fn can_sign(&self) -> bool {
         let now = self.now();
-        let jwt = self.settings.disable_jwt || self.authorities.active_jwt(now).is_ok();
-        jwt && self.authorities.active_x509(now).is_ok()
+        let mut tokens = self.settings.tokens();
+        tokens.all(|(of, _)| self.authorities.active_token(of, now).is_ok())
+            && self.authorities.active_x509(now).is_ok()
     }
 
     /// What signs.
@@ -214,7 +228,7 @@ impl<S: Bundles + Journals + 'static, K: KeyManager> Manager<S, K> {
             None => {
                 let authority = prepare::self_signed(self.authorities.profile(), key, now)?;
                 let der = authority.der().to_vec();
-                self.append(&[der], &[]).await?;
+                self.append(&[der], None).await?;
                 authority
             }
             Some(upstream) => {
@@ -222,7 +236,7 @@ impl<S: Bundles + Journals + 'static, K: KeyManager> Manager<S, K> {
                 let csr = prepare::request(profile, key.as_ref())?;
                 let minted = upstream.mint_x509_ca(&csr, profile.ca_ttl).await?;
                 let authority = prepare::minted(profile, key, &minted, now)?;
-                self.append(&minted.roots, &[]).await?;
+                self.append(&minted.roots, None).await?;
                 authority
             }
         };
@@ -259,54 +273,6 @@ impl<S: Bundles + Journals + 'static, K: KeyManager> Manager<S, K> {
         self.save(state).await;
     }
 
-    async fn prepare_jwt_key(&self, state: &mut State) -> Result<(), CaError> {
-        let call = self.counts.prepare_jwt.start();
-        let prepared = self.new_jwt_key(state).await;
-        done(call, &prepared);
-        prepared
-    }
-
-    async fn new_jwt_key(&self, state: &mut State) -> Result<(), CaError> {
-        state.journal.save(self.store.as_ref()).await?;
-        let slot = free_slot(&mut state.jwt);
-        let now = self.now();
-        let key = self
-            .keys
-            .generate_key(&jwt_key_id(slot.name), self.settings.jwt_key_type)
-            .await?;
-        slot.set_status(Status::Old);
-        let authority = Arc::new(prepare::jwt(self.authorities.profile(), key, now)?);
-        self.publish_jwt(JwtKey {
-            spki: authority.key.spki().to_vec(),
-            id: authority.id.clone(),
-            expires_at: to_unix(authority.not_after),
-            tainted: false,
-        })
-        .await?;
-        state
-            .journal
-            .append_jwt(slot.name, &authority, to_unix(now));
-        *slot = Slot::holding(
-            slot.name,
-            authority,
-            from_unix(to_unix(now)),
-            Status::Prepared,
-        );
-        tracing::info!(slot = %slot.name, local_authority_id = slot.id(), "JWT key prepared");
-        self.save(state).await;
-        Ok(())
-    }
-
-    async fn activate_jwt_key(&self, state: &mut State) {
-        let slot = &mut state.jwt.current;
-        slot.set_status(Status::Active);
-        state.journal.activate_jwt(slot.id());
-        self.authorities.set_jwt(slot.authority.clone());
-        self.counts.activated_jwt.increment();
-        tracing::info!(slot = %slot.name, local_authority_id = slot.id(), "JWT key activated");
-        self.save(state).await;
-    }
-
     /// An authority in the bundle may sign even if the journal does not know yet: after a crash it would be made
     /// active again, or replaced. What could not be saved is saved with the next rotation.
     async fn save(&self, state: &mut State) {
@@ -328,8 +294,11 @@ fn x509_key_id(slot: SlotName) -> String {
     format!("x509-CA-{slot}")
 }
 
-fn jwt_key_id(slot: SlotName) -> String {
-    format!("JWT-Signer-{slot}")
+fn token_key_id(of: Token, slot: SlotName) -> String {
+    match of {
+        Token::Jwt => format!("JWT-Signer-{slot}"),
+        Token::Wit => format!("WIT-Signer-{slot}"),
+    }
 }
 
 fn log_failure(done: Result<(), impl Display>, what: &str) {

@@ -6,7 +6,7 @@ use ah_spire_telemetry::{CallCounter, Counter, Gauge, Metrics, Running};
 use spiffe::TrustDomain;
 use tonic::Code;
 
-use super::authority::to_unix;
+use super::authority::{Token, to_unix};
 
 /// What was signed. A CA that a downstream server gets is no SVID of a workload.
 #[derive(Clone, Debug)]
@@ -31,10 +31,12 @@ impl Signed {
 #[derive(Clone, Debug)]
 pub(super) struct Rotation {
     pub(super) prepare_x509: CallCounter,
-    pub(super) prepare_jwt: CallCounter,
+    prepare_jwt: CallCounter,
+    prepare_wit: CallCounter,
     pub(super) prune_bundle: CallCounter,
     pub(super) pruned_bundle: Counter,
-    pub(super) activated_jwt: Counter,
+    activated_jwt: Counter,
+    activated_wit: Counter,
     activated_x509: Counter,
     expiration: Gauge,
     ttl: Gauge,
@@ -48,13 +50,31 @@ impl Rotation {
         Self {
             prepare_x509: calls("x509_ca", "prepare"),
             prepare_jwt: calls("jwt_key", "prepare"),
+            prepare_wit: calls("wit_key", "prepare"),
             prune_bundle: calls("bundle", "prune"),
             pruned_bundle: metrics.counter(&["ca", "manager", "bundle", "pruned"], &[]),
-            // The two counters begin differently upstream, too.
+            // The counters begin differently upstream, too.
             activated_jwt: metrics.counter(&["manager", "jwt_key", "activate"], &[]),
+            activated_wit: metrics.counter(&["manager", "wit_key", "activate"], &[]),
             activated_x509: metrics.counter(&["ca", "manager", "x509_ca", "activate"], &[]),
             expiration: x509("expiration"),
             ttl: x509("ttl"),
+        }
+    }
+
+    /// How often a key for tokens was prepared.
+    pub(super) fn prepare_token(&self, of: Token) -> &CallCounter {
+        match of {
+            Token::Jwt => &self.prepare_jwt,
+            Token::Wit => &self.prepare_wit,
+        }
+    }
+
+    /// A key for tokens became the active one.
+    pub(super) fn activated_token(&self, of: Token) {
+        match of {
+            Token::Jwt => self.activated_jwt.increment(),
+            Token::Wit => self.activated_wit.increment(),
         }
     }
 

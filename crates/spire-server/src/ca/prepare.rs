@@ -7,7 +7,7 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::SignError;
-use super::authority::{Certificate, JwtAuthority, X509Authority, from_unix, to_unix};
+use super::authority::{Certificate, TokenAuthority, X509Authority, from_unix, to_unix};
 use super::certificate::{self, Issuer, Template};
 use super::compose::X509Attributes;
 use super::sign::{Profile, backdated, new_serial, random};
@@ -47,12 +47,12 @@ pub(super) fn self_signed(
     })
 }
 
-/// A JWT key under a random name.
-pub(super) fn jwt(
+/// A key for tokens under a random name.
+pub(super) fn token(
     profile: &Profile,
     key: Arc<dyn SigningKey>,
     now: SystemTime,
-) -> Result<JwtAuthority, SignError> {
+) -> Result<TokenAuthority, SignError> {
     const ALPHABET: &[u8; 62] = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789";
     let random: [u8; 32] = random()?;
     let id = random
@@ -60,7 +60,7 @@ pub(super) fn jwt(
         .filter_map(|byte| ALPHABET.get(usize::from(*byte).checked_rem(ALPHABET.len())?))
         .map(|letter| char::from(*letter))
         .collect();
-    Ok(JwtAuthority {
+    Ok(TokenAuthority {
         key,
         id,
         not_after: from_unix(to_unix(end_of_life(profile, now))),

@@ -1,26 +1,26 @@
 //! Signing with the authorities that are active.
 
+mod token;
+
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use ah_identity_provider::Clock;
 use ah_spire_telemetry::Metrics;
-use ah_spire_wire::{der, key_kind};
+use ah_spire_wire::key_kind;
 use arc_swap::ArcSwapOption;
 use aws_lc_rs::rand;
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use serde::Serialize;
-use serde_json::{Map, Value};
 use spiffe::{SpiffeId, TrustDomain};
 
-use super::authority::{JwtAuthority, X509Authority, from_unix, to_unix};
+use super::authority::{Token, TokenAuthority, X509Authority, from_unix, to_unix};
 use super::certificate::{Issuer, Template};
 use super::compose::{Composers, Holder, X509Attributes};
 use super::metrics::Signed;
 use super::name::Subject;
-use super::{JwtSvid, JwtSvidRequest, SignError, Signer, X509Svid, X509SvidRequest};
-use crate::keys::{KeyError, KeyType};
+use super::{
+    JwtSvid, JwtSvidRequest, SignError, Signer, WitSvid, WitSvidRequest, X509Svid, X509SvidRequest,
+};
+use crate::keys::KeyError;
 
 /// How far before now certificates begin, for clocks that are behind.
 pub const BACKDATE: Duration = Duration::from_secs(10);
@@ -45,6 +45,8 @@ pub struct Profile {
     pub jwt_svid_ttl: Duration,
     /// `jwt_issuer`
     pub jwt_issuer: Option<String>,
+    /// `wit_issuer`
+    pub wit_issuer: Option<String>,
     /// What changes certificates and tokens before they are signed.
     pub composers: Composers,
 }
@@ -60,6 +62,7 @@ impl Profile {
             agent_ttl: Duration::from_secs(3600),
             jwt_svid_ttl: Duration::from_secs(300),
             jwt_issuer: None,
+            wit_issuer: None,
             composers: Composers::default(),
         }
     }
@@ -87,7 +90,8 @@ pub struct Authorities {
     metrics: Metrics,
     signed: Signed,
     pub(super) x509: ArcSwapOption<X509Authority>,
-    pub(super) jwt: ArcSwapOption<JwtAuthority>,
+    jwt: ArcSwapOption<TokenAuthority>,
+    wit: ArcSwapOption<TokenAuthority>,
 }
 
 impl Authorities {
@@ -107,6 +111,7 @@ impl Authorities {
             metrics,
             x509: ArcSwapOption::empty(),
             jwt: ArcSwapOption::empty(),
+            wit: ArcSwapOption::empty(),
         }
     }
 
@@ -132,8 +137,15 @@ impl Authorities {
         self.x509.store(authority);
     }
 
-    pub(super) fn set_jwt(&self, authority: Option<Arc<JwtAuthority>>) {
-        self.jwt.store(authority);
+    pub(super) fn set_token(&self, of: Token, authority: Option<Arc<TokenAuthority>>) {
+        self.token(of).store(authority);
+    }
+
+    fn token(&self, of: Token) -> &ArcSwapOption<TokenAuthority> {
+        match of {
+            Token::Jwt => &self.jwt,
+            Token::Wit => &self.wit,
+        }
     }
 
     /// One from the future, after the clock was set back, signs nothing until the next rotation replaces it: nobody
@@ -148,11 +160,15 @@ impl Authorities {
             .ok_or(SignError::NotReady("X509 CA"))
     }
 
-    pub(super) fn active_jwt(&self, now: SystemTime) -> Result<Arc<JwtAuthority>, SignError> {
-        self.jwt
+    pub(super) fn active_token(
+        &self,
+        of: Token,
+        now: SystemTime,
+    ) -> Result<Arc<TokenAuthority>, SignError> {
+        self.token(of)
             .load_full()
             .filter(|authority| authority.not_after > now)
-            .ok_or(SignError::NotReady("JWT key"))
+            .ok_or(SignError::NotReady(of.key_name()))
     }
 
     /// The server's own X509-SVID, `spiffe://TRUST-DOMAIN/spire/server`.
@@ -256,80 +272,11 @@ impl Signer for Authorities {
     }
 
     fn sign_jwt_svid(&self, request: JwtSvidRequest) -> Result<JwtSvid, SignError> {
-        #[derive(Serialize)]
-        struct Header<'a> {
-            alg: &'a str,
-            kid: &'a str,
-            typ: &'a str,
-        }
-        #[derive(Serialize)]
-        struct Claims<'a> {
-            aud: &'a [String],
-            exp: i64,
-            iat: i64,
-            #[serde(skip_serializing_if = "Option::is_none")]
-            iss: Option<&'a str>,
-            #[serde(skip_serializing_if = "Option::is_none")]
-            jti: Option<String>,
-            sub: &'a str,
-        }
+        self.new_jwt_svid(request)
+    }
 
-        self.check_member(&request.spiffe_id, "JWT-SVID")?;
-        let mut audience = request.audience;
-        audience.retain(|one| !one.is_empty());
-        if audience.is_empty() {
-            let text = "invalid JWT-SVID audience: cannot be empty";
-            return Err(SignError::Invalid(text.into()));
-        }
-        let now = self.clock.now();
-        let authority = self.active_jwt(now)?;
-        let end = capped(
-            now,
-            request.ttl,
-            self.profile.jwt_svid_ttl,
-            authority.not_after,
-        );
-        let (mut issued_at, mut expires_at) = (to_unix(now), to_unix(end));
-        let header = Header {
-            alg: match authority.key.key_type() {
-                KeyType::EcP256 => "ES256",
-                KeyType::EcP384 => "ES384",
-                KeyType::Rsa2048 | KeyType::Rsa4096 => "RS256",
-            },
-            kid: &authority.id,
-            typ: "JWT",
-        };
-        let claims = Claims {
-            aud: &audience,
-            exp: expires_at,
-            iat: issued_at,
-            iss: self.profile.jwt_issuer.as_deref(),
-            jti: request.include_jti.then(new_jti).transpose()?,
-            sub: &request.spiffe_id.to_string(),
-        };
-        let mut token = String::with_capacity(512);
-        append_json(&mut token, &header)?;
-        token.push('.');
-        if self.profile.composers.is_empty() {
-            append_json(&mut token, &claims)?;
-        } else {
-            let of = &request.spiffe_id;
-            let claims = self.profile.composers.jwt_svid(of, as_map(&claims)?, now)?;
-            let time = |name| claims.get(name).and_then(Value::as_i64);
-            issued_at = time("iat").unwrap_or(issued_at);
-            expires_at = time("exp").unwrap_or(expires_at);
-            append_json(&mut token, &claims)?;
-        }
-        let signature = authority.key.sign(token.as_bytes()).map_err(failed)?;
-        let signature = jws_signature(authority.key.key_type(), signature)?;
-        token.push('.');
-        URL_SAFE_NO_PAD.encode_string(signature, &mut token);
-        self.signed.jwt_svid.increment();
-        Ok(JwtSvid {
-            token,
-            issued_at: from_unix(issued_at),
-            expires_at: from_unix(expires_at),
-        })
+    fn sign_wit_svid(&self, request: WitSvidRequest) -> Result<WitSvid, SignError> {
+        self.new_wit_svid(&request)
     }
 }
 
@@ -372,18 +319,6 @@ pub(super) fn new_serial() -> Result<u128, SignError> {
     }
 }
 
-/// A random UUID (RFC 9562 §5.4) in base64url, as upstream makes it.
-fn new_jti() -> Result<String, SignError> {
-    let mut bytes: [u8; 16] = random()?;
-    if let Some(version) = bytes.get_mut(6) {
-        *version = *version & 0x0f | 0x40;
-    }
-    if let Some(variant) = bytes.get_mut(8) {
-        *variant = *variant & 0x3f | 0x80;
-    }
-    Ok(URL_SAFE_NO_PAD.encode(bytes))
-}
-
 pub(super) fn random<const N: usize>() -> Result<[u8; N], SignError> {
     let mut bytes = [0; N];
     rand::fill(&mut bytes).map_err(|_| SignError::Failed("no random numbers".into()))?;
@@ -403,55 +338,4 @@ fn capped(
 ) -> SystemTime {
     let ttl = ttl.filter(|ttl| !ttl.is_zero()).unwrap_or(default);
     now.checked_add(ttl).map_or(cap, |end| end.min(cap))
-}
-
-fn as_map(part: &impl Serialize) -> Result<Map<String, Value>, SignError> {
-    match serde_json::to_value(part) {
-        Ok(Value::Object(map)) => Ok(map),
-        Ok(_) => Err(SignError::Failed("the claims are no JSON object".into())),
-        Err(error) => Err(SignError::Failed(error.to_string())),
-    }
-}
-
-fn append_json(token: &mut String, part: &impl Serialize) -> Result<(), SignError> {
-    let json = serde_json::to_vec(part).map_err(|error| SignError::Failed(error.to_string()))?;
-    URL_SAFE_NO_PAD.encode_string(json, token);
-    Ok(())
-}
-
-/// JWS has the two numbers of an ECDSA signature one after the other (RFC 7518 §3.4), X.509 has them in DER.
-fn jws_signature(kind: KeyType, signature: Vec<u8>) -> Result<Vec<u8>, SignError> {
-    let size: usize = match kind {
-        KeyType::EcP256 => 32,
-        KeyType::EcP384 => 48,
-        KeyType::Rsa2048 | KeyType::Rsa4096 => return Ok(signature),
-    };
-    let malformed = || SignError::Failed("the key manager made a malformed signature".into());
-    let mut rest = match signature.as_slice() {
-        // Two numbers of at most 49 bytes each: the length takes one byte.
-        [der::SEQUENCE, length, rest @ ..] if usize::from(*length) == rest.len() => rest,
-        _ => return Err(malformed()),
-    };
-    let mut fixed = Vec::with_capacity(size.saturating_mul(2));
-    for _ in 0..2 {
-        let (number, after) = match rest {
-            [der::INTEGER, length, rest @ ..] => rest
-                .split_at_checked(usize::from(*length))
-                .ok_or_else(malformed)?,
-            _ => return Err(malformed()),
-        };
-        let digits = match number {
-            [0, digits @ ..] => digits,
-            digits => digits,
-        };
-        let zeros = size.checked_sub(digits.len()).ok_or_else(malformed)?;
-        fixed.resize(fixed.len().saturating_add(zeros), 0);
-        fixed.extend_from_slice(digits);
-        rest = after;
-    }
-    if rest.is_empty() {
-        Ok(fixed)
-    } else {
-        Err(malformed())
-    }
 }

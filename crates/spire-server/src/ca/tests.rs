@@ -1,5 +1,6 @@
 //! What is signed, and the life of authorities.
 
+mod aws;
 mod cert_manager;
 mod composing;
 mod ejbca;

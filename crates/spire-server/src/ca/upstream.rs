@@ -1,10 +1,13 @@
 //! An authority above the server's own: it signs the CA, and its roots are the bundle.
 
+mod aws_pca;
+mod aws_secret;
 mod cert_manager;
 mod disk;
 mod ejbca;
 mod external;
 mod gcp_cas;
+mod local;
 mod spire;
 mod vault;
 
@@ -21,6 +24,8 @@ use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 
+pub use aws_pca::{PcaAuthority, PcaSettings};
+pub use aws_secret::{SecretAuthority, SecretSettings};
 pub use cert_manager::{CertManagerAuthority, CertManagerSettings};
 pub use disk::{DiskAuthority, Files};
 pub use ejbca::{EjbcaAuthority, EjbcaSettings, EndEntity, NamePart};

@@ -154,6 +154,19 @@ pub(super) fn jwt_svid(svid: &types::Jwtsvid) -> Value {
     }))
 }
 
+/// As Go prints the structure: numbers are numbers, and what is empty is left out.
+pub(super) fn wit_svid(svid: &types::Witsvid) -> Value {
+    let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    let date = |seconds: i64| (seconds != 0).then_some(seconds);
+    set(json!({
+        "token": some(&svid.token),
+        "id": svid.id.as_ref().map(id),
+        "expires_at": date(svid.expires_at),
+        "issued_at": date(svid.issued_at),
+        "hint": some(&svid.hint),
+    }))
+}
+
 pub(super) fn logger(logger: &types::Logger) -> Value {
     json!({
         "current_level": logger.current_level().as_str_name(),

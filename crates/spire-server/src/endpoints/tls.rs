@@ -1,16 +1,11 @@
 //! The server's side of TLS: its own SVID, and the client certificates that it takes.
-//!
-//! TLS 1.3 alone; no tickets and no resumption, for a resumed session would skip the look at the certificate.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use ah_identity_provider::{Clock, PrivateKey, TrustBundles};
-use ah_tls::{Policy, Trust, key_exchanges, optional_clients};
-use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::server::NoServerSessionStorage;
-use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use ah_tls::{OwnKey, Policy, Trust, optional_clients, spiffe_server};
 use rustls::{Error, ServerConfig, ServerConnection};
 use rustls_pki_types::CertificateDer;
 use spiffe::{SpiffeId, TrustDomain};
@@ -43,7 +38,7 @@ pub struct ClientTrust {
 pub struct Configs {
     clients: ClientTrust,
     clock: Arc<dyn Clock>,
-    provider: Arc<CryptoProvider>,
+    post_quantum_only: bool,
     state: Mutex<State>,
 }
 
@@ -63,11 +58,10 @@ impl Configs {
         clock: Arc<dyn Clock>,
         post_quantum_only: bool,
     ) -> Self {
-        let provider = key_exchanges(aws_lc_rs::default_provider(), post_quantum_only);
         Self {
             clients,
             clock,
-            provider: Arc::new(provider),
+            post_quantum_only,
             state: Mutex::new(State {
                 svid,
                 bundles,
@@ -97,25 +91,18 @@ impl Configs {
     }
 
     fn build(&self, svid: &ServerSvid, bundles: &TrustBundles) -> Result<Arc<ServerConfig>, Error> {
-        let provider = self.provider.clone();
         let chain = svid
             .chain
             .iter()
             .map(|der| CertificateDer::from(der.clone()));
-        let key = CertifiedKey::from_der(chain.collect(), svid.key.der().clone_key(), &provider)?;
         let verifier = ClientVerifier {
             trust: Trust::new(bundles),
             clients: self.clients.clone(),
             clock: self.clock.clone(),
         };
-        let mut config = ServerConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])?
-            .with_client_cert_verifier(optional_clients(move |chain| verifier.takes(chain)))
-            .with_cert_resolver(Arc::new(SingleCertAndKey::from(key)));
-        config.alpn_protocols = vec![b"h2".to_vec()];
-        config.send_tls13_tickets = 0;
-        config.session_storage = Arc::new(NoServerSessionStorage {});
-        Ok(Arc::new(config))
+        let clients = optional_clients(move |chain| verifier.takes(chain));
+        let key = OwnKey::Here(svid.key.clone());
+        spiffe_server(chain.collect(), &key, clients, self.post_quantum_only).map(Arc::new)
     }
 }
 

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use ah_spire_wire::model::Entry;
 use spiffe::TrustDomain;
 
-use super::index::{Index, is_alias};
-use super::order::{ById, ByIssued};
+use super::index::Index;
+use super::order::{ById, ByIssued, Parent};
 use crate::store::Agent;
 
 /// An index that nobody looks into yet.
@@ -26,23 +26,21 @@ impl Building {
 
     pub(super) fn add(&mut self, entry: Entry) {
         let index = &mut self.index;
-        let entry = index.hold(entry);
         if !index.is_ours(&entry) {
             return;
         }
-        let entry = Arc::new(entry);
-        index.by_id.insert(ById(Arc::clone(&entry)));
+        let entry = Arc::new(index.hold(&entry));
         self.issued.push(ByIssued(Arc::clone(&entry)));
         if entry.expires_at != 0 {
-            let end = (entry.expires_at, entry.id.to_string());
+            let end = (entry.expires_at, entry.id().to_owned());
             index.ends.insert(end);
         }
-        if is_alias(&entry) {
+        if entry.is_alias() {
             index.add_alias(entry);
-        } else if let Some(siblings) = index.children.get_mut(&entry.parent_id) {
+        } else if let Some(siblings) = index.children.get_mut(entry.parent_id.path().as_bytes()) {
             siblings.push(entry);
         } else {
-            let parent = Arc::clone(&entry.parent_id);
+            let parent = Parent(Arc::clone(&entry.parent_id));
             index.children.insert(parent, vec![entry]);
         }
     }
@@ -51,9 +49,14 @@ impl Building {
     pub(super) fn finish(self, agents: Vec<Agent>) -> Index {
         let Self { mut index, issued } = self;
         for siblings in index.children.values_mut() {
-            siblings.sort_unstable_by(|a, b| a.id.cmp(&b.id));
+            siblings.sort_unstable_by(|a, b| a.id_bytes().cmp(b.id_bytes()));
             siblings.shrink_to_fit();
         }
+        index.by_id.reserve(issued.len());
+        let entries = issued.iter();
+        index
+            .by_id
+            .extend(entries.map(|ByIssued(entry)| ById(Arc::clone(entry))));
         index.issued = BTreeSet::from_iter(issued);
         for agent in agents {
             index.agents.insert(agent.id.clone(), Arc::new(agent));

@@ -1,133 +1,217 @@
 //! An entry as it is held by the hundred thousand.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use ah_spire_wire::model::{Entry, Selector};
-use ah_spire_wire::{spiffe_id_to_wire, types};
-use spiffe::{SpiffeId, TrustDomain};
+use ah_spire_wire::{entry_to_wire, types};
+use bytes::{BufMut, Bytes, BytesMut};
+use prost::encoding::{DecodeContext, decode_key, message, skip_field, string};
+use prost::{DecodeError, Message};
+use spiffe::SpiffeId;
 
-/// A registration entry without what makes [`Entry`] large: parents are shared, and what few entries have is apart.
+/// Path of the parent of node aliases.
+const SERVER_PATH: &str = "/spire/server";
+
+/// A registration entry as agents get it, encoded once: that takes less room than its values do, and an answer is made
+/// by copying.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Held {
-    /// Its name in the datastore.
-    pub id: Box<str>,
-    /// What is issued.
-    pub spiffe_id: SpiffeId,
+    wire: Box<[u8]>,
+    id: Part,
+    path: Part,
     /// The agent, or the entry of nodes, that may serve it.
-    pub parent_id: Arc<SpiffeId>,
-    /// Sorted, without duplicates.
-    pub selectors: Box<[Selector]>,
+    pub(super) parent_id: Arc<SpiffeId>,
+    /// Of an alias, which agents are compared with. Those of other entries are nothing to the server.
+    pub(super) selectors: Box<[Selector]>,
     /// Unix seconds; 0 is never.
-    pub expires_at: i64,
+    pub(super) expires_at: i64,
     /// Counts the changes.
     pub revision: i64,
     /// Unix seconds.
     pub created_at: i64,
-    /// Seconds; 0 is the server's default.
-    pub x509_svid_ttl: i32,
-    /// Seconds; 0 is the server's default.
-    pub jwt_svid_ttl: i32,
-    /// JWT-SVIDs carry a unique `jti`.
-    pub jwt_svid_include_jti: bool,
-    disable_x509_svid_prefetch: bool,
-    admin: bool,
-    downstream: bool,
-    store_svid: bool,
-    rare: Option<Box<Rare>>,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Rare {
-    federates_with: Vec<TrustDomain>,
-    dns_names: Vec<String>,
-    hint: String,
+/// Where a text stands in the encoded entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Part {
+    end: u32,
+    length: u32,
 }
 
 impl Held {
     /// `parent_id` is `entry`'s, shared with those that have the same.
-    pub(super) fn new(entry: Entry, parent_id: Arc<SpiffeId>) -> Self {
-        let rare = Rare {
-            federates_with: entry.federates_with,
-            dns_names: entry.dns_names,
-            hint: entry.hint,
+    pub(super) fn new(entry: &Entry, parent_id: Arc<SpiffeId>) -> Self {
+        let wire = entry_to_wire(entry);
+        // Fields are encoded in the order of their numbers: these two are the first, and the path ends the second.
+        let id = match wire.id.as_str() {
+            "" => 0,
+            _ => string::encoded_len(1, &wire.id),
         };
+        let spiffe_id = wire.spiffe_id.as_ref();
+        let spiffe_id = spiffe_id.map_or(0, |issued| message::encoded_len(2, issued));
+        let is_alias = parent_id.path() == SERVER_PATH;
         Self {
-            id: entry.id.into(),
-            spiffe_id: entry.spiffe_id,
+            wire: wire.encode_to_vec().into(),
+            id: Part::before(id, &entry.id),
+            path: Part::before(id + spiffe_id, entry.spiffe_id.path()),
             parent_id,
-            selectors: entry.selectors.into(),
+            selectors: match is_alias {
+                true => entry.selectors.as_slice().into(),
+                false => Box::default(),
+            },
             expires_at: entry.expires_at,
             revision: entry.revision,
             created_at: entry.created_at,
-            x509_svid_ttl: entry.x509_svid_ttl,
-            jwt_svid_ttl: entry.jwt_svid_ttl,
-            jwt_svid_include_jti: entry.jwt_svid_include_jti,
-            disable_x509_svid_prefetch: entry.disable_x509_svid_prefetch,
-            admin: entry.admin,
-            downstream: entry.downstream,
-            store_svid: entry.store_svid,
-            rare: (rare != Rare::default()).then(|| Box::new(rare)),
         }
     }
 
-    /// DNS SANs of the SVID; the first one becomes its common name.
-    pub fn dns_names(&self) -> &[String] {
-        self.rare.as_ref().map_or(&[], |rare| &rare.dns_names)
+    /// Whether it stands for agents, by their selectors, instead of for a workload.
+    pub(super) fn is_alias(&self) -> bool {
+        self.parent_id.path() == SERVER_PATH
+    }
+
+    /// Its name in the datastore.
+    pub fn id(&self) -> &str {
+        std::str::from_utf8(self.id_bytes()).unwrap_or_default()
+    }
+
+    /// As [`Self::id`], to compare with.
+    pub(crate) fn id_bytes(&self) -> &[u8] {
+        self.wire.get(self.id.range()).unwrap_or_default()
+    }
+
+    /// The path of the SPIFFE ID that is issued.
+    pub(super) fn path(&self) -> &[u8] {
+        self.wire.get(self.path.range()).unwrap_or_default()
     }
 
     /// As agents get it: all fields.
-    pub fn to_wire(&self) -> types::Entry {
-        let rare = self.rare.as_deref().cloned().unwrap_or_default();
-        let more = types::entry::AdditionalAttributes {
-            disable_x509_svid_prefetch: self.disable_x509_svid_prefetch,
-            jwt_svid_include_jti: self.jwt_svid_include_jti,
-        };
-        types::Entry {
-            id: self.id.to_string(),
-            spiffe_id: Some(spiffe_id_to_wire(&self.spiffe_id)),
-            parent_id: Some(spiffe_id_to_wire(&self.parent_id)),
-            selectors: self.selectors.iter().cloned().map(Into::into).collect(),
-            x509_svid_ttl: self.x509_svid_ttl,
-            federates_with: rare
-                .federates_with
-                .iter()
-                .map(ToString::to_string)
-                .collect(),
-            admin: self.admin,
-            downstream: self.downstream,
-            expires_at: self.expires_at,
-            dns_names: rare.dns_names,
-            revision_number: self.revision,
-            store_svid: self.store_svid,
-            jwt_svid_ttl: self.jwt_svid_ttl,
-            hint: rare.hint,
-            created_at: self.created_at,
-            additional_attributes: (more != Default::default()).then_some(more),
+    ///
+    /// # Errors
+    /// None for what was encoded here.
+    pub fn to_wire(&self) -> Result<types::Entry, DecodeError> {
+        types::Entry::decode(&*self.wire)
+    }
+
+    /// Those fields of it as they are on the wire. `room` is filled and then split off.
+    fn encoded(&self, fields: Fields, room: &mut BytesMut) -> Bytes {
+        if fields == Fields::ALL {
+            room.put_slice(&self.wire);
+            return room.split().freeze();
         }
+        let mut rest = &*self.wire;
+        loop {
+            let from = rest;
+            let Ok((number, kind)) = decode_key(&mut rest) else {
+                break;
+            };
+            if skip_field(kind, number, &mut rest, DecodeContext::default()).is_err() {
+                break;
+            }
+            if fields.contain(number) {
+                room.put_slice(from.get(..from.len() - rest.len()).unwrap_or_default());
+            }
+        }
+        room.split().freeze()
+    }
+}
+
+/// Those fields of `entries` as they are on the wire.
+pub fn encoded(entries: &[Arc<Held>], fields: Fields) -> Vec<Bytes> {
+    let mut room = BytesMut::with_capacity(entries.iter().map(|entry| entry.wire.len()).sum());
+    let entries = entries.iter();
+    entries
+        .map(|entry| entry.encoded(fields, &mut room))
+        .collect()
+}
+
+impl Part {
+    fn before(end: usize, text: &str) -> Self {
+        let short = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        Self {
+            end: short(end),
+            length: short(text.len()),
+        }
+    }
+
+    fn range(self) -> Range<usize> {
+        let end = self.end as usize;
+        end.saturating_sub(self.length as usize)..end
+    }
+}
+
+/// The fields of an entry that a caller wants to see, by their numbers. The ID is always one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fields(u32);
+
+impl Fields {
+    /// What one gets who masks nothing.
+    pub const ALL: Self = Self(u32::MAX);
+
+    fn contain(self, number: u32) -> bool {
+        self.0.checked_shr(number).is_some_and(|bits| bits & 1 == 1)
+    }
+}
+
+impl From<Option<&types::EntryMask>> for Fields {
+    fn from(mask: Option<&types::EntryMask>) -> Self {
+        let Some(mask) = mask else {
+            return Self::ALL;
+        };
+        let wanted = [
+            (1, true),
+            (2, mask.spiffe_id),
+            (3, mask.parent_id),
+            (4, mask.selectors),
+            (5, mask.x509_svid_ttl),
+            (6, mask.federates_with),
+            (7, mask.admin),
+            (8, mask.downstream),
+            (9, mask.expires_at),
+            (10, mask.dns_names),
+            (11, mask.revision_number),
+            (12, mask.store_svid),
+            (13, mask.jwt_svid_ttl),
+            (14, mask.hint),
+            (15, mask.created_at),
+            (16, mask.additional_attributes),
+        ];
+        let bits = wanted.iter().filter(|(_, wanted)| *wanted);
+        Self(bits.fold(0, |bits, (number, _)| bits | 1 << number))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use ah_spire_wire::entry_to_wire;
+    use spiffe::TrustDomain;
 
     use super::*;
 
     fn held(entry: &Entry) -> Held {
-        Held::new(entry.clone(), Arc::new(entry.parent_id.clone()))
+        Held::new(entry, Arc::new(entry.parent_id.clone()))
     }
 
-    #[test]
-    fn agents_get_what_is_stored() {
-        let id = |path: &str| SpiffeId::new(format!("spiffe://example.org/{path}")).unwrap();
+    fn id(path: &str) -> SpiffeId {
+        SpiffeId::new(format!("spiffe://example.org/{path}")).unwrap()
+    }
+
+    fn plain() -> Entry {
         let selectors = vec![
             Selector::new("unix", "uid:1"),
             Selector::new("unix", "uid:2"),
         ];
-        let mut entry = Entry::new(id("w"), id("spire/agent/a"), selectors);
-        entry.id = "e".into();
-        assert_eq!(held(&entry).to_wire(), entry_to_wire(&entry));
-        let all = Entry {
+        Entry {
+            id: "e".into(),
+            ..Entry::new(id("w"), id("spire/agent/a"), selectors)
+        }
+    }
+
+    fn full() -> Entry {
+        Entry {
+            // Longer than what one byte says the length of.
+            id: "e".repeat(200),
+            spiffe_id: id(&"w".repeat(300)),
             x509_svid_ttl: 1,
             jwt_svid_ttl: 2,
             federates_with: vec![TrustDomain::new("other.org").unwrap()],
@@ -141,10 +225,64 @@ mod tests {
             created_at: 5,
             disable_x509_svid_prefetch: true,
             jwt_svid_include_jti: true,
-            ..entry.clone()
+            ..plain()
+        }
+    }
+
+    #[test]
+    fn agents_get_what_is_stored() {
+        let nameless = Entry {
+            id: String::new(),
+            spiffe_id: SpiffeId::new("spiffe://example.org").unwrap(),
+            ..plain()
         };
-        assert_eq!(held(&all).to_wire(), entry_to_wire(&all));
-        assert_eq!(held(&all).dns_names(), ["b", "a"]);
-        assert_ne!(held(&all), held(&entry));
+        for entry in [plain(), full(), nameless] {
+            let held = held(&entry);
+            assert_eq!(held.to_wire(), Ok(entry_to_wire(&entry)));
+            assert_eq!(held.id(), entry.id);
+            assert_eq!(held.path(), entry.spiffe_id.path().as_bytes());
+        }
+        assert_ne!(held(&full()), held(&plain()));
+    }
+
+    // inventory §8 Entry: output_mask
+    #[test]
+    fn what_is_masked_is_left_out() {
+        let wire = entry_to_wire(&full());
+        let read = |mask: Option<&types::EntryMask>| {
+            let encoded = held(&full()).encoded(mask.into(), &mut BytesMut::new());
+            types::Entry::decode(encoded).unwrap()
+        };
+        assert_eq!(read(None), wire);
+        let id = || types::Entry {
+            id: wire.id.clone(),
+            ..Default::default()
+        };
+        assert_eq!(read(Some(&types::EntryMask::default())), id());
+        macro_rules! each {
+            ($($field:ident),+) => {$(
+                let mask = types::EntryMask { $field: true, ..Default::default() };
+                let wanted = types::Entry { $field: wire.$field.clone(), ..id() };
+                assert_eq!(read(Some(&mask)), wanted);
+                assert_ne!(wanted, id(), stringify!($field));
+            )+};
+        }
+        each!(
+            spiffe_id,
+            parent_id,
+            selectors,
+            x509_svid_ttl,
+            federates_with,
+            admin,
+            downstream,
+            expires_at,
+            dns_names,
+            revision_number,
+            store_svid,
+            jwt_svid_ttl,
+            hint,
+            created_at,
+            additional_attributes
+        );
     }
 }

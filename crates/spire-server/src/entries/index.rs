@@ -7,23 +7,21 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use ah_spire_wire::model::{Entry, Selector};
+use foldhash::fast::RandomState;
 use spiffe::{SpiffeId, TrustDomain};
 use tokio::sync::watch;
 
 use super::held::Held;
 use super::metrics::Sizes;
-use super::order::{ById, ByIssued, Issued};
+use super::order::{ById, ByIssued, Issued, Parent};
 use crate::store::Agent;
-
-/// Path of the parent of node aliases.
-const SERVER_PATH: &str = "/spire/server";
 
 pub(super) struct Index {
     /// Entries of other trust domains are nobody's business here.
     trust_domain: TrustDomain,
-    pub(super) by_id: HashSet<ById>,
+    pub(super) by_id: HashSet<ById, RandomState>,
     /// Entries that are no aliases, by parent; each list is sorted by entry ID.
-    pub(super) children: HashMap<Arc<SpiffeId>, Vec<Arc<Held>>>,
+    pub(super) children: HashMap<Parent, Vec<Arc<Held>>, RandomState>,
     /// All, by what they issue: the way up from an entry to its agents.
     pub(super) issued: BTreeSet<ByIssued>,
     /// Aliases, by one of their selectors: the one that fewest others are under.
@@ -69,8 +67,8 @@ impl Index {
     pub(super) fn new(trust_domain: TrustDomain) -> Self {
         Self {
             trust_domain,
-            by_id: HashSet::new(),
-            children: HashMap::new(),
+            by_id: HashSet::default(),
+            children: HashMap::default(),
             issued: BTreeSet::new(),
             aliases: HashMap::new(),
             agents: HashMap::new(),
@@ -100,7 +98,7 @@ impl Index {
     }
 
     pub(super) fn entry(&self, id: &str) -> Option<&Arc<Held>> {
-        self.by_id.get(id).map(|found| &found.0)
+        self.by_id.get(id.as_bytes()).map(|found| &found.0)
     }
 
     pub(super) fn agent(&self, id: &SpiffeId) -> Option<&Arc<Agent>> {
@@ -108,6 +106,9 @@ impl Index {
     }
 
     pub(super) fn authorized(&self, agent: &SpiffeId, now: i64) -> Vec<Arc<Held>> {
+        if *agent.trust_domain() != self.trust_domain {
+            return Vec::new();
+        }
         let selectors = match self.agents.get(agent) {
             Some(known) if known.is_banned() => return Vec::new(),
             Some(known) => known.selectors.as_slice(),
@@ -116,11 +117,8 @@ impl Index {
         };
         let mut found = Vec::new();
         let mut seen = HashSet::new();
-        let mut parents: Vec<&SpiffeId> = vec![agent];
-        parents.extend(
-            self.aliases_of(selectors, now)
-                .map(|alias| &alias.spiffe_id),
-        );
+        let mut parents = vec![agent.path().as_bytes()];
+        parents.extend(self.aliases_of(selectors, now).map(Held::path));
         while let Some(parent) = parents.pop() {
             let Some(children) = self.children.get(parent) else {
                 continue;
@@ -130,7 +128,7 @@ impl Index {
             }
             for child in children.iter().filter(|child| is_valid(child, now)) {
                 found.push(Arc::clone(child));
-                parents.push(&child.spiffe_id);
+                parents.push(child.path());
             }
         }
         found
@@ -148,7 +146,7 @@ impl Index {
         }
         let entry = self
             .entry(id)
-            .filter(|entry| is_valid(entry, now) && !is_alias(entry))?;
+            .filter(|entry| is_valid(entry, now) && !entry.is_alias())?;
         let selectors = known.map_or(&[][..], |known| known.selectors.as_slice());
         let mut reached = false;
         self.climb(
@@ -169,68 +167,74 @@ impl Index {
 
     /// An older state of an entry than the one that is held is ignored.
     pub(super) fn put(&mut self, entry: Entry, affected: &mut Affected<'_>) {
-        let entry = self.hold(entry);
-        let held = self.entry(&entry.id);
+        let is_ours = self.is_ours(&entry);
+        let entry = self.hold(&entry);
+        let held = self.entry(entry.id());
         if held.is_some_and(|held| {
             **held == entry || held.created_at == entry.created_at && held.revision > entry.revision
         }) {
             return;
         }
-        self.remove(&entry.id, affected);
-        if !self.is_ours(&entry) {
+        self.remove(entry.id(), affected);
+        if !is_ours {
             return;
         }
         let entry = Arc::new(entry);
         self.by_id.insert(ById(Arc::clone(&entry)));
         self.issued.insert(ByIssued(Arc::clone(&entry)));
         if entry.expires_at != 0 {
-            self.ends.insert((entry.expires_at, entry.id.to_string()));
+            self.ends.insert((entry.expires_at, entry.id().to_owned()));
         }
-        if is_alias(&entry) {
+        if entry.is_alias() {
             self.add_alias(Arc::clone(&entry));
         } else {
-            let parent = Arc::clone(&entry.parent_id);
+            let parent = Parent(Arc::clone(&entry.parent_id));
             let siblings = self.children.entry(parent).or_default();
-            let place = siblings.partition_point(|sibling| sibling.id < entry.id);
+            let place = siblings.partition_point(|sibling| sibling.id_bytes() < entry.id_bytes());
             siblings.insert(place, Arc::clone(&entry));
         }
         self.affect(&entry, affected);
     }
 
     /// Entries below one parent share its ID.
-    pub(super) fn hold(&self, entry: Entry) -> Held {
-        let parent = match self.children.get_key_value(&entry.parent_id) {
-            Some((parent, _)) => Arc::clone(parent),
-            None => Arc::new(entry.parent_id.clone()),
+    pub(super) fn hold(&self, entry: &Entry) -> Held {
+        let known = self
+            .children
+            .get_key_value(entry.parent_id.path().as_bytes());
+        let parent = match known {
+            Some((Parent(parent), _)) if **parent == entry.parent_id => Arc::clone(parent),
+            _ => Arc::new(entry.parent_id.clone()),
         };
         Held::new(entry, parent)
     }
 
     pub(super) fn remove(&mut self, id: &str, affected: &mut Affected<'_>) {
-        let Some(ById(entry)) = self.by_id.take(id) else {
+        let Some(ById(entry)) = self.by_id.take(id.as_bytes()) else {
             return;
         };
         // While the way up is still whole: the entry may be on it.
         self.affect(&entry, affected);
         self.issued.remove(&ByIssued(Arc::clone(&entry)));
         if entry.expires_at != 0 {
-            self.ends.remove(&(entry.expires_at, entry.id.to_string()));
+            self.ends.remove(&(entry.expires_at, entry.id().to_owned()));
         }
-        if is_alias(&entry) {
+        if entry.is_alias() {
             for selector in &entry.selectors {
                 if let Some(aliases) = self.aliases.get_mut(selector) {
-                    aliases.retain(|alias| alias.id != entry.id);
+                    aliases.retain(|alias| alias.id_bytes() != entry.id_bytes());
                     if aliases.is_empty() {
                         self.aliases.remove(selector);
                     }
                 }
             }
-        } else if let Some(siblings) = self.children.get_mut(&entry.parent_id) {
-            if let Ok(place) = siblings.binary_search_by(|sibling| sibling.id.cmp(&entry.id)) {
+        } else if let Some(siblings) = self.children.get_mut(entry.parent_id.path().as_bytes()) {
+            let place =
+                siblings.binary_search_by(|sibling| sibling.id_bytes().cmp(entry.id_bytes()));
+            if let Ok(place) = place {
                 siblings.remove(place);
             }
             if siblings.is_empty() {
-                self.children.remove(&entry.parent_id);
+                self.children.remove(entry.parent_id.path().as_bytes());
             }
         }
     }
@@ -309,7 +313,7 @@ impl Index {
             }
             true
         };
-        if is_alias(entry) {
+        if entry.is_alias() {
             reached(Step::Alias(entry));
         } else {
             self.climb(&entry.parent_id, reached, |_| true);
@@ -334,7 +338,7 @@ impl Index {
                 return;
             }
             for entry in self.issuers(id) {
-                if !is_alias(entry) {
+                if !entry.is_alias() {
                     if passes(entry) {
                         next.push(&entry.parent_id);
                     }
@@ -347,14 +351,15 @@ impl Index {
 
     /// Entries that issue `id`.
     fn issuers<'a>(&'a self, id: &'a SpiffeId) -> impl Iterator<Item = &'a Held> {
-        let first: &dyn Issued = &(id, "");
+        let path = id.path().as_bytes();
+        let first: &dyn Issued = &(path, &[][..]);
         self.issued
             .range::<dyn Issued + '_, _>((Bound::Included(first), Bound::Unbounded))
             .map(|found| &*found.0)
-            .take_while(move |entry| entry.spiffe_id == *id)
+            .take_while(move |entry| entry.path() == path)
     }
 
-    pub(super) fn is_ours(&self, entry: &Held) -> bool {
+    pub(super) fn is_ours(&self, entry: &Entry) -> bool {
         *entry.spiffe_id.trust_domain() == self.trust_domain
             && *entry.parent_id.trust_domain() == self.trust_domain
     }
@@ -364,10 +369,6 @@ impl Index {
 enum Step<'a> {
     Id(&'a SpiffeId),
     Alias(&'a Held),
-}
-
-pub(super) fn is_alias(entry: &Held) -> bool {
-    entry.parent_id.path() == SERVER_PATH
 }
 
 fn is_valid(entry: &Held, now: i64) -> bool {
@@ -511,7 +512,7 @@ mod tests {
 
     fn ids(index: &Index, agent: &SpiffeId, now: i64) -> BTreeSet<String> {
         let found = index.authorized(agent, now);
-        let ids: BTreeSet<_> = found.iter().map(|entry| entry.id.to_string()).collect();
+        let ids: BTreeSet<_> = found.iter().map(|entry| entry.id().to_owned()).collect();
         assert_eq!(ids.len(), found.len(), "each entry once");
         ids
     }
@@ -601,7 +602,7 @@ mod tests {
         older.revision = 1;
         older.hint = "old".into();
         assert!(told(&mut index, &put(&older)).is_empty());
-        assert_eq!(index.entry("1").unwrap().to_wire().hint, "");
+        assert_eq!(index.entry("1").unwrap().to_wire().unwrap().hint, "");
         // Deleted and made anew under the same ID.
         older.created_at = 5;
         assert_eq!(told(&mut index, &put(&older)), [id(AGENTS[0])]);

@@ -12,42 +12,42 @@ use super::held::Held;
 /// By its own ID.
 pub(super) struct ById(pub(super) Arc<Held>);
 
-impl Borrow<str> for ById {
-    fn borrow(&self) -> &str {
-        &self.0.id
+impl Borrow<[u8]> for ById {
+    fn borrow(&self) -> &[u8] {
+        self.0.id_bytes()
     }
 }
 
 impl Hash for ById {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.0.id.hash(state);
+        self.0.id_bytes().hash(state);
     }
 }
 
 impl PartialEq for ById {
     fn eq(&self, other: &Self) -> bool {
-        self.0.id == other.0.id
+        self.0.id_bytes() == other.0.id_bytes()
     }
 }
 
 impl Eq for ById {}
 
-/// By what it issues, then by its own ID.
+/// By the path of what it issues, then by its own ID. All are of one trust domain.
 pub(super) struct ByIssued(pub(super) Arc<Held>);
 
 /// What entries are sorted by on the way up, so that a search needs no entry.
 pub(super) trait Issued {
-    fn key(&self) -> (&SpiffeId, &str);
+    fn key(&self) -> (&[u8], &[u8]);
 }
 
 impl Issued for ByIssued {
-    fn key(&self) -> (&SpiffeId, &str) {
-        (&self.0.spiffe_id, &self.0.id)
+    fn key(&self) -> (&[u8], &[u8]) {
+        (self.0.path(), self.0.id_bytes())
     }
 }
 
-impl Issued for (&SpiffeId, &str) {
-    fn key(&self) -> (&SpiffeId, &str) {
+impl Issued for (&[u8], &[u8]) {
+    fn key(&self) -> (&[u8], &[u8]) {
         *self
     }
 }
@@ -97,3 +97,26 @@ impl Ord for dyn Issued + '_ {
         self.key().cmp(&other.key())
     }
 }
+
+/// What entries stand below, found by its path. All are of one trust domain.
+pub(super) struct Parent(pub(super) Arc<SpiffeId>);
+
+impl Borrow<[u8]> for Parent {
+    fn borrow(&self) -> &[u8] {
+        self.0.path().as_bytes()
+    }
+}
+
+impl Hash for Parent {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.path().as_bytes().hash(state);
+    }
+}
+
+impl PartialEq for Parent {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.path() == other.0.path()
+    }
+}
+
+impl Eq for Parent {}

@@ -7,21 +7,19 @@ use std::time::Duration;
 
 use ah_spire_plugin::server::{BundleEndpoint, BundleEndpointProfile};
 use ah_spire_telemetry::{Http, answer};
+use ah_spire_web::{ACME_PROTOCOL, Acme, AcmeHealth, AcmeSettings, FileCertificate, server_config};
 use ah_spire_wire::bundle::{Contents, to_document};
 use ah_spire_wire::model::Bundle;
-use ah_tls::key_exchanges;
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use rustls::crypto::aws_lc_rs;
-use rustls::server::NoServerSessionStorage;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::certificate::{FileCertificate, Shown, Source};
+use super::certificate::Source;
 use crate::endpoints::{ServerSvid, bind};
 
 /// More wait to be accepted. Whoever has one is cut when it says nothing for ten seconds.
@@ -33,7 +31,6 @@ const TEXT: &str = "text/plain; charset=utf-8";
 /// cost no look into the store, and while the store does not answer the last bundle is served.
 pub struct Endpoint {
     http: Http,
-    shown: Arc<Shown>,
     source: Source,
     documents: Documents,
 }
@@ -58,7 +55,10 @@ impl Endpoint {
         post_quantum_only: bool,
     ) -> Result<Self, String> {
         let source = match &config.profile {
-            BundleEndpointProfile::HttpsSpiffe => Source::Svid(svids),
+            BundleEndpointProfile::HttpsSpiffe => Source::Svid {
+                svids,
+                shown: Arc::default(),
+            },
             BundleEndpointProfile::ServingCertFile {
                 cert,
                 key,
@@ -66,14 +66,19 @@ impl Endpoint {
             } => Source::Files {
                 loaded: FileCertificate::load(cert, key)?,
                 interval: *sync_interval,
+                shown: Arc::default(),
             },
-            BundleEndpointProfile::Acme(_) => {
-                return Err("federation.bundle_endpoint: acme is not supported".into());
+            BundleEndpointProfile::Acme(settings) => {
+                let acme = Acme::new(acme_settings(settings));
+                let named = |why| format!("federation.bundle_endpoint: acme: {why}");
+                Source::Acme(Box::new(acme.map_err(named)?))
             }
         };
-        let shown = Arc::new(Shown::default());
-        let tls =
-            server_config(shown.clone(), post_quantum_only).map_err(|error| error.to_string())?;
+        let tls = server_config(source.certificates(), post_quantum_only);
+        let mut tls = tls.map_err(|error| error.to_string())?;
+        if source.acme().is_some() {
+            tls.alpn_protocols.push(ACME_PROTOCOL.to_vec());
+        }
         let listener = listen(config.socket_address()).map_err(|error| {
             format!("federation.bundle_endpoint: {error}: set its address and port to free ones of this machine")
         })?;
@@ -89,7 +94,6 @@ impl Endpoint {
                 tls: Some(Arc::new(tls)),
                 most_connections: MOST_CONNECTIONS,
             },
-            shown,
             source,
             documents,
         };
@@ -107,6 +111,11 @@ impl Endpoint {
         self.http.listener.local_addr()
     }
 
+    /// How the certificate is that an ACME server issues, if one does.
+    pub fn acme(&self) -> Option<AcmeHealth> {
+        self.source.acme()
+    }
+
     /// Answers until `stop`.
     pub async fn run(self, stop: CancellationToken) {
         let newest = self.documents.newest.clone();
@@ -115,9 +124,18 @@ impl Endpoint {
             .serve(move |request| respond(request, &newest), stop);
         tokio::select! {
             () = served => {}
-            () = self.source.follow(&self.shown) => {}
+            () = self.source.follow() => {}
             () = self.documents.follow() => {}
         }
+    }
+}
+
+fn acme_settings(acme: &ah_spire_plugin::server::Acme) -> AcmeSettings {
+    AcmeSettings {
+        directory_url: acme.directory_url.clone(),
+        email: acme.email.clone(),
+        domains: vec![acme.domain_name.clone()],
+        cache_dir: Some(acme.cache_dir.clone()),
     }
 }
 
@@ -129,23 +147,6 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
         }
         bound => bound,
     }
-}
-
-/// TLS 1.2 and 1.3, as upstream's endpoint, for clients of all kinds.
-fn server_config(
-    shown: Arc<Shown>,
-    post_quantum_only: bool,
-) -> Result<rustls::ServerConfig, rustls::Error> {
-    let provider = key_exchanges(aws_lc_rs::default_provider(), post_quantum_only);
-    let provider = Arc::new(provider);
-    let mut config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
-        .with_no_client_auth()
-        .with_cert_resolver(shown);
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    config.send_tls13_tickets = 0;
-    config.session_storage = Arc::new(NoServerSessionStorage {});
-    Ok(config)
 }
 
 /// Paths, codes and texts are upstream's.

@@ -9,6 +9,7 @@ use aws_lc_rs::signature::{
 
 use super::*;
 
+mod aws_kms;
 mod azure_key_vault;
 mod cloud;
 mod gcp_kms;

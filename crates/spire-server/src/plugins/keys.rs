@@ -1,20 +1,27 @@
 //! `KeyManager` plugins.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ah_identity_provider::vault::Retry;
 use ah_spire_attest::node::gcp_iit::{Account, Google};
 use ah_spire_plugin::catalog::PluginConfig;
 use ah_spire_plugin::config_block;
+use ah_spire_wire::aws::Environment;
 use ah_spire_wire::azure::{Azure, Proof};
 use spiffe::TrustDomain;
 use zeroize::Zeroizing;
 
-use super::{data, path, required, vault, wrong};
+use super::{aws, data, path, required, vault, wrong};
 use crate::keys::{
-    GcpKmsSettings, Identifier, KeyVaultSettings, Pin, Pkcs11Settings, TokenName, TransitSettings,
+    AwsKms, GcpKmsSettings, Identifier, KeyVaultSettings, KmsSettings, Pin, Pkcs11Settings,
+    TokenName, TransitSettings,
 };
+
+/// The most tags that AWS takes for a key.
+const MOST_TAGS: usize = 50;
 
 /// Who asks for a signature waits: what is tried again is tried soon.
 const RETRY: Retry = Retry {
@@ -26,6 +33,20 @@ config_block! {
     /// `KeyManager "disk"`
     struct DiskData {
         keys_path: String = "keys_path",
+    }
+}
+
+config_block! {
+    /// `KeyManager "aws_kms"`
+    struct KmsData {
+        access_key_id: String = "access_key_id",
+        secret_access_key: Zeroizing<String> = "secret_access_key",
+        region: String = "region",
+        key_identifier_file: String = "key_identifier_file",
+        key_identifier_value: String = "key_identifier_value",
+        key_policy_file: String = "key_policy_file",
+        key_tags: BTreeMap<String, String> = "key_tags",
+        enable_tag_based_key_discovery: bool = "enable_tag_based_key_discovery",
     }
 }
 
@@ -83,6 +104,8 @@ pub(crate) enum KeysWanted {
     Disk(PathBuf),
     /// The name of the plugin.
     External(String),
+    /// `aws_kms`
+    Kms(Box<KmsSettings>),
     /// `hashicorp_vault`
     Transit(Box<TransitSettings>),
     /// `pkcs11`
@@ -106,6 +129,10 @@ impl KeysWanted {
                 let data = data(plugin, |it: &DiskData| &it.unknown)?;
                 Self::Disk(required(plugin, "keys_path", &data.keys_path)?)
             }
+            "aws_kms" => {
+                let settings = kms(plugin, of, Environment::of_process())?;
+                Self::Kms(Box::new(settings))
+            }
             "hashicorp_vault" => Self::Transit(Box::new(transit(plugin, variable)?)),
             "pkcs11" => Self::Pkcs11(pkcs11(plugin)?),
             "gcp_kms" => Self::GcpKms(Box::new(gcp_kms(plugin, of)?)),
@@ -113,6 +140,62 @@ impl KeysWanted {
             _ => return Ok(None),
         }))
     }
+}
+
+fn kms(
+    plugin: &PluginConfig,
+    of: &TrustDomain,
+    environment: Environment,
+) -> Result<KmsSettings, String> {
+    let data = data(plugin, |it: &KmsData| &it.unknown)?;
+    let (id, secret) = (&data.access_key_id, &data.secret_access_key);
+    let keys = aws::keys(plugin, &environment, id, secret)?;
+    let caller = aws::caller(plugin, environment, AwsKms::SERVICE, &data.region, keys)?;
+    let value = &data.key_identifier_value;
+    if value.starts_with("alias/aws/") {
+        let why = "key_identifier_value must not start with alias/aws/, which is AWS's own";
+        return Err(wrong(plugin, why));
+    }
+    let server = identifier(plugin, &data.key_identifier_file, value, &IN_ALIASES)?;
+    check_tags(&data.key_tags).map_err(|why| wrong(plugin, format!("key_tags: {why}")))?;
+    Ok(KmsSettings {
+        caller: Arc::new(caller),
+        trust_domain: of.clone(),
+        server,
+        policy: path(&data.key_policy_file),
+        tags: data.key_tags,
+        by_tags: data.enable_tag_based_key_discovery,
+    })
+}
+
+/// What AWS takes for tags, without those that the server sets itself.
+fn check_tags(tags: &BTreeMap<String, String>) -> Result<(), String> {
+    if tags.len() > MOST_TAGS {
+        return Err(format!("{} tags, and AWS takes {MOST_TAGS}", tags.len()));
+    }
+    let fits = |c: char| c.is_alphanumeric() || c.is_whitespace() || "+-=._:/@".contains(c);
+    for (key, value) in tags {
+        let low = key.to_ascii_lowercase();
+        let reserved = ["aws:", "spire-"]
+            .into_iter()
+            .find(|it| low.starts_with(it));
+        if let Some(reserved) = reserved {
+            return Err(format!(
+                "{key:?} begins with {reserved:?}, which is reserved"
+            ));
+        }
+        if key.is_empty() || key.len() > 128 || value.len() > 256 {
+            return Err(format!(
+                "{key:?}: a key has 1 to 128 characters, and a value at most 256"
+            ));
+        }
+        if !key.chars().chain(value.chars()).all(fits) {
+            return Err(format!(
+                "{key:?} = {value:?} has other characters than letters, digits, spaces and + - = . _ : / @"
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn transit(
@@ -126,6 +209,7 @@ fn transit(
         plugin,
         &data.key_identifier_file,
         &data.key_identifier_value,
+        &IN_NAMES,
     )?;
     Ok(TransitSettings {
         access: vault::access(plugin, &access, &mount, RETRY, variable)?,
@@ -161,6 +245,7 @@ fn pkcs11(plugin: &PluginConfig) -> Result<Pkcs11Settings, String> {
         plugin,
         &data.key_identifier_file,
         &data.key_identifier_value,
+        &IN_NAMES,
     )?;
     Ok(Pkcs11Settings {
         module: required(plugin, "module_path", &data.module_path)?,
@@ -187,7 +272,7 @@ fn gcp_kms(plugin: &PluginConfig, of: &TrustDomain) -> Result<GcpKmsSettings, St
         );
         return Err(wrong(plugin, why));
     }
-    let server = identified_by(
+    let server = identifier(
         plugin,
         &data.key_identifier_file,
         &data.key_identifier_value,
@@ -222,7 +307,7 @@ fn key_vault(plugin: &PluginConfig, of: &TrustDomain) -> Result<KeyVaultSettings
         let why = format!("key_vault_uri \"{vault}\" is none; write https://NAME.vault.azure.net");
         wrong(plugin, why)
     })?;
-    let server = identified_by(
+    let server = identifier(
         plugin,
         &data.key_identifier_file,
         &data.key_identifier_value,
@@ -264,7 +349,7 @@ fn key_vault(plugin: &PluginConfig, of: &TrustDomain) -> Result<KeyVaultSettings
     })
 }
 
-/// What a `key_identifier_value` may be.
+/// What a `key_identifier_value` may be, letters and digits among it.
 struct Allowed {
     /// Of a key.
     part: &'static str,
@@ -273,18 +358,24 @@ struct Allowed {
     told: &'static str,
 }
 
-/// Whose keys they are. It becomes part of names and paths.
-fn identifier(plugin: &PluginConfig, file: &str, value: &str) -> Result<Identifier, String> {
-    let allowed = Allowed {
-        part: "name",
-        letters: |it| it.is_ascii_alphanumeric() || "._-".contains(it),
-        most: 63,
-        told: "letters, digits, '.', '_' and '-'",
-    };
-    identified_by(plugin, file, value, &allowed)
-}
+/// It becomes part of names and paths.
+const IN_NAMES: Allowed = Allowed {
+    part: "name",
+    letters: |it| it.is_ascii_alphanumeric() || "._-".contains(it),
+    most: 63,
+    told: "letters, digits, '.', '_' and '-'",
+};
 
-fn identified_by(
+/// It becomes part of aliases.
+const IN_ALIASES: Allowed = Allowed {
+    part: "name",
+    letters: |it| it.is_ascii_alphanumeric() || "/_-".contains(it),
+    most: 256,
+    told: "letters, digits, '/', '_' and '-'",
+};
+
+/// Whose keys they are.
+fn identifier(
     plugin: &PluginConfig,
     file: &str,
     value: &str,
@@ -297,7 +388,9 @@ fn identified_by(
         )),
         (file, "") => Ok(Identifier::File(file.into())),
         ("", value) => {
-            if value.chars().count() <= allowed.most && value.chars().all(allowed.letters) {
+            let is_some = value.contains(|c: char| c.is_ascii_alphanumeric());
+            let short = value.chars().count() <= allowed.most;
+            if is_some && short && value.chars().all(allowed.letters) {
                 return Ok(Identifier::Value(value.to_owned()));
             }
             let (part, most, told) = (allowed.part, allowed.most, allowed.told);
@@ -312,5 +405,93 @@ fn identified_by(
             plugin,
             "only one of 'key_identifier_file' or 'key_identifier_value' should be provided",
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ah_spire_plugin::catalog::PluginType;
+
+    use super::super::kit::with;
+    use super::*;
+
+    // Inventory, KeyManager aws_kms: every key is read, and no other.
+    #[test]
+    fn every_key_of_aws_kms_is_read() {
+        let read = |text: &str| {
+            let of = TrustDomain::new("example.org").unwrap();
+            with(PluginType::KeyManager, "aws_kms", text, |plugin| {
+                kms(plugin, &of, Environment::default())
+            })
+        };
+        let all = read(
+            r#"
+            access_key_id = "a"
+            secret_access_key = "s"
+            region = "eu-west-1"
+            key_identifier_value = "servers/one_1-a"
+            key_policy_file = "/p"
+            key_tags = { team = "blue" "cost centre" = "" }
+            enable_tag_based_key_discovery = true
+            "#,
+        );
+        let all = all.unwrap();
+        assert_eq!(all.server, Identifier::Value("servers/one_1-a".into()));
+        assert_eq!(all.policy, Some(PathBuf::from("/p")));
+        assert_eq!(all.tags["team"], "blue");
+        assert_eq!(all.tags.len(), 2);
+        assert!(all.by_tags);
+        let region = "region = \"eu-west-1\"\n";
+        let file = read(&format!("{region}key_identifier_file = \"/f\"")).unwrap();
+        assert_eq!(file.server, Identifier::File("/f".into()));
+        assert!(!file.by_tags && file.tags.is_empty() && file.policy.is_none());
+        let value = format!("{region}key_identifier_value = \"a\"\n");
+        for (text, why) in [
+            (
+                "key_identifier_value = \"a\"".to_owned(),
+                "region is required",
+            ),
+            (region.to_owned(), "one of 'key_identifier_file' or"),
+            (
+                format!("{value}key_identifier_file = \"/f\""),
+                "only one of 'key_identifier_file' or",
+            ),
+            (
+                format!("{region}key_identifier_value = \"a.b\""),
+                "use at most 256 letters, digits, '/', '_' and '-'",
+            ),
+            (
+                format!("{region}key_identifier_value = \"//\""),
+                "cannot be part of a key's name",
+            ),
+            (
+                format!("{region}key_identifier_value = \"alias/aws/a\""),
+                "must not start with alias/aws/",
+            ),
+            (
+                format!("{value}key_tags = {{ \"Spire-x\" = \"a\" }}"),
+                "\"Spire-x\" begins with \"spire-\", which is reserved",
+            ),
+            (
+                format!("{value}key_tags = {{ \"aws:x\" = \"a\" }}"),
+                "which is reserved",
+            ),
+            (
+                format!("{value}key_tags = {{ x = \"a;b\" }}"),
+                "has other characters than",
+            ),
+            (
+                format!("{value}key_tags = {{ x = \"{}\" }}", "a".repeat(257)),
+                "a value at most 256",
+            ),
+            (
+                format!("{value}key_metadata_file = \"/m\""),
+                "unknown keys: key_metadata_file",
+            ),
+        ] {
+            let error = read(&text).unwrap_err();
+            assert!(error.starts_with("KeyManager \"aws_kms\": "), "{error}");
+            assert!(error.contains(why), "{error}");
+        }
     }
 }

@@ -14,6 +14,8 @@ use ah_spire_attest::node::gcp_iit::{GcpIitServer, GcpIitServerConfig, Google};
 use ah_spire_attest::node::http_challenge::{HttpChallengeServer, HttpChallengeServerConfig};
 use ah_spire_attest::node::join_token::{JoinTokens, TokenUse};
 use ah_spire_attest::node::k8s::{PsatClusterConfig, PsatServer, SatClusterConfig, SatServer};
+use ah_spire_attest::node::sshpop::{SshPopServer, SshPopServerConfig};
+use ah_spire_attest::node::tpm_devid::{TpmDevIdServer, TpmDevIdServerConfig};
 use ah_spire_attest::node::x509pop::{Authorities, X509PopServer, X509PopServerConfig};
 use ah_spire_attest::node::{AttestedAgent, BuiltinServer, Challenge, Claim, ServerHalf};
 use ah_spire_attest::{AttestError, PluginKind};
@@ -94,6 +96,24 @@ config_block! {
 }
 
 config_block! {
+    /// `NodeAttestor "sshpop"`
+    struct SshPopData {
+        cert_authorities: Vec<String> = "cert_authorities",
+        cert_authorities_path: String = "cert_authorities_path",
+        canonical_domain: String = "canonical_domain",
+        agent_path_template: String = "agent_path_template",
+    }
+}
+
+config_block! {
+    /// `NodeAttestor "tpm_devid"`
+    struct TpmDevIdData {
+        devid_ca_path: String = "devid_ca_path",
+        endorsement_ca_path: String = "endorsement_ca_path",
+    }
+}
+
+config_block! {
     /// `NodeAttestor "x509pop"`
     struct X509PopData {
         mode: String = "mode",
@@ -118,6 +138,8 @@ pub(crate) enum NodeWanted {
     HttpChallenge(HttpChallengeServerConfig),
     K8sPsat(BTreeMap<String, PsatClusterConfig>),
     K8sSat(BTreeMap<String, SatClusterConfig>),
+    SshPop(SshPopServerConfig),
+    TpmDevId(TpmDevIdServerConfig),
     X509Pop(X509PopServerConfig),
 }
 
@@ -132,6 +154,8 @@ impl NodeWanted {
             "http_challenge" => Self::HttpChallenge(http_challenge(plugin)?),
             "k8s_psat" => Self::K8sPsat(k8s_psat(plugin)?),
             "k8s_sat" => Self::K8sSat(k8s_sat(plugin)?),
+            "sshpop" => Self::SshPop(sshpop(plugin)?),
+            "tpm_devid" => Self::TpmDevId(tpm_devid(plugin)?),
             "x509pop" => Self::X509Pop(x509pop(plugin)?),
             _ => return Ok(None),
         }))
@@ -161,6 +185,12 @@ impl NodeWanted {
             }
             Self::K8sPsat(clusters) => BuiltIn::K8sPsat(PsatServer::configure(of, clusters)?),
             Self::K8sSat(clusters) => BuiltIn::K8sSat(SatServer::configure(of, clusters).await?),
+            Self::SshPop(config) => {
+                BuiltIn::SshPop(Box::new(SshPopServer::configure(config, of).await?))
+            }
+            Self::TpmDevId(config) => {
+                BuiltIn::TpmDevId(Box::new(TpmDevIdServer::configure(config, of).await?))
+            }
             Self::X509Pop(config) => {
                 BuiltIn::X509Pop(X509PopServer::configure(config, of, own).await?)
             }
@@ -221,6 +251,24 @@ fn k8s_sat(plugin: &PluginConfig) -> Result<BTreeMap<String, SatClusterConfig>, 
         Ok((name, config))
     });
     clusters.collect()
+}
+
+fn sshpop(plugin: &PluginConfig) -> Result<SshPopServerConfig, String> {
+    let data = data(plugin, |it: &SshPopData| &it.unknown)?;
+    Ok(SshPopServerConfig {
+        cert_authorities: data.cert_authorities,
+        cert_authorities_path: data.cert_authorities_path.into(),
+        canonical_domain: data.canonical_domain,
+        agent_path_template: data.agent_path_template,
+    })
+}
+
+fn tpm_devid(plugin: &PluginConfig) -> Result<TpmDevIdServerConfig, String> {
+    let data = data(plugin, |it: &TpmDevIdData| &it.unknown)?;
+    Ok(TpmDevIdServerConfig {
+        devid_ca_path: data.devid_ca_path.into(),
+        endorsement_ca_path: data.endorsement_ca_path.into(),
+    })
 }
 
 fn x509pop(plugin: &PluginConfig) -> Result<X509PopServerConfig, String> {

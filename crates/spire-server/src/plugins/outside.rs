@@ -8,6 +8,7 @@ use ah_spire_attest::node::k8s::{KubeApi, object_name};
 use ah_spire_plugin::catalog::{PluginConfig, PluginType};
 use ah_spire_plugin::config_block;
 use ah_spire_plugin_host::publish as external;
+use ah_spire_wire::aws::Environment;
 use ah_spire_wire::model::Bundle;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -15,7 +16,7 @@ use zeroize::Zeroizing;
 
 use super::external::Running;
 use super::node::{OwnAuthorities, known_alone};
-use super::{data, path, required, wrong};
+use super::{aws, data, path, required, wrong};
 use crate::publish::{
     Azure, AzureBlob, AzureIdentity, BundleObjects, ConfigMapPublisher, ConfigMapTarget, Formatted,
     GcsBundle, GcsObject, GcsPublisher, K8sBundle, Newest, Notifier, Outside, Publisher,
@@ -105,11 +106,11 @@ config_block! {
 
 /// A built-in plugin that takes the bundle out, with its settings.
 pub(crate) enum OutsideWanted {
-    Blob(Box<AzureBlob>),
     ConfigMaps(BTreeMap<String, ConfigMapTarget>),
     Gcs(GcsObject, Formatted),
     GcsBundle(GcsObject),
     K8sBundle(Vec<BundleObjects>),
+    Publisher(Arc<dyn Publisher>),
     /// Type and name of a plugin in a process of its own.
     External(PluginType, String),
 }
@@ -121,9 +122,16 @@ impl OutsideWanted {
             (PluginType::BundlePublisher, "k8s_configmap") => {
                 Self::ConfigMaps(config_maps(plugin)?)
             }
+            (PluginType::BundlePublisher, "aws_rolesanywhere_trustanchor") => {
+                let anchor = aws::trust_anchor(plugin, Environment::of_process())?;
+                Self::Publisher(Arc::new(anchor))
+            }
+            (PluginType::BundlePublisher, "aws_s3") => {
+                Self::Publisher(Arc::new(aws::s3(plugin, Environment::of_process())?))
+            }
             (PluginType::BundlePublisher, "azure_blob") => {
                 let variable = |name: &str| std::env::var(name).ok();
-                Self::Blob(Box::new(azure_blob(plugin, variable)?))
+                Self::Publisher(Arc::new(azure_blob(plugin, variable)?))
             }
             (PluginType::BundlePublisher, "gcp_cloudstorage") => gcs(plugin)?,
             (PluginType::Notifier, "gcs_bundle") => Self::GcsBundle(gcs_bundle(plugin)?),
@@ -142,9 +150,7 @@ impl OutsideWanted {
         let newest: Arc<dyn Newest> = Arc::new(own.clone());
         for wanted in wanted {
             match wanted {
-                Self::Blob(blob) => outside
-                    .publishers
-                    .push(Arc::from(blob as Box<dyn Publisher>)),
+                Self::Publisher(publisher) => outside.publishers.push(publisher),
                 Self::Gcs(object, formatted) => outside
                     .publishers
                     .push(Arc::new(GcsPublisher::new(object, formatted))),

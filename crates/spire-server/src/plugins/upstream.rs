@@ -11,14 +11,16 @@ use ah_spire_attest::node::k8s::{KubeApi, object_name};
 use ah_spire_plugin::catalog::{PluginConfig, PluginType};
 use ah_spire_plugin::config_block;
 use ah_spire_plugin_host::upstream as external;
+use ah_spire_wire::aws::Environment;
 use spiffe::TrustDomain;
 
 use super::external::Running;
-use super::{all_known, data, path, required, vault, wrong};
+use super::{all_known, aws, data, path, required, vault, wrong};
 use crate::ca::{
     CertManagerAuthority, CertManagerSettings, DiskAuthority, EjbcaAuthority, EjbcaSettings,
-    EndEntity, ExternalAuthority, Files, GcpCasAuthority, GcpCasSettings, NamePart, SpireAuthority,
-    SpireSettings, UpstreamAuthority, VaultAuthority, VaultSettings,
+    EndEntity, ExternalAuthority, Files, GcpCasAuthority, GcpCasSettings, NamePart, PcaAuthority,
+    PcaSettings, SecretAuthority, SecretSettings, SpireAuthority, SpireSettings, UpstreamAuthority,
+    VaultAuthority, VaultSettings,
 };
 
 config_block! {
@@ -101,6 +103,8 @@ config_block! {
 
 /// The upstream authority that is configured.
 pub(crate) enum Upstream {
+    AwsPca(Box<PcaSettings>),
+    AwsSecret(Box<SecretSettings>),
     CertManager(Box<CertManagerSettings>),
     Disk(Files),
     Ejbca(Box<EjbcaSettings>),
@@ -119,6 +123,14 @@ impl Upstream {
         variable: impl Fn(&str) -> Option<String>,
     ) -> Result<Option<Self>, String> {
         Ok(Some(match plugin.name.as_str() {
+            "aws_pca" => {
+                let settings = aws::pca(plugin, Environment::of_process())?;
+                Self::AwsPca(Box::new(settings))
+            }
+            "awssecret" => {
+                let settings = aws::secret(plugin, Environment::of_process())?;
+                Self::AwsSecret(Box::new(settings))
+            }
             "cert-manager" => Self::CertManager(Box::new(cert_manager(plugin, of)?)),
             "disk" => Self::Disk(disk(plugin)?),
             "ejbca" => Self::Ejbca(Box::new(ejbca(plugin, variable)?)),
@@ -137,6 +149,11 @@ impl Upstream {
         running: &Running,
     ) -> Result<Arc<dyn UpstreamAuthority>, String> {
         Ok(match self {
+            Self::AwsPca(settings) => Arc::new(PcaAuthority::new((**settings).clone(), clock)),
+            Self::AwsSecret(settings) => {
+                let settings = (**settings).clone();
+                Arc::new(SecretAuthority::new(settings, of.clone(), clock))
+            }
             Self::CertManager(settings) => {
                 Arc::new(CertManagerAuthority::new((**settings).clone()))
             }

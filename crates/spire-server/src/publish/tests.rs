@@ -1,3 +1,4 @@
+mod aws;
 mod clouds;
 mod kubernetes;
 

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use ah_identity_provider::Clock;
 
 use crate::keys::{
-    DiskKeys, ExternalKeys, GcpKms, KeyError, KeyManager, KeyType, KeyVault, MemoryKeys, Pkcs11,
-    RemoteKeys, SigningKey, Transit,
+    AwsKms, DiskKeys, ExternalKeys, GcpKms, KeyError, KeyManager, KeyType, KeyVault, MemoryKeys,
+    Pkcs11, RemoteKeys, SigningKey, Transit,
 };
 use crate::plugins::KeysWanted;
 use crate::plugins::external::Running;
@@ -32,6 +32,10 @@ impl Keys {
             KeysWanted::Memory => Ok(Self::Memory(MemoryKeys::default())),
             KeysWanted::External(name) => {
                 Ok(Self::External(ExternalKeys::new(running.keys(&name)?)))
+            }
+            KeysWanted::Kms(settings) => {
+                let opened = async { RemoteKeys::open(AwsKms::new(*settings, clock)?).await };
+                remote("aws_kms", opened.await)
             }
             KeysWanted::Transit(settings) => {
                 let opened = async { RemoteKeys::open(Transit::new(*settings, clock)?).await };

@@ -8,11 +8,13 @@ use ah_daemon::systemd;
 use ah_daemon::tasks::{Shutdown, Tasks};
 use ah_spire_plugin::server::ServerConfig;
 use ah_spire_telemetry::{HealthChecks, Log, Metrics, Program, State, profile};
+use ah_spire_web::AcmeHealth;
 use tokio_util::sync::CancellationToken;
 
 use super::Started;
 use crate::api::Core;
 use crate::entries::Follow;
+use crate::federation::Endpoint;
 use crate::plugins::Reload;
 use crate::store::Store;
 
@@ -56,6 +58,7 @@ impl<S: Store> Started<S> {
             "bundle_client",
             until(Box::pin(async move { federation.run().await })),
         );
+        let acme = { self.bundle_endpoint.as_ref() }.and_then(Endpoint::acme);
         if let Some(endpoint) = self.bundle_endpoint {
             let stop = drain.clone();
             tasks.spawn("bundle_endpoint", async move {
@@ -96,7 +99,7 @@ impl<S: Store> Started<S> {
             sinks.run(stop).await;
             Ok::<(), String>(())
         });
-        let checks = checks(&self.core);
+        let checks = checks(&self.core, acme);
         let (listener, stop) = (self.health, drain.clone());
         tasks.spawn("health", async move {
             checks.run(listener, stop).await;
@@ -138,7 +141,7 @@ impl<S: Store> Started<S> {
 
 /// The parts that a load balancer or a person asks after, under upstream's names. The CA and the server's SVID are there
 /// before anything listens, and serve on when they cannot be renewed.
-fn checks<S: Store>(core: &Arc<Core<S>>) -> HealthChecks {
+fn checks<S: Store>(core: &Arc<Core<S>>, acme: Option<AcmeHealth>) -> HealthChecks {
     let look = |key: &'static str| {
         let core = core.clone();
         move || {
@@ -152,11 +155,34 @@ fn checks<S: Store>(core: &Arc<Core<S>>) -> HealthChecks {
             }
         }
     };
-    HealthChecks::default()
+    let checks = HealthChecks::default()
         .with("catalog.datastore", look("list_bundle_err"))
         .with("server", look("get_bundle_err"))
         .with("server.ca", || std::future::ready(State::healthy()))
-        .with("server.ca.rotator", || std::future::ready(State::healthy()))
+        .with("server.ca.rotator", || std::future::ready(State::healthy()));
+    match acme {
+        None => checks,
+        Some(acme) => checks.with("bundle_endpoint.acme", move || {
+            std::future::ready(certificate(&acme))
+        }),
+    }
+}
+
+/// A certificate that is late is no reason to start the server anew.
+fn certificate(acme: &AcmeHealth) -> State {
+    let healthy = State::healthy();
+    match acme.look() {
+        Ok(None) => healthy,
+        Ok(Some(fault)) => State {
+            ready_details: serde_json::json!({ "renewal_err": fault }),
+            ..healthy
+        },
+        Err(why) => State {
+            ready: false,
+            ready_details: serde_json::json!({ "certificate_err": why }),
+            ..healthy
+        },
+    }
 }
 
 fn follow(config: &ServerConfig) -> Follow {

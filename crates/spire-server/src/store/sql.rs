@@ -13,6 +13,7 @@ mod filter;
 mod journals;
 mod schema;
 mod tokens;
+mod writers;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -23,6 +24,7 @@ use time::OffsetDateTime;
 use time::macros::format_description;
 
 use self::connection::{Arg, Connection, fault};
+use self::writers::Writers;
 use super::config::{BadConfig, StoreConfig, Target};
 use super::{Page, Paged, StoreError};
 
@@ -48,7 +50,7 @@ pub struct SqlStore {
 enum Pools {
     Sqlite {
         path: PathBuf,
-        writer: SqlitePool,
+        writers: Writers,
         readers: SqlitePool,
     },
     Postgres {
@@ -96,7 +98,7 @@ impl SqlStore {
                     .connect_lazy_with(options.pragma("query_only", "ON"));
                 let pools = Pools::Sqlite {
                     path,
-                    writer,
+                    writers: Writers::new(writer),
                     readers,
                 };
                 (place, pools)
@@ -137,10 +139,10 @@ impl SqlStore {
     pub async fn close(&self) {
         match &self.pools {
             Pools::Sqlite {
-                writer, readers, ..
+                writers, readers, ..
             } => {
                 readers.close().await;
-                writer.close().await;
+                writers.close().await;
             }
             Pools::Postgres { primary, replica } => {
                 if let Some(replica) = replica {
@@ -154,13 +156,12 @@ impl SqlStore {
     /// A transaction that writes. SQLite has one at a time.
     async fn begin(&self) -> Result<Connection, StoreError> {
         match &self.pools {
-            Pools::Sqlite { path, writer, .. } => {
+            Pools::Sqlite { path, writers, .. } => {
                 // A file that was removed underneath would take writes that nobody ever reads.
                 std::fs::metadata(path).map_err(|e| {
                     StoreError::Unavailable(format!("datastore {}: {e}", path.display()))
                 })?;
-                let connection = writer.acquire().await.map_err(fault)?;
-                Connection::sqlite(connection, "BEGIN IMMEDIATE").await
+                writers.begin().await
             }
             Pools::Postgres { primary, .. } => {
                 let connection = primary.acquire().await.map_err(fault)?;

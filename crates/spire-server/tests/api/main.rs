@@ -10,3 +10,4 @@ mod local;
 mod local_authority;
 mod network;
 mod rig;
+mod wit;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use ah_identity_provider::{Clock, PrivateKey, TrustBundles};
@@ -33,7 +33,7 @@ use spire_server::api::{
 };
 use spire_server::ca::{
     Authorities, JwtSvid, JwtSvidRequest, LocalAuthorities, Manager, Profile, Settings, SignError,
-    Signer, UpstreamAuthority, X509Svid, X509SvidRequest,
+    Signer, UpstreamAuthority, WitSvid, WitSvidRequest, X509Svid, X509SvidRequest,
 };
 use spire_server::endpoints::{ClientTrust, Configs, LocalSocket, Network, ServerSvid, bind};
 use spire_server::entries::{CachedStore, EntryCache};
@@ -66,6 +66,7 @@ pub(crate) fn refused<T>(answer: Result<T, Status>) -> Status {
 /// A CA of a trust domain.
 pub(crate) struct TestAuthority {
     ca: CertifiedIssuer<'static, KeyPair>,
+    wit: AtomicBool,
 }
 
 impl TestAuthority {
@@ -76,7 +77,15 @@ impl TestAuthority {
         let uri = format!("spiffe://{domain}").try_into().unwrap();
         params.subject_alt_names = vec![SanType::URI(uri)];
         let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-        Self { ca }
+        Self {
+            ca,
+            wit: AtomicBool::new(false),
+        }
+    }
+
+    /// As the feature flag `wit-svid` does.
+    pub(crate) fn allow_wit(&self) {
+        self.wit.store(true, Ordering::Relaxed);
     }
 
     pub(crate) fn root(&self) -> Vec<u8> {
@@ -144,6 +153,15 @@ impl Signer for TestAuthority {
             expires_at: issued_at + request.ttl.unwrap_or(Duration::from_secs(300)),
         })
     }
+
+    fn sign_wit_svid(&self, request: WitSvidRequest) -> Result<WitSvid, SignError> {
+        let issued_at = SystemTime::now();
+        Ok(WitSvid {
+            token: format!("{} with {:?}", request.spiffe_id, request.holder),
+            issued_at,
+            expires_at: issued_at + request.ttl.unwrap_or(Duration::from_secs(3600)),
+        })
+    }
 }
 
 #[tonic::async_trait]
@@ -163,6 +181,10 @@ impl Authority for TestAuthority {
 
     fn jwt_disabled(&self) -> bool {
         false
+    }
+
+    fn wit_disabled(&self) -> bool {
+        !self.wit.load(Ordering::Relaxed)
     }
 
     async fn publish_jwt_key(&self, key: JwtKey) -> Result<Vec<JwtKey>, SignError> {
@@ -275,6 +297,7 @@ async fn manager<S: Bundles + Journals + 'static>(
         ca_key_type: KeyType::EcP256,
         jwt_key_type: KeyType::EcP256,
         disable_jwt: false,
+        wit_key_type: None,
         upstream,
     };
     let authorities = Arc::new(Authorities::new(profile, clock));

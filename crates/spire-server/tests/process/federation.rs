@@ -1,13 +1,16 @@
 //! Two servers that federate, one of them behind a certificate of the web (inventory section 11).
 
 use std::fs;
+use std::process::Command;
+use std::time::Duration;
 
 use ah_testkit::ca::TestCa;
+use ah_testkit::pebble::Pebble;
 use ah_testkit::process::eventually;
 use tempfile::TempDir;
 
 use crate::observed::scrape;
-use crate::server::Server;
+use crate::server::{PROGRAM, Server, place};
 
 /// A server of `domain`, with `federation` in its configuration.
 fn conf(domain: &str, federation: &str) -> String {
@@ -41,6 +44,10 @@ telemetry {{ Prometheus {{ host = "127.0.0.1" port = 9989 }} }}
 /// The port that stands after `before` in the configuration of `server`.
 fn port(server: &Server, before: &str) -> u16 {
     let conf = fs::read_to_string(server.folder.path().join("etc/server.conf")).unwrap();
+    port_in(&conf, before)
+}
+
+fn port_in(conf: &str, before: &str) -> u16 {
     let (_, rest) = conf.split_once(before).unwrap();
     let digits = rest.split(|c: char| !c.is_ascii_digit()).next().unwrap();
     digits.parse().unwrap()
@@ -159,6 +166,66 @@ fn two_servers_federate_over_the_web_and_by_spiffe() {
     assert!(told.contains(why), "{told}");
 }
 
+// Inventory section 11: profile "https_web" with acme.
+#[test]
+fn an_endpoint_s_certificate_comes_from_an_acme_server_and_outlives_it() {
+    let endpoint = r#"bundle_endpoint { address = "127.0.0.1" port = 9988
+        profile "https_web" { acme { directory_url = "DIRECTORY" domain_name = "localhost"
+            email = "operator@left.test" tos_accepted = true } } }"#;
+    let folder = place(&conf("left.test", endpoint));
+    let path = folder.path().join("etc/server.conf");
+    let written = fs::read_to_string(&path).unwrap();
+    let listens = port_in(&written, r#""127.0.0.1" port = "#);
+    let Some(mut pebble) = Pebble::start(listens, Duration::from_secs(24 * 60 * 60)) else {
+        return;
+    };
+    fs::write(&path, written.replace("DIRECTORY", &pebble.directory_url())).unwrap();
+    let program = || {
+        let mut command = Command::new(PROGRAM);
+        command.env("SSL_CERT_FILE", pebble.api_roots_file());
+        command
+    };
+    let mut left = Server::start_in(folder, program());
+    eventually("there is a certificate", || {
+        let told = "The ACME server has issued a certificate";
+        left.log().contains(told).then_some(())
+    });
+    let again = program();
+
+    let roots = left.folder.path().join("issuing.pem");
+    fs::write(&roots, pebble.issuing_root_pem()).unwrap();
+    let with = format!(
+        r#"federates_with "left.test" {{ bundle_endpoint_url = "https://localhost:{listens}/"
+            bundle_endpoint_profile "https_web" {{}} }}"#
+    );
+    let right = Server::start(&conf("right.test", &with), &[("SSL_CERT_FILE", &roots)]);
+    let theirs = command(&left, "bundle show");
+    eventually("the left bundle is on the right", || {
+        command(&right, "bundle list")
+            .contains(&theirs)
+            .then_some(())
+    });
+
+    // What is kept serves on, and nobody is asked.
+    pebble.kill();
+    left.child.kill().unwrap();
+    left.child.wait().unwrap();
+    left.restart(again);
+    command(&right, "federation refresh -id left.test");
+    assert_eq!(
+        left.log().matches("issued a certificate").count(),
+        1,
+        "{}",
+        left.log()
+    );
+    assert!(
+        left.folder
+            .path()
+            .join("var/server/bundle-acme/localhost")
+            .exists()
+    );
+}
+
 // Inventory section 11: what is not there is refused by name, and what is wrong before anything starts.
 #[test]
 fn what_cannot_be_served_is_refused() {
@@ -166,12 +233,12 @@ fn what_cannot_be_served_is_refused() {
     let file = folder.path().join("server.conf");
     for (federation, why) in [
         (
-            r#"bundle_endpoint { address = "127.0.0.1" port = 1 profile "https_web" { acme { domain_name = "d" email = "e" tos_accepted = true } } }"#,
-            "acme is not supported",
+            r#"bundle_endpoint { address = "127.0.0.1" port = 1 profile "https_web" { acme { domain_name = "d" email = "e" } } }"#,
+            "ACME Terms of Service have not been accepted. See the `tos_accepted` configurable",
         ),
         (
-            r#"bundle_endpoint { address = "127.0.0.1" port = 1 acme { domain_name = "d" email = "e" tos_accepted = true } }"#,
-            "acme is not supported",
+            r#"bundle_endpoint { address = "127.0.0.1" port = 1 acme { domain_name = "d" email = "e" } }"#,
+            "ACME Terms of Service have not been accepted. See the `tos_accepted` configurable",
         ),
         (
             r#"bundle_endpoint { address = "127.0.0.1" port = 1 profile "https_web" { serving_cert_file { cert_file_path = "/nowhere" key_file_path = "/nowhere" } } }"#,
@@ -188,7 +255,7 @@ fn what_cannot_be_served_is_refused() {
     ] {
         fs::write(&file, conf("own.test", federation)).unwrap();
         for command in ["validate", "run"] {
-            let ended = std::process::Command::new(env!("CARGO_BIN_EXE_spire-server"))
+            let ended = Command::new(env!("CARGO_BIN_EXE_spire-server"))
                 .args([command, "-config"])
                 .arg(&file)
                 .output()

@@ -21,12 +21,12 @@ plugins {{
     )
 }
 
-fn shown(server: &Server) -> Value {
+pub(crate) fn shown(server: &Server) -> Value {
     server.json("localauthority x509 show")
 }
 
 /// Signs, is killed, is there again with the same authorities, rotates, and signs with the next.
-fn lives(server: &mut Server, environment: &[(&str, &Path)]) {
+pub(crate) fn lives(server: &mut Server, environment: &[(&str, &Path)]) {
     let minted = |server: &Server| {
         server.ok(
             "d=$(mktemp -d)

@@ -6,6 +6,7 @@
 )]
 
 mod authorities;
+mod aws;
 mod doors;
 mod federation;
 mod full_disk;

@@ -126,6 +126,15 @@ pub(super) const SERVICES: &[(&str, &[&str])] = &[
             "SubscribeToJWTBundles",
         ],
     ),
+    (
+        "spiffe.broker.API",
+        &[
+            "SubscribeToX509SVID",
+            "SubscribeToX509Bundles",
+            "FetchJWTSVID",
+            "SubscribeToJWTBundles",
+        ],
+    ),
     ("spire.agent.debug.v1.Debug", &["GetInfo"]),
     (
         "spire.api.agent.logger.v1.Logger",

@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 
 use crate::aws::profile::Profile;
 use crate::aws::{Environment, Imds, RENEW_BEFORE, Service, send};
-use crate::sigv4::{Credentials, percent_encoded};
+use crate::sigv4::{Credentials, Scope, percent_encoded};
 
 /// The name of this program's sessions, which AWS's log of calls shows.
 const SESSION: &str = "spire";
@@ -128,12 +128,13 @@ async fn web_identity(
 }
 
 async fn ask_sts(
-    at: (&Environment, &str),
+    (environment, region): (&Environment, &str),
     form: &[(&str, &str)],
     own: Option<&Credentials>,
     now: SystemTime,
 ) -> Result<Held, String> {
-    let name = at.0.variable("AWS_ROLE_SESSION_NAME").unwrap_or(SESSION);
+    let name = environment.variable("AWS_ROLE_SESSION_NAME");
+    let name = name.unwrap_or(SESSION);
     let mut body = format!(
         "Version=2011-06-15&RoleSessionName={}",
         percent_encoded(name)
@@ -145,7 +146,13 @@ async fn ask_sts(
         .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
         .body(body.into())
         .map_err(|error| error.to_string())?;
-    let answer = send(at, Service::STS, request, own, now).await?;
+    let (url, region) = Service::STS.endpoint(environment, region)?;
+    let scope = Scope {
+        region: &region,
+        service: Service::STS.name,
+    };
+    let own = own.map(|own| (own, scope));
+    let answer = send(&environment.client()?, &url, request, own, now).await?;
     let answer = Zeroizing::new(answer.to_vec());
     let unreadable = || "the answer of STS has no credentials".to_owned();
     let text = std::str::from_utf8(&answer).map_err(|_| unreadable())?;

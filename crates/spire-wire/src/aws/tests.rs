@@ -118,22 +118,3 @@ fn the_environment_is_awss_alone_and_not_printed() {
     assert_eq!(environment.variable("PATH"), None);
     assert_eq!(environment.variable("AWS_PROFILE"), None);
 }
-
-#[test]
-fn refusals_are_told_in_awss_words() {
-    for (body, expected) in [
-        (
-            r#"{"__type":"com.amazonaws#AccessDeniedException","Message":"no"}"#,
-            Some(": AccessDeniedException: no"),
-        ),
-        (r#"{"message":"no"}"#, Some(": : no")),
-        (
-            "<R><Error><Code>Throttling</Code><Message>slow</Message></Error></R>",
-            Some(": Throttling: slow"),
-        ),
-        ("<html><body/></html>", None),
-        ("text", None),
-    ] {
-        assert_eq!(why(body.as_bytes()).as_deref(), expected, "{body}");
-    }
-}

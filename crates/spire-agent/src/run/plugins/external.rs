@@ -5,7 +5,7 @@ use std::time::Duration;
 use ah_identity_provider::{Code, Explained};
 use ah_spire_attest::AttestError;
 use ah_spire_attest::peer::PeerInfo;
-use ah_spire_attest::workload::WorkloadAttestor;
+use ah_spire_attest::workload::{Reference, WorkloadAttestor};
 use ah_spire_plugin::agent::AgentConfig;
 use ah_spire_plugin::catalog::{PluginConfig, PluginType};
 use ah_spire_plugin_host::workload::{self, Workloads};
@@ -42,6 +42,16 @@ impl WorkloadAttestor for Workload {
         match self {
             Self::BuiltIn(attestor) => attestor.attest(peer).await,
             Self::External(plugin) => plugin.attest(peer).await,
+        }
+    }
+
+    async fn attest_reference(
+        &self,
+        reference: &Reference<'_>,
+    ) -> Result<Option<Vec<Selector>>, AttestError> {
+        match self {
+            Self::BuiltIn(attestor) => attestor.attest_reference(reference).await,
+            Self::External(plugin) => plugin.attest_reference(reference).await,
         }
     }
 }

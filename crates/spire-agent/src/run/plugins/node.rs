@@ -12,6 +12,8 @@ use ah_spire_attest::node::gcp_iit::{GcpIitAgent, GcpIitAgentConfig};
 use ah_spire_attest::node::http_challenge::{HttpChallengeAgent, HttpChallengeAgentConfig};
 use ah_spire_attest::node::join_token::{JoinTokenAgent, Token};
 use ah_spire_attest::node::k8s::{K8sAgent, K8sAgentConfig};
+use ah_spire_attest::node::sshpop::{SshPopAgent, SshPopAgentConfig};
+use ah_spire_attest::node::tpm_devid::{TpmDevIdAgent, TpmDevIdAgentConfig};
 use ah_spire_attest::node::x509pop::{X509PopAgent, X509PopAgentConfig};
 use ah_spire_attest::node::{AgentHalf, BuiltinAgent, BuiltinConversation, Conversation, Payload};
 use ah_spire_plugin::agent::AgentConfig;
@@ -73,6 +75,27 @@ config_block! {
 }
 
 config_block! {
+    /// `NodeAttestor "sshpop"`
+    struct SshPopData {
+        host_key_path: String = "host_key_path",
+        host_cert_path: String = "host_cert_path",
+    }
+}
+
+config_block! {
+    /// `NodeAttestor "tpm_devid"`
+    struct TpmDevIdData {
+        tpm_device_path: String = "tpm_device_path",
+        devid_cert_path: String = "devid_cert_path",
+        devid_priv_path: String = "devid_priv_path",
+        devid_pub_path: String = "devid_pub_path",
+        devid_password: Zeroizing<String> = "devid_password",
+        owner_hierarchy_password: Zeroizing<String> = "owner_hierarchy_password",
+        endorsement_hierarchy_password: Zeroizing<String> = "endorsement_hierarchy_password",
+    }
+}
+
+config_block! {
     /// `NodeAttestor "x509pop"`
     struct X509PopData {
         private_key_path: String = "private_key_path",
@@ -92,6 +115,8 @@ pub(super) enum BuiltInNode {
     JoinToken,
     K8sPsat(K8sAgentConfig),
     K8sSat(K8sAgentConfig),
+    SshPop(SshPopAgentConfig),
+    TpmDevId(Box<TpmDevIdAgentConfig>),
     X509Pop(X509PopAgentConfig),
 }
 
@@ -136,6 +161,14 @@ impl BuiltInNode {
             "join_token" => Self::JoinToken,
             "k8s_psat" => Self::K8sPsat(k8s(plugin)?),
             "k8s_sat" => Self::K8sSat(k8s(plugin)?),
+            "sshpop" => {
+                let data: SshPopData = data(plugin)?;
+                Self::SshPop(SshPopAgentConfig {
+                    host_key_path: data.host_key_path.into(),
+                    host_cert_path: data.host_cert_path.into(),
+                })
+            }
+            "tpm_devid" => Self::TpmDevId(Box::new(tpm_devid(plugin)?)),
             "x509pop" => Self::X509Pop(x509pop(plugin)?),
             _ => return Ok(None),
         }))
@@ -147,6 +180,19 @@ fn k8s(plugin: &PluginConfig) -> Result<K8sAgentConfig, Explained> {
     Ok(K8sAgentConfig {
         cluster: data.cluster,
         token_path: data.token_path.into(),
+    })
+}
+
+fn tpm_devid(plugin: &PluginConfig) -> Result<TpmDevIdAgentConfig, Explained> {
+    let data: TpmDevIdData = data(plugin)?;
+    Ok(TpmDevIdAgentConfig {
+        tpm_device_path: data.tpm_device_path.into(),
+        devid_cert_path: data.devid_cert_path.into(),
+        devid_priv_path: data.devid_priv_path.into(),
+        devid_pub_path: data.devid_pub_path.into(),
+        devid_password: data.devid_password,
+        owner_hierarchy_password: data.owner_hierarchy_password,
+        endorsement_hierarchy_password: data.endorsement_hierarchy_password,
     })
 }
 
@@ -236,6 +282,12 @@ pub(super) async fn node_agent(
             BuiltinAgent::K8s(K8sAgent::projected(wanted).map_err(told)?)
         }
         BuiltInNode::K8sSat(wanted) => BuiltinAgent::K8s(K8sAgent::plain(wanted).map_err(told)?),
+        BuiltInNode::SshPop(wanted) => {
+            BuiltinAgent::SshPop(SshPopAgent::configure(wanted).await.map_err(told)?)
+        }
+        BuiltInNode::TpmDevId(wanted) => {
+            BuiltinAgent::TpmDevId(TpmDevIdAgent::configure(*wanted).await.map_err(told)?)
+        }
         BuiltInNode::X509Pop(wanted) => {
             BuiltinAgent::X509Pop(X509PopAgent::configure(wanted).await.map_err(told)?)
         }

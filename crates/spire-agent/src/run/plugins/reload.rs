@@ -6,7 +6,7 @@ use std::time::Duration;
 use ah_identity_provider::{Code, Explained};
 use ah_spire_attest::AttestError;
 use ah_spire_attest::peer::PeerInfo;
-use ah_spire_attest::workload::WorkloadAttestor;
+use ah_spire_attest::workload::{Reference, WorkloadAttestor};
 use ah_spire_plugin::agent::AgentConfig;
 use ah_spire_plugin::catalog::{DataFiles, PluginConfig, PluginType};
 use ah_spire_plugin_host::Plugin;
@@ -57,6 +57,13 @@ impl<A: WorkloadAttestor + Clone> WorkloadAttestor for Replaceable<A> {
 
     async fn attest(&self, peer: &PeerInfo) -> Result<Vec<Selector>, AttestError> {
         self.now().attest(peer).await
+    }
+
+    async fn attest_reference(
+        &self,
+        reference: &Reference<'_>,
+    ) -> Result<Option<Vec<Selector>>, AttestError> {
+        self.now().attest_reference(reference).await
     }
 }
 

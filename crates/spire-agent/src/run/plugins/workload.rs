@@ -10,7 +10,7 @@ use ah_spire_attest::workload::k8s::{K8s, K8sConfig};
 use ah_spire_attest::workload::slurm::Slurm;
 use ah_spire_attest::workload::systemd::Systemd;
 use ah_spire_attest::workload::unix::{Unix, UnixConfig};
-use ah_spire_attest::workload::{ProcRoot, WorkloadAttestor};
+use ah_spire_attest::workload::{ProcRoot, Reference, WorkloadAttestor, by_process};
 use ah_spire_plugin::catalog::PluginConfig;
 use ah_spire_plugin::decode::{Deferred, UnknownKeys};
 use ah_spire_plugin::{config_block, duration};
@@ -263,6 +263,16 @@ impl WorkloadAttestor for BuiltIn {
             Self::Slurm(attestor) => attestor.attest(peer).await,
             Self::Systemd(attestor) => attestor.attest(peer).await,
             Self::Unix(attestor) => attestor.attest(peer).await,
+        }
+    }
+
+    async fn attest_reference(
+        &self,
+        reference: &Reference<'_>,
+    ) -> Result<Option<Vec<Selector>>, AttestError> {
+        match self {
+            Self::K8s(attestor) => attestor.attest_reference(reference).await,
+            _ => by_process(self, reference).await,
         }
     }
 }

@@ -42,7 +42,7 @@ impl Ca {
         })
     }
 
-    pub(super) fn leaf(
+    pub(crate) fn leaf(
         &self,
         id: &str,
         key: &impl PublicKeyData,

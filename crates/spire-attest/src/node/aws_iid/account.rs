@@ -60,36 +60,7 @@ impl Callers {
         partition: &str,
         role: String,
     ) -> Result<Self, String> {
-        let or = |given: &str, name: &str| match given {
-            "" => environment.variable(name).unwrap_or_default().to_owned(),
-            given => given.to_owned(),
-        };
-        let keys = if id.is_empty() && secret.is_empty() {
-            None
-        } else {
-            Some(Credentials {
-                access_key_id: or(id, "AWS_ACCESS_KEY_ID"),
-                secret_access_key: Zeroizing::new(or(secret, "AWS_SECRET_ACCESS_KEY")),
-                session_token: None,
-            })
-        };
-        let missing =
-            |set: &str, missing: &str| format!("configuration missing {missing}, but has {set}");
-        let (has_id, has_secret) = match &keys {
-            Some(keys) => (
-                !keys.access_key_id.is_empty(),
-                !keys.secret_access_key.is_empty(),
-            ),
-            None => (
-                environment.variable("AWS_ACCESS_KEY_ID").is_some(),
-                environment.variable("AWS_SECRET_ACCESS_KEY").is_some(),
-            ),
-        };
-        match (has_id, has_secret) {
-            (true, false) => return Err(missing("access key id", "secret access key")),
-            (false, true) => return Err(missing("secret access key", "access key id")),
-            _ => {}
-        }
+        let keys = environment.keys(id, secret)?;
         Ok(Self {
             environment,
             keys,

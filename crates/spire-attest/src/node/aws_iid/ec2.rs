@@ -4,8 +4,6 @@ use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use ah_spire_wire::aws::{Caller, Service};
-use ah_spire_wire::sigv4::percent_encoded;
-use http::{Request, header};
 use roxmltree::{Document, Node};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -33,24 +31,6 @@ struct Devices {
     blocks: Vec<(String, String)>,
     /// By index, with the time of the attachment.
     interfaces: Vec<(String, String)>,
-}
-
-/// Calls `service` in the way of AWS's older services: a form in, XML out.
-pub(super) async fn query(
-    caller: &Caller,
-    service: Service,
-    form: &[(&str, &str)],
-    now: SystemTime,
-) -> Result<String, String> {
-    let form = form
-        .iter()
-        .map(|(name, value)| format!("{name}={}", percent_encoded(value)));
-    let request = Request::post("/")
-        .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
-        .body(form.collect::<Vec<_>>().join("&").into())
-        .map_err(|error| error.to_string())?;
-    let answer = caller.call(service, request, now).await?;
-    String::from_utf8(answer.to_vec()).map_err(|_| "the answer is no text".to_owned())
 }
 
 pub(super) fn parsed(answer: &str) -> Result<Document<'_>, String> {
@@ -88,7 +68,7 @@ pub(super) async fn instance(
         ("Filter.1.Value.1", "pending"),
         ("Filter.1.Value.2", "running"),
     ];
-    let answer = query(caller, EC2, &form, now).await;
+    let answer = caller.query(EC2, &form, now).await;
     let answer = answer.map_err(|error| format!("failed to describe instance: {error}"))?;
     let document = parsed(&answer)?;
     let none = |what| format!("failed to query AWS via describe-instances: returned no {what}");
@@ -188,7 +168,7 @@ pub(super) async fn roles(
         ("Version", "2010-05-08"),
         ("InstanceProfileName", name),
     ];
-    let answer = query(caller, IAM, &form, now).await;
+    let answer = caller.query(IAM, &form, now).await;
     let answer = answer.map_err(|error| format!("failed to get instance profile: {error}"))?;
     let document = parsed(&answer)?;
     let path = [

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use ah_spire_wire::aws::{Caller, Service};
 use ah_spire_wire::sigv4::percent_encoded;
 use bytes::Bytes;
-use http::{Request, header};
+use http::Request;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
@@ -16,7 +16,7 @@ use tokio::sync::Mutex;
 
 use crate::node::aws_iid::account::{Callers, EksConfig, OrganizationConfig};
 use crate::node::aws_iid::document::Document;
-use crate::node::aws_iid::ec2::{below, parsed, query, text};
+use crate::node::aws_iid::ec2::{below, parsed, text};
 
 const ORGANIZATIONS: Service = Service::global("ORGANIZATIONS", "organizations");
 const EKS: Service = Service::regional("EKS", "eks");
@@ -195,12 +195,9 @@ async fn active_accounts(caller: &Caller, now: SystemTime) -> Result<BTreeSet<St
             None => json!({}),
             Some(token) => json!({"NextToken": token}),
         };
-        let request = Request::post("/")
-            .header(header::CONTENT_TYPE, "application/x-amz-json-1.1")
-            .header("X-Amz-Target", "AWSOrganizationsV20161128.ListAccounts")
-            .body(body.to_string().into())
-            .map_err(|error| error.to_string())?;
-        let page: Page = json_of(caller, ORGANIZATIONS, request, now)
+        let operation = "AWSOrganizationsV20161128.ListAccounts";
+        let page: Page = caller
+            .ask(ORGANIZATIONS, operation, &body, now)
             .await
             .map_err(|error| format!("issue while getting list of accounts: {error}"))?;
         let active = page.accounts.into_iter().filter(|it| it.status == "ACTIVE");
@@ -354,7 +351,7 @@ async fn instances(caller: &Caller, group: &str, now: SystemTime) -> Result<Vec<
         if !next.is_empty() {
             form.push(("NextToken", &next));
         }
-        let answer = query(caller, AUTO_SCALING, &form, now).await;
+        let answer = caller.query(AUTO_SCALING, &form, now).await;
         let answer = answer.map_err(|error| {
             format!("issue while getting list of instances in AutoScalingGroup: {error}")
         })?;

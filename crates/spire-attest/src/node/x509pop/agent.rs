@@ -4,12 +4,16 @@ use ah_identity_provider::spiffe::{Choice, Endpoint, SpiffeConfig, SpiffeProvide
 use ah_identity_provider::{PrivateKey, Provider, ProviderError, pem};
 use rustls_pki_types::CertificateDer;
 
+use crate::node::files::{certificates, file, unreadable, wrong};
+use crate::node::messages::{Bytes, read, write};
 use crate::node::x509pop::certificate::Certificate;
-use crate::node::x509pop::config::{self, X509PopAgentConfig, certificates, unreadable, wrong};
-use crate::node::x509pop::messages::{AttestationData, Bytes, Challenge, read, write};
+use crate::node::x509pop::config::X509PopAgentConfig;
+use crate::node::x509pop::messages::{AttestationData, Challenge};
 use crate::node::x509pop::proof::Prover;
 use crate::node::{AgentHalf, Conversation, Payload};
 use crate::{AttestError, Builtin};
+
+const POP: Builtin = Builtin::X509Pop;
 
 /// The agent's half.
 #[derive(Clone, Debug)]
@@ -30,6 +34,7 @@ impl X509PopAgent {
             let endpoint = config.spiffe_endpoint_socket.parse();
             let endpoint = endpoint.map_err(|error| {
                 wrong(
+                    POP,
                     format!("spiffe_endpoint_socket: {error}"),
                     "write unix:///PATH or tcp://ADDRESS:PORT",
                 )
@@ -44,6 +49,7 @@ impl X509PopAgent {
         ] {
             if path.as_os_str().is_empty() {
                 return Err(wrong(
+                    POP,
                     format!("{key} is required"),
                     "set private_key_path and certificate_path, or spiffe_endpoint_socket",
                 ));
@@ -142,17 +148,20 @@ impl Material {
 }
 
 async fn from_files(config: &X509PopAgentConfig) -> Result<Material, AttestError> {
-    let mut chain = certificates("certificate", &config.certificate_path).await?;
+    let mut chain = certificates(POP, "certificate", &config.certificate_path).await?;
     let key_path = &config.private_key_path;
-    let key = config::file("private key", key_path).await?;
+    let key = file(POP, "private key", key_path).await?;
     let key = pem::private_key(&key, None);
-    let key = key.map_err(|error| unreadable("private key", key_path, error))?;
+    let key = key.map_err(|error| unreadable(POP, "private key", key_path, error))?;
     if !config.intermediates_path.as_os_str().is_empty() {
-        chain.extend(certificates("intermediate certificates", &config.intermediates_path).await?);
+        chain.extend(
+            certificates(POP, "intermediate certificates", &config.intermediates_path).await?,
+        );
     }
     Material::new(chain, &key, |why| {
         let (certificate, key) = (config.certificate_path.display(), key_path.display());
         wrong(
+            POP,
             format!("unable to load keypair: {why}"),
             format!(
                 "compare `openssl x509 -in {certificate} -noout -pubkey` with `openssl pkey -in {key} -pubout`"
@@ -175,6 +184,7 @@ async fn from_workload_api(endpoint: &Endpoint) -> Result<Material, AttestError>
     })?;
     Material::new(identity.chain().to_vec(), identity.key(), |why| {
         wrong(
+            POP,
             format!("unable to use the SVID of the workload API {endpoint}: {why}"),
             "give its registration entry's issuer an RSA or ECDSA key type",
         )

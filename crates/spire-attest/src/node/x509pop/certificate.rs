@@ -8,27 +8,28 @@ use x509_parser::oid_registry::OID_X509_SERIALNUMBER;
 use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::x509::X509Name;
 
+use crate::node::binary::without_zeros;
 use crate::node::x509pop::proof::PublicKey;
 
 /// A certificate that was read whole.
-pub(super) struct Certificate {
-    pub(super) facts: CertificateFacts,
-    pub(super) fingerprint: String,
-    pub(super) subject: Name,
-    pub(super) issuer: Name,
+pub(in crate::node) struct Certificate {
+    pub(in crate::node) facts: CertificateFacts,
+    pub(in crate::node) fingerprint: String,
+    pub(in crate::node) subject: Name,
+    pub(in crate::node) issuer: Name,
     /// Lower-case hex with an even number of digits.
     pub(super) serial_hex: String,
     pub(super) serial_decimal: String,
     /// None where it is of a kind that cannot be proven.
-    pub(super) key: Option<PublicKey>,
+    pub(in crate::node) key: Option<PublicKey>,
     /// digitalSignature of the key usage (RFC 5280 §4.2.1.3), which has to be there.
     pub(super) may_sign: bool,
 }
 
 /// The parts of a distinguished name that are asked for; empty where there is none.
 #[derive(Default)]
-pub(super) struct Name {
-    pub(super) common_name: String,
+pub(in crate::node) struct Name {
+    pub(in crate::node) common_name: String,
     pub(super) serial_number: String,
 }
 
@@ -50,7 +51,7 @@ impl Name {
 
 impl Certificate {
     /// The error is a text.
-    pub(super) fn read(der: &[u8]) -> Result<Self, String> {
+    pub(in crate::node) fn read(der: &[u8]) -> Result<Self, String> {
         // Refuses what follows the certificate as well.
         let facts = CertificateFacts::from_der(der).map_err(|error| error.to_string())?;
         let (_, cert) = X509Certificate::from_der(der).map_err(|error| error.to_string())?;
@@ -101,16 +102,15 @@ impl Certificate {
 }
 
 /// SHA-1 of the DER in lower-case hex, which names agents and CAs here. It protects nothing.
-pub(super) fn fingerprint(der: &[u8]) -> String {
+pub(in crate::node) fn fingerprint(der: &[u8]) -> String {
     hex(digest(&SHA1_FOR_LEGACY_USE_ONLY, der).as_ref())
 }
 
 /// Without the zero bytes that DER puts in front of it.
 fn serial_hex(raw: &[u8]) -> String {
-    let zeros = raw.iter().take_while(|byte| **byte == 0).count();
-    match raw.get(zeros..) {
-        Some(number) if !number.is_empty() => hex(number),
-        _ => "00".to_owned(),
+    match without_zeros(raw) {
+        [] => "00".to_owned(),
+        number => hex(number),
     }
 }
 

@@ -2,12 +2,7 @@
 
 use std::path::PathBuf;
 
-use ah_identity_provider::pem;
-use rustls_pki_types::CertificateDer;
 use serde::Deserialize;
-use zeroize::Zeroizing;
-
-use crate::{AttestError, Builtin};
 
 /// The agent's settings.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -45,37 +40,4 @@ pub struct X509PopServerConfig {
     pub max_rsa_key_size: Option<i64>,
     /// Whether the agent's address must be among the IP SANs of its certificate.
     pub verify_client_ip: bool,
-}
-
-/// A setting that cannot be used.
-pub(super) fn wrong(text: impl std::fmt::Display, hint: impl Into<String>) -> AttestError {
-    AttestError::invalid(text, hint).of_builtin(Builtin::X509Pop)
-}
-
-/// The certificates in the file `path`, which the setting `what` names.
-pub(super) async fn certificates(
-    what: &str,
-    path: &PathBuf,
-) -> Result<Vec<CertificateDer<'static>>, AttestError> {
-    let bytes = file(what, path).await?;
-    pem::certificates(&bytes).map_err(|error| unreadable(what, path, error))
-}
-
-/// The bytes of the file `path`.
-pub(super) async fn file(what: &str, path: &PathBuf) -> Result<Zeroizing<Vec<u8>>, AttestError> {
-    let bytes = tokio::fs::read(path).await;
-    let bytes = bytes.map_err(|error| unreadable(what, path, error))?;
-    Ok(Zeroizing::new(bytes))
-}
-
-pub(super) fn unreadable(
-    what: &str,
-    path: &std::path::Path,
-    error: impl std::fmt::Display,
-) -> AttestError {
-    let path = path.display();
-    wrong(
-        format!("unable to load {what} \"{path}\": {error}"),
-        format!("check the file: ls -l {path}"),
-    )
 }

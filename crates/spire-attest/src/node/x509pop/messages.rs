@@ -1,40 +1,8 @@
-//! The messages, as JSON.
+//! What the two halves say.
 
-use base64::Engine;
-use base64::alphabet::STANDARD;
-use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
-/// The largest message that is read, in bytes.
-pub(super) const MAX_MESSAGE_BYTES: usize = 1024 * 1024;
-
-/// What Go's `encoding/base64.StdEncoding` writes and takes.
-const BASE64: GeneralPurpose = GeneralPurpose::new(
-    &STANDARD,
-    GeneralPurposeConfig::new()
-        .with_decode_allow_trailing_bits(true)
-        .with_decode_padding_mode(DecodePaddingMode::RequireCanonical),
-);
-
-/// Bytes, in JSON as base64; none where there is `null`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Bytes(pub(super) Vec<u8>);
-
-impl Serialize for Bytes {
-    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_str(&BASE64.encode(&self.0))
-    }
-}
-
-impl<'de> Deserialize<'de> for Bytes {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        let text: Option<String> = Option::deserialize(from)?;
-        // Go leaves line ends inside base64 out.
-        let text = text.unwrap_or_default().replace(['\r', '\n'], "");
-        let bytes = BASE64.decode(text).map_err(serde::de::Error::custom)?;
-        Ok(Self(bytes))
-    }
-}
+use crate::node::messages::Bytes;
 
 /// The payload.
 #[derive(Debug, Serialize, Deserialize)]
@@ -88,30 +56,4 @@ pub(super) struct EcdsaSignature {
     /// Big-endian, without leading zeros.
     #[serde(default)]
     pub(super) s: Bytes,
-}
-
-/// Reads a message. The error is a text that does not quote it.
-pub(super) fn read<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> Result<T, String> {
-    if bytes.len() > MAX_MESSAGE_BYTES {
-        return Err(format!(
-            "{} bytes, more than {MAX_MESSAGE_BYTES}",
-            bytes.len()
-        ));
-    }
-    // Go takes `null` for an empty message, and the fields then missing say what is wrong.
-    let message: Option<T> = serde_json::from_slice(bytes).map_err(|error| {
-        let (line, column) = (error.line(), error.column());
-        let what = match error.classify() {
-            serde_json::error::Category::Eof => "it ends too early",
-            serde_json::error::Category::Syntax => "not JSON",
-            _ => "JSON of another shape",
-        };
-        format!("{what} (line {line}, column {column})")
-    })?;
-    message.ok_or_else(|| "null".to_owned())
-}
-
-/// Writes a message. Text of our own making cannot fail to be written.
-pub(super) fn write(message: &impl Serialize) -> Vec<u8> {
-    serde_json::to_vec(message).unwrap_or_default()
 }

@@ -1,8 +1,9 @@
 //! Proof of possession: a signature over two nonces, one of each side.
 
 use ah_identity_provider::{KeyKind, PrivateKey};
+use ah_spire_wire::der::Writer;
 use aws_lc_rs::digest::{self, Digest, SHA256, SHA384};
-use aws_lc_rs::rand::{SecureRandom, SystemRandom};
+use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::rsa::KeyPair as RsaKeyPair;
 use aws_lc_rs::signature::{
     self, EcdsaKeyPair, EcdsaSigningAlgorithm, KeyPair, RsaPssSaltLength, UnparsedPublicKey,
@@ -10,12 +11,9 @@ use aws_lc_rs::signature::{
 };
 use rustls_pki_types::PrivateKeyDer;
 
-use crate::node::x509pop::messages::{
-    Bytes, Challenge, EcdsaSignature, Nonce, Response, RsaSignature,
-};
-
-/// Length of a nonce, in bytes.
-const NONCE: usize = 32;
+use crate::node::binary::without_zeros;
+use crate::node::messages::{Bytes, NONCE, nonce};
+use crate::node::x509pop::messages::{Challenge, EcdsaSignature, Nonce, Response, RsaSignature};
 
 /// A curve that keys may be on, with the algorithms of its proof: ECDSA over a SHA-256 digest, whatever the curve.
 #[derive(Clone, Copy)]
@@ -58,13 +56,13 @@ impl Curve {
 }
 
 /// The public key of a leaf.
-pub(super) enum PublicKey {
+pub(in crate::node) enum PublicKey {
     Rsa(Vec<u8>),
     Ecdsa(PublicPoint),
 }
 
 /// A point on a curve.
-pub(super) struct PublicPoint {
+pub(in crate::node) struct PublicPoint {
     curve: Curve,
     point: Vec<u8>,
 }
@@ -81,6 +79,16 @@ impl PublicKey {
         };
         let point = bits.to_vec();
         Some(Self::Ecdsa(PublicPoint { curve, point }))
+    }
+
+    /// Whether `signed` is a signature of this key over `data`, with SHA-256: RSASSA-PKCS1-v1_5, or ECDSA in DER.
+    pub(in crate::node) fn signed(&self, data: &[u8], signed: &[u8]) -> bool {
+        let algorithm: &'static dyn VerificationAlgorithm = match self {
+            Self::Rsa(_) => &signature::RSA_PKCS1_2048_8192_SHA256,
+            Self::Ecdsa(point) => point.curve.verification(),
+        };
+        let key = UnparsedPublicKey::new(algorithm, self.bits());
+        key.verify(data, signed).is_ok()
     }
 
     fn bits(&self) -> &[u8] {
@@ -154,9 +162,7 @@ fn verify_ecdsa(
 ) -> Result<(), &'static str> {
     let both = combine(challenge, &response.nonce)?;
     let failed = "ECDSA signature verify failed";
-    let mut content = integer(&response.r.0).ok_or(failed)?;
-    content.extend(integer(&response.s.0).ok_or(failed)?);
-    let signature = tlv(0x30, &content).ok_or(failed)?;
+    let signature = ecdsa_der(&response.r.0, &response.s.0);
     let key = UnparsedPublicKey::new(key.curve.verification(), &key.point);
     key.verify(&both, &signature).map_err(|_| failed)
 }
@@ -243,13 +249,6 @@ impl Prover {
     }
 }
 
-fn nonce() -> Result<Vec<u8>, &'static str> {
-    let mut nonce = vec![0; NONCE];
-    let filled = SystemRandom::new().fill(&mut nonce);
-    filled.map_err(|_| "the system gives no random numbers")?;
-    Ok(nonce)
-}
-
 /// What is signed: the server's nonce, then the agent's.
 fn combine(challenge: &Nonce, response: &Bytes) -> Result<Vec<u8>, &'static str> {
     if challenge.nonce.0.len() != NONCE {
@@ -261,27 +260,12 @@ fn combine(challenge: &Nonce, response: &Bytes) -> Result<Vec<u8>, &'static str>
     Ok([challenge.nonce.0.as_slice(), &response.0].concat())
 }
 
-fn without_zeros(number: &[u8]) -> &[u8] {
-    let zeros = number.iter().take_while(|byte| **byte == 0).count();
-    number.get(zeros..).unwrap_or_default()
-}
-
-/// An unsigned number as a DER INTEGER (X.690 §8.3); none where it is longer than any of ours.
-fn integer(number: &[u8]) -> Option<Vec<u8>> {
-    let mut value = without_zeros(number).to_vec();
-    if value.first().is_none_or(|first| *first >= 0x80) {
-        value.insert(0, 0);
-    }
-    tlv(0x02, &value)
-}
-
-fn tlv(tag: u8, value: &[u8]) -> Option<Vec<u8>> {
-    let length = u8::try_from(value.len()).ok()?;
-    let mut out = vec![tag];
-    if length >= 0x80 {
-        out.push(0x81);
-    }
-    out.push(length);
-    out.extend_from_slice(value);
-    Some(out)
+/// Both numbers of an ECDSA signature (big-endian) in DER (RFC 3279 §2.2.3).
+pub(in crate::node) fn ecdsa_der(r: &[u8], s: &[u8]) -> Vec<u8> {
+    let mut out = Writer::with_capacity(r.len().saturating_add(s.len()).saturating_add(16));
+    out.sequence(|out| {
+        out.unsigned(r);
+        out.unsigned(s);
+    });
+    out.finish()
 }

@@ -6,15 +6,18 @@ use std::net::IpAddr;
 use rustls_pki_types::CertificateDer;
 use spiffe::{SpiffeId, TrustDomain};
 
+use crate::node::files::{self, wrong};
+use crate::node::messages::{read, write};
 use crate::node::template::Template;
 use crate::node::x509pop::certificate::{Certificate, fingerprint};
 use crate::node::x509pop::chain::{Root, signers};
-use crate::node::x509pop::config::{X509PopServerConfig, certificates, unreadable, wrong};
-use crate::node::x509pop::messages::{self, AttestationData, Response, read, write};
+use crate::node::x509pop::config::X509PopServerConfig;
+use crate::node::x509pop::messages::{self, AttestationData, Response};
 use crate::node::x509pop::values::{Value, Values};
 use crate::node::{AttestedAgent, Challenge, Claim, ServerHalf};
 use crate::{AttestError, Builtin, Selector};
 
+const POP: Builtin = Builtin::X509Pop;
 const EXTERNAL_PKI: &str = "external_pki";
 const SPIFFE: &str = "spiffe";
 
@@ -55,6 +58,7 @@ impl<A: Authorities> X509PopServer<A> {
         if !config.ca_bundle_path.as_os_str().is_empty() {
             if !paths.is_empty() {
                 return Err(wrong(
+                    POP,
                     "only one of ca_bundle_path or ca_bundle_paths can be configured, not both",
                     "put all files into ca_bundle_paths",
                 ));
@@ -82,12 +86,14 @@ impl<A: Authorities> X509PopServer<A> {
             }
             SPIFFE => {
                 return Err(wrong(
+                    POP,
                     "you can not use ca_bundle_path or ca_bundle_paths in spiffe mode",
                     "leave them out: the server's own trust bundle counts; or set mode = \"external_pki\"",
                 ));
             }
             _ => {
                 return Err(wrong(
+                    POP,
                     "mode can only be either spiffe or external_pki",
                     "set mode = \"external_pki\", or leave it out",
                 ));
@@ -337,6 +343,7 @@ fn limit(key: &str, value: Option<i64>, default: usize) -> Result<usize, AttestE
         None => Ok(default),
         Some(Ok(value)) if value > 0 => Ok(value),
         _ => Err(wrong(
+            POP,
             format!("{key} must be greater than 0"),
             format!("the default is {default}"),
         )),
@@ -346,16 +353,14 @@ fn limit(key: &str, value: Option<i64>, default: usize) -> Result<usize, AttestE
 async fn roots(paths: &[std::path::PathBuf]) -> Result<Vec<Root>, AttestError> {
     if paths.is_empty() {
         return Err(wrong(
+            POP,
             "one of ca_bundle_path or ca_bundle_paths must be configured",
             "name a PEM file with the CAs of your nodes, or set mode = \"spiffe\"",
         ));
     }
     let mut roots = Vec::new();
     for path in paths {
-        for der in certificates("trust bundle", path).await? {
-            let root = Root::new(der);
-            roots.push(root.map_err(|error| unreadable("trust bundle", path, error))?);
-        }
+        roots.append(&mut files::roots(POP, "trust bundle", path).await?);
     }
     Ok(roots)
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use ah_spire_wire::model::{self, Bundle, JwtKey};
 
 use super::{CaError, Manager};
-use crate::ca::authority::{Certificate, from_unix, to_unix};
+use crate::ca::authority::{Certificate, Token, from_unix, to_unix};
 use crate::ca::metrics::done;
 use crate::keys::KeyManager;
 use crate::store::{Bundles, Journals};
@@ -25,11 +25,15 @@ impl<S: Bundles + Journals + 'static, K: KeyManager> Manager<S, K> {
             None => None,
         };
         let keys = published.unwrap_or_else(|| vec![key]);
-        Ok(self.append(&[], &keys).await?.jwt)
+        Ok(self.append(&[], Some((Token::Jwt, &keys))).await?.jwt)
     }
 
     /// Puts keys into the bundle that are not there yet.
-    pub(super) async fn append(&self, x509: &[Vec<u8>], jwt: &[JwtKey]) -> Result<Bundle, CaError> {
+    pub(super) async fn append(
+        &self,
+        x509: &[Vec<u8>],
+        tokens: Option<(Token, &[JwtKey])>,
+    ) -> Result<Bundle, CaError> {
         let of = &self.authorities.profile().trust_domain;
         let bundle = self
             .store
@@ -50,9 +54,12 @@ impl<S: Bundles + Journals + 'static, K: KeyManager> Manager<S, K> {
                         });
                     }
                 }
-                for key in jwt {
-                    if !bundle.jwt.iter().any(|other| other.id == key.id) {
-                        bundle.jwt.push(key.clone());
+                if let Some((of, new)) = tokens {
+                    let keys = of.keys(&mut bundle);
+                    for key in new {
+                        if !keys.iter().any(|other| other.id == key.id) {
+                            keys.push(key.clone());
+                        }
                     }
                 }
                 Some(bundle)
@@ -93,7 +100,7 @@ impl<S: Bundles + Journals + 'static, K: KeyManager> Manager<S, K> {
                 let holds =
                     |key: &JwtKey| key.expires_at == 0 || from_unix(key.expires_at) > before;
                 bundle.jwt.retain(holds);
-                // No new ones come: the last stay, and keep nothing else from going.
+                // Where WIT-SVIDs are off no new ones come: the last stay, and keep nothing else from going.
                 if bundle.wit.iter().any(holds) {
                     bundle.wit.retain(holds);
                 }

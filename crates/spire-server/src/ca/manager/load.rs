@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use ah_spire_wire::model::Bundle;
+use ah_spire_wire::model::{Bundle, JwtKey};
 use ah_spire_wire::stored::journal::{JwtKeyEntry, X509caEntry};
 
-use super::{Manager, State, jwt_key_id, x509_key_id};
-use crate::ca::authority::{Certificate, JwtAuthority, X509Authority, from_unix};
+use super::{Manager, token_key_id, x509_key_id};
+use crate::ca::authority::{Certificate, Token, TokenAuthority, X509Authority, from_unix};
 use crate::ca::journal::status;
 use crate::ca::manager::CaError;
 use crate::ca::sign::BACKDATE;
@@ -20,7 +20,7 @@ impl<S: Bundles + Journals + 'static, K: KeyManager> Manager<S, K> {
     /// verify what it signs.
     pub(super) async fn load(&mut self) -> Result<(), CaError> {
         let of = &self.authorities.profile().trust_domain;
-        let bundle = self.store.bundle(of).await?;
+        let mut bundle = self.store.bundle(of).await?;
         let entries = &self.state.get_mut().journal.entries.clone();
         let mut x509 = Vec::new();
         for entry in entries.x509_c_as.iter().rev() {
@@ -29,24 +29,38 @@ impl<S: Bundles + Journals + 'static, K: KeyManager> Manager<S, K> {
                 Err(why) => log_unusable(entry.status, &entry.slot_id, &entry.authority_id, &why),
             }
         }
-        let mut jwt = Vec::new();
-        for entry in entries.jwt_keys.iter().rev() {
-            match self.jwt_slot(entry, bundle.as_ref()).await? {
-                Ok(slot) => jwt.push(slot),
-                Err(why) => log_unusable(entry.status, &entry.slot_id, &entry.authority_id, &why),
+        let mut tokens = Vec::new();
+        for of in [Token::Jwt, Token::Wit] {
+            let in_bundle = bundle.as_mut().map(|bundle| &*of.keys(bundle));
+            let entries = match of {
+                Token::Jwt => &entries.jwt_keys,
+                Token::Wit => &entries.wit_keys,
+            };
+            let mut slots = Vec::new();
+            for entry in entries.iter().rev() {
+                match self.token_slot(of, entry, in_bundle).await? {
+                    Ok(slot) => slots.push(slot),
+                    Err(why) => {
+                        log_unusable(entry.status, &entry.slot_id, &entry.authority_id, &why);
+                    }
+                }
             }
+            tokens.push((of, Slots::choose(slots.into_iter())));
         }
-        let State {
-            x509: a, jwt: b, ..
-        } = self.state.get_mut();
-        *a = Slots::choose(x509.into_iter());
-        *b = Slots::choose(jwt.into_iter());
+        let state = self.state.get_mut();
+        state.x509 = Slots::choose(x509.into_iter());
         // What was active signs again; what is due is for the first rotation.
-        if a.current.status() == Some(Status::Active) {
-            self.authorities.set_x509(a.current.authority.clone());
+        let current = &state.x509.current;
+        if current.status() == Some(Status::Active) {
+            self.authorities.set_x509(current.authority.clone());
         }
-        if b.current.status() == Some(Status::Active) && !self.settings.disable_jwt {
-            self.authorities.set_jwt(b.current.authority.clone());
+        for (of, slots) in tokens {
+            let signs = self.settings.tokens().any(|(token, _)| token == of);
+            if slots.current.status() == Some(Status::Active) && signs {
+                self.authorities
+                    .set_token(of, slots.current.authority.clone());
+            }
+            *state.tokens(of) = slots;
         }
         Ok(())
     }
@@ -90,27 +104,28 @@ impl<S: Bundles + Journals + 'static, K: KeyManager> Manager<S, K> {
         )))
     }
 
-    async fn jwt_slot(
+    async fn token_slot(
         &self,
+        of: Token,
         entry: &JwtKeyEntry,
-        bundle: Option<&Bundle>,
-    ) -> Result<Result<Slot<JwtAuthority>, String>, CaError> {
+        in_bundle: Option<&Vec<JwtKey>>,
+    ) -> Result<Result<Slot<TokenAuthority>, String>, CaError> {
         let Some(name) = SlotName::parse(&entry.slot_id) else {
             return Ok(Err("it has no slot".into()));
         };
-        let Some(key) = self.keys.key(&jwt_key_id(name)).await? else {
+        let Some(key) = self.keys.key(&token_key_id(of, name)).await? else {
             return Ok(Err("its key is gone from the key manager".into()));
         };
         if entry.public_key != key.spki() {
             return Ok(Err("the key in its slot is another".into()));
         }
-        if !bundle.is_some_and(|bundle| bundle.jwt.iter().any(|key| key.id == entry.kid)) {
+        if !in_bundle.is_some_and(|keys| keys.iter().any(|key| key.id == entry.kid)) {
             return Ok(Err("it is not in the bundle".into()));
         }
         if let Err(why) = self.in_time(entry.issued_at, entry.not_after) {
             return Ok(Err(why));
         }
-        let authority = Arc::new(JwtAuthority {
+        let authority = Arc::new(TokenAuthority {
             key,
             id: entry.kid.clone(),
             not_after: from_unix(entry.not_after),

@@ -3,7 +3,7 @@
 use ah_spire_wire::model::{self, Bundle};
 
 use super::{CaError, Manager};
-use crate::ca::authority::{Certificate, X509Authority, hex};
+use crate::ca::authority::{Certificate, Token, X509Authority, hex};
 use crate::ca::rehearse;
 use crate::ca::slots::{Authority, AuthorityState, Slot, Slots, Status};
 use crate::keys::KeyManager;
@@ -69,7 +69,8 @@ impl<S: Bundles + Journals + 'static, K: KeyManager> LocalAuthorities for Manage
     async fn prepare_jwt(&self) -> Result<AuthorityState, CaError> {
         let state = &mut *self.state.lock().await;
         states(&state.jwt)?;
-        self.prepare_jwt_key(state).await?;
+        let kind = self.settings.jwt_key_type;
+        self.prepare_token_key(Token::Jwt, kind, state).await?;
         state.jwt.next.state.clone().ok_or(CaError::Initializing)
     }
 
@@ -100,7 +101,7 @@ impl<S: Bundles + Journals + 'static, K: KeyManager> LocalAuthorities for Manage
         let state = &mut *self.state.lock().await;
         may_activate(&state.jwt, id)?;
         state.jwt.swap();
-        self.activate_jwt_key(state).await;
+        self.activate_token_key(Token::Jwt, state).await;
         Ok(states(&state.jwt)?.active)
     }
 

@@ -7,8 +7,9 @@ use super::{
     CaError, Manager, PRUNE_BUNDLE_INTERVAL, PRUNE_JOURNALS_INTERVAL, ROTATE_INTERVAL, State,
     log_failure,
 };
+use crate::ca::authority::Token;
 use crate::ca::slots::{Status, Step};
-use crate::keys::KeyManager;
+use crate::keys::{KeyManager, KeyType};
 use crate::store::{Bundles, Journals};
 
 /// Activate, prepare, rotate, prepare. An authority that has ended when it is made is not made over and over.
@@ -73,20 +74,20 @@ impl<S: Bundles + Journals + 'static, K: KeyManager> Manager<S, K> {
         let x509 = self.rotate_x509(state).await;
         if let Err(error) = &x509 {
             tracing::error!(%error, "unable to rotate X.509 CA");
-            // Without a journal, which an active X.509 authority begins, a JWT key would not be found again.
+            // Without a journal, which an active X.509 authority begins, no other key would be found again.
             if state.x509.current.is_empty() {
                 return x509;
             }
         }
-        let jwt = if self.settings.disable_jwt {
-            Ok(())
-        } else {
-            self.rotate_jwt(state).await
-        };
-        if let Err(error) = &jwt {
-            tracing::error!(%error, "unable to rotate JWT key");
+        let mut rotated = x509;
+        for (of, kind) in self.settings.tokens() {
+            let token = self.rotate_token(of, kind, state).await;
+            if let Err(error) = &token {
+                tracing::error!(%error, "unable to rotate {}", of.key_name());
+            }
+            rotated = rotated.and(token);
         }
-        x509.and(jwt)
+        rotated
     }
 
     async fn rotate_x509(&self, state: &mut State) -> Result<(), CaError> {
@@ -106,17 +107,24 @@ impl<S: Bundles + Journals + 'static, K: KeyManager> Manager<S, K> {
         Ok(())
     }
 
-    async fn rotate_jwt(&self, state: &mut State) -> Result<(), CaError> {
+    async fn rotate_token(
+        &self,
+        of: Token,
+        kind: KeyType,
+        state: &mut State,
+    ) -> Result<(), CaError> {
         for _ in 0..MOST_STEPS {
-            let Some(step) = state.jwt.step(self.now()) else {
+            let Some(step) = state.tokens(of).step(self.now()) else {
                 break;
             };
             match step {
-                Step::PrepareCurrent | Step::PrepareNext => self.prepare_jwt_key(state).await?,
-                Step::ActivateCurrent => self.activate_jwt_key(state).await,
+                Step::PrepareCurrent | Step::PrepareNext => {
+                    self.prepare_token_key(of, kind, state).await?;
+                }
+                Step::ActivateCurrent => self.activate_token_key(of, state).await,
                 Step::Rotate => {
-                    state.jwt.swap();
-                    self.activate_jwt_key(state).await;
+                    state.tokens(of).swap();
+                    self.activate_token_key(of, state).await;
                 }
             }
         }

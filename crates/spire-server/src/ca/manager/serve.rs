@@ -6,7 +6,9 @@ use ah_spire_wire::model::JwtKey;
 
 use super::{CaError, Manager};
 use crate::api::Authority;
-use crate::ca::{JwtSvid, JwtSvidRequest, SignError, Signer, X509Svid, X509SvidRequest};
+use crate::ca::{
+    JwtSvid, JwtSvidRequest, SignError, Signer, WitSvid, WitSvidRequest, X509Svid, X509SvidRequest,
+};
 use crate::keys::KeyManager;
 use crate::store::{Bundles, Journals};
 
@@ -21,6 +23,10 @@ impl<S: Bundles + Journals + 'static, K: KeyManager> Signer for Manager<S, K> {
 
     fn sign_jwt_svid(&self, request: JwtSvidRequest) -> Result<JwtSvid, SignError> {
         self.authorities.sign_jwt_svid(request)
+    }
+
+    fn sign_wit_svid(&self, request: WitSvidRequest) -> Result<WitSvid, SignError> {
+        self.authorities.sign_wit_svid(request)
     }
 }
 
@@ -37,6 +43,10 @@ impl<S: Bundles + Journals + 'static, K: KeyManager> Authority for Manager<S, K>
 
     fn jwt_disabled(&self) -> bool {
         self.settings.disable_jwt
+    }
+
+    fn wit_disabled(&self) -> bool {
+        self.settings.wit_key_type.is_none()
     }
 
     async fn publish_jwt_key(&self, key: JwtKey) -> Result<Vec<JwtKey>, SignError> {

@@ -6,14 +6,16 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use ah_identity_provider::Clock;
-use ah_spire_wire::jwt::validate_jwt_svid;
+use ah_spire_wire::jwt::{UnverifiedJwt, validate_jwt_svid};
 use rustls_pki_types::{CertificateDer, UnixTime};
 use spiffe::{SpiffeId, TrustDomain};
 use tempfile::TempDir;
 use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 
+use crate::ca::authority::Token;
 use crate::ca::{
-    Authorities, JwtSvidRequest, Manager, Profile, Settings, Signer, X509SvidRequest, prepare,
+    Authorities, HolderKey, JwtSvidRequest, Manager, Profile, Settings, Signer, WitSvidRequest,
+    X509SvidRequest, prepare,
 };
 use crate::keys::{DiskKeys, KeyManager, KeyType, LocalKey, MemoryKeys, SigningKey};
 
@@ -75,14 +77,15 @@ pub(super) fn key(kind: KeyType) -> Arc<dyn SigningKey> {
     Arc::new(LocalKey::generate("k", kind).unwrap())
 }
 
-/// With a self-signed CA and a JWT key of this type.
+/// With a self-signed CA and keys for tokens of this type.
 pub(super) fn authorities(profile: Profile, kind: KeyType) -> (Authorities, Arc<HeldClock>) {
     let clock = HeldClock::new();
     let x509 = prepare::self_signed(&profile, key(kind), clock.now()).unwrap();
-    let jwt = prepare::jwt(&profile, key(kind), clock.now()).unwrap();
+    let [jwt, wit] = [(); 2].map(|()| prepare::token(&profile, key(kind), clock.now()).unwrap());
     let authorities = Authorities::new(profile, clock.clone());
     authorities.set_x509(Some(Arc::new(x509)));
-    authorities.set_jwt(Some(Arc::new(jwt)));
+    authorities.set_token(Token::Jwt, Some(Arc::new(jwt)));
+    authorities.set_token(Token::Wit, Some(Arc::new(wit)));
     (authorities, clock)
 }
 
@@ -100,6 +103,7 @@ pub(super) fn settings() -> Settings {
         ca_key_type: KeyType::EcP256,
         jwt_key_type: KeyType::EcP256,
         disable_jwt: false,
+        wit_key_type: Some(KeyType::EcP256),
         upstream: None,
     }
 }
@@ -151,6 +155,14 @@ pub(super) fn jwt_request() -> JwtSvidRequest {
     }
 }
 
+pub(super) fn wit_request() -> WitSvidRequest {
+    WitSvidRequest {
+        spiffe_id: SpiffeId::new("spiffe://example.org/w").unwrap(),
+        holder: HolderKey::new(key(KeyType::EcP256).spki(), "ES256").unwrap(),
+        ttl: None,
+    }
+}
+
 /// Fails unless the chain leads from its leaf to one of `roots`, for both ends of a connection.
 pub(super) fn verify<'a>(
     chain: &[Vec<u8>],
@@ -182,7 +194,7 @@ pub(super) fn verify<'a>(
     }
 }
 
-/// Both kinds of SVID are believed by whoever has the bundle in the store (SV-53).
+/// All kinds of SVID are believed by whoever has the bundle in the store (SV-53).
 pub(super) fn signs_for_the_bundle(authorities: &Authorities, store: &MemoryStore) {
     let now = authorities.clock().now();
     let bundle = store.own();
@@ -194,4 +206,9 @@ pub(super) fn signs_for_the_bundle(authorities: &Authorities, store: &MemoryStor
     );
     let svid = authorities.sign_jwt_svid(jwt_request()).unwrap();
     validate_jwt_svid(&svid.token, "a", |_| Some(&bundle), now).unwrap();
+    let svid = authorities.sign_wit_svid(wit_request()).unwrap();
+    let token = UnverifiedJwt::parse(&svid.token).unwrap();
+    let mut keys = bundle.wit.iter();
+    let key = keys.find(|key| token.key_id.as_ref() == Some(&key.id));
+    token.verify(&key.unwrap().spki).unwrap();
 }

@@ -5,16 +5,18 @@ use std::time::Duration;
 
 use ah_identity_provider::Clock;
 use ah_spire_wire::bundle::{bundle_from_stored, bundle_to_stored};
+use ah_spire_wire::jwt::UnverifiedJwt;
 use ah_spire_wire::model::JwtKey;
 use ah_spire_wire::stored::common;
-use ah_spire_wire::stored::journal::{Entries, Status, WitKeyEntry};
+use ah_spire_wire::stored::journal::{Entries, JwtKeyEntry, Status};
 use prost::Message;
 
 use super::kit::{
     HeldClock, Life, MemoryStore, MortalKeys, PausedClock, START, at, domain, keys_in, on_disk,
-    place, settings, signs_for_the_bundle, start, started,
+    place, settings, signs_for_the_bundle, start, started, wit_request,
 };
-use crate::ca::{Authorities, CaError, LocalAuthorities as _, Manager, Profile};
+use crate::ca::authority::Token;
+use crate::ca::{Authorities, CaError, LocalAuthorities as _, Manager, Profile, Signer as _};
 use crate::keys::{KeyManager, MemoryKeys};
 
 const HOUR: u64 = 3600;
@@ -296,7 +298,7 @@ async fn the_last_keys_are_not_pruned() {
 #[tokio::test]
 async fn wit_keys_are_pruned_but_for_the_last() {
     let (_, store, clock) = place();
-    let manager = started(&store, &clock).await;
+    let manager = without_wit(&store, MemoryKeys::default(), &clock).await;
     let wit = |id: &str, hours: i64| JwtKey {
         spki: vec![1],
         id: id.into(),
@@ -332,10 +334,10 @@ async fn what_upstream_left_is_taken_over() {
     let theirs = entries.x509_c_as.last().unwrap().clone();
     assert_eq!(theirs.status, i32::from(Status::Active));
     // As with its feature flag wit-svid.
-    let wit = WitKeyEntry {
+    let wit = JwtKeyEntry {
         slot_id: "A".into(),
         kid: "wit".into(),
-        ..WitKeyEntry::default()
+        ..JwtKeyEntry::default()
     };
     entries.wit_keys.push(wit.clone());
     store.put_raw_journal(&theirs.authority_id, &entries.encode_to_vec());
@@ -349,14 +351,14 @@ async fn what_upstream_left_is_taken_over() {
     });
     store.put(bundle_from_stored(&bundle).unwrap());
     clock.set(theirs.issued_at + 3600 - i64::try_from(START).unwrap());
-    let manager = on_disk(&dir, &store, &clock).await;
+    let manager = without_wit(&store, keys_in(&dir), &clock).await;
     assert_eq!(active_id(&manager), theirs.authority_id);
     assert_eq!(store.own().x509.len(), 1);
-    signs_for_the_bundle(manager.authorities(), &store);
+    let now = clock.now();
+    assert!(manager.authorities().active_token(Token::Wit, now).is_err());
     // It goes on from there, in the same journal.
     clock.advance(hours(20));
     manager.rotate().await.unwrap();
-    signs_for_the_bundle(manager.authorities(), &store);
     let [(active, entries)] = store.entries().try_into().unwrap();
     assert_eq!(active, active_id(&manager));
     assert_eq!(entries.wit_keys, [wit]);
@@ -370,6 +372,11 @@ async fn what_upstream_left_is_taken_over() {
         .map(|entry| entry.slot_id.as_str())
         .collect();
     assert_eq!(slots, ["A", "B"]);
+    // With the flag there is a key, which the journal names from then on.
+    let manager = on_disk(&dir, &store, &clock).await;
+    signs_for_the_bundle(manager.authorities(), &store);
+    let [(_, entries)] = store.entries().try_into().unwrap();
+    assert_eq!(entries.wit_keys.len(), 2);
 }
 
 // Upstream journals old and active in two writes: a crash between them leaves no active authority.
@@ -421,6 +428,51 @@ async fn without_jwt_there_is_no_jwt_key() {
         .await
         .unwrap();
     assert!(store.own().jwt.is_empty());
+    assert_eq!(store.own().wit.len(), 1);
+}
+
+/// A server without the feature flag `wit-svid`.
+async fn without_wit<K: KeyManager>(
+    store: &MemoryStore,
+    keys: K,
+    clock: &Arc<HeldClock>,
+) -> Manager<MemoryStore, K> {
+    let authorities = Arc::new(Authorities::new(Profile::new(domain()), clock.clone()));
+    let mut settings = settings();
+    settings.wit_key_type = None;
+    Manager::start(authorities, Arc::new(store.clone()), keys, settings)
+        .await
+        .unwrap()
+}
+
+// A switch of the flag changes nothing for those who hold a bundle.
+#[tokio::test]
+async fn wit_keys_rotate_with_the_flag_alone() {
+    let (dir, store, clock) = place();
+    let manager = on_disk(&dir, &store, &clock).await;
+    let first = store.own().wit;
+    assert_eq!(first.len(), 1);
+    clock.advance(hours(13));
+    manager.rotate().await.unwrap();
+    assert_eq!(store.own().wit.len(), 2);
+    let signer = |manager: &Manager<MemoryStore, _>| {
+        let svid = manager.authorities().sign_wit_svid(wit_request()).unwrap();
+        UnverifiedJwt::parse(&svid.token).unwrap().key_id.unwrap()
+    };
+    assert_eq!(signer(&manager), first[0].id);
+    clock.advance(hours(8));
+    manager.rotate().await.unwrap();
+    assert_eq!(signer(&manager), store.own().wit[1].id);
+    drop(manager);
+    let held = store.own().wit;
+    let off = without_wit(&store, keys_in(&dir), &clock).await;
+    let error = off.authorities().sign_wit_svid(wit_request()).err();
+    let text = "WIT key is not available for signing";
+    assert_eq!(error.unwrap().to_string(), text);
+    assert_eq!(store.own().wit, held);
+    drop(off);
+    let on = on_disk(&dir, &store, &clock).await;
+    assert_eq!(signer(&on), held[1].id);
 }
 
 #[tokio::test]
@@ -432,7 +484,8 @@ async fn the_journal_forgets_the_oldest() {
         manager.rotate().await.unwrap();
     }
     let [(_, entries)] = store.entries().try_into().unwrap();
-    assert_eq!((entries.x509_c_as.len(), entries.jwt_keys.len()), (10, 10));
+    let tokens = [entries.jwt_keys.len(), entries.wit_keys.len()];
+    assert_eq!((entries.x509_c_as.len(), tokens), (10, [10, 10]));
     assert!(clock.now() > at(0));
 }
 

@@ -2,16 +2,20 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
-use ah_spire_wire::jwt::validate_jwt_svid;
+use ah_spire_wire::jwt::{UnverifiedJwt, validate_jwt_svid};
 use ah_spire_wire::model::{Bundle, JwtKey};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use spiffe::{SpiffeId, TrustDomain};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::kit::{START, at, authorities, domain, jwt_request, key, request, verify};
+use super::kit::{START, at, authorities, domain, jwt_request, key, request, verify, wit_request};
+use crate::ca::authority::Token;
 use crate::ca::{
-    Authorities, Composers, Profile, SignError, Signer, Subject, UniqueId, X509Authority, X509Svid,
+    Authorities, BadHolderKey, Composers, HolderKey, Profile, SignError, Signer, Subject, UniqueId,
+    X509Authority, X509Svid,
 };
 use crate::keys::KeyType;
 
@@ -256,7 +260,7 @@ fn a_downstream_ca_signs_below_ours() {
 }
 
 fn bundle(authorities: &Authorities) -> Bundle {
-    let jwt = authorities.jwt.load_full().unwrap();
+    let jwt = authorities.active_token(Token::Jwt, at(0)).unwrap();
     Bundle {
         trust_domain: TrustDomain::new("example.org").unwrap(),
         x509: Vec::new(),
@@ -328,4 +332,82 @@ fn the_claims_of_a_jwt_svid() {
             .to_string(),
         "JWT key is not available for signing"
     );
+}
+
+/// The three parts of a token, the first two as the JSON that they are.
+fn parts(token: &str) -> [String; 2] {
+    let mut parts = token.split('.').map(|part| {
+        let bytes = URL_SAFE_NO_PAD.decode(part).unwrap();
+        String::from_utf8_lossy(&bytes).into_owned()
+    });
+    [parts.next().unwrap(), parts.next().unwrap()]
+}
+
+// As upstream's server writes one, member by member.
+#[test]
+fn a_wit_svid_is_made_like_upstreams() {
+    let mut profile = Profile::new(domain());
+    profile.wit_issuer = Some("https://issuer".into());
+    let (authorities, clock) = authorities(profile, KeyType::EcP384);
+    let holder = key(KeyType::EcP256);
+    let point = &holder.spki()[holder.spki().len() - 64..];
+    let [x, y] = [&point[..32], &point[32..]].map(|part| URL_SAFE_NO_PAD.encode(part));
+    let mut wanted = wit_request();
+    wanted.holder = HolderKey::new(holder.spki(), "ES256").unwrap();
+    let svid = authorities.sign_wit_svid(wanted.clone()).unwrap();
+    assert_eq!((svid.issued_at, svid.expires_at), (at(0), at(3600)));
+    let kid = UnverifiedJwt::parse(&svid.token).unwrap().key_id.unwrap();
+    let (exp, iat) = (START + 3600, START);
+    let expected = [
+        format!(r#"{{"alg":"ES384","kid":"{kid}","typ":"wit+jwt"}}"#),
+        format!(
+            r#"{{"cnf":{{"jwk":{{"kty":"EC","crv":"P-256","alg":"ES256","x":"{x}","y":"{y}"}}}},"exp":{exp},"iat":{iat},"iss":"https://issuer","sub":"spiffe://example.org/w"}}"#
+        ),
+    ];
+    assert_eq!(parts(&svid.token), expected);
+    let rsa = key(KeyType::Rsa2048);
+    wanted.holder = HolderKey::new(rsa.spki(), "PS512").unwrap();
+    let svid = authorities.sign_wit_svid(wanted.clone()).unwrap();
+    let start = r#"{"cnf":{"jwk":{"kty":"RSA","alg":"PS512","n":""#;
+    let [_, claims] = parts(&svid.token);
+    assert!(
+        claims.starts_with(start) && claims.contains(r#"","e":"AQAB"}}"#),
+        "{claims}"
+    );
+    wanted.ttl = Some(Duration::from_secs(3 * 24 * 3600));
+    let svid = authorities.sign_wit_svid(wanted.clone()).unwrap();
+    assert_eq!(svid.expires_at, at(24 * 3600));
+    wanted.spiffe_id = SpiffeId::new("spiffe://other.org/w").unwrap();
+    assert!(matches!(
+        authorities.sign_wit_svid(wanted.clone()),
+        Err(SignError::Invalid(_))
+    ));
+    clock.advance(Duration::from_secs(24 * 3600));
+    assert_eq!(
+        authorities
+            .sign_wit_svid(wit_request())
+            .err()
+            .unwrap()
+            .to_string(),
+        "WIT key is not available for signing"
+    );
+}
+
+#[test]
+fn a_holders_key_has_to_fit_its_algorithm() {
+    for (kind, fitting, wrong, text) in [
+        (KeyType::EcP256, "ES256", "RS256", "ec-p256 key: RS256"),
+        (KeyType::EcP384, "ES384", "ES256", "ec-p384 key: ES256"),
+        (KeyType::Rsa2048, "RS384", "none", "RSA key: none"),
+    ] {
+        let spki = key(kind).spki().to_vec();
+        HolderKey::new(&spki, fitting).unwrap();
+        let error = HolderKey::new(&spki, wrong).unwrap_err();
+        let text = format!("unsupported signing algorithm for {text}");
+        assert_eq!(error.to_string(), text);
+    }
+    assert!(matches!(
+        HolderKey::new(b"no key", "ES256"),
+        Err(BadHolderKey::Key(_))
+    ));
 }

@@ -28,7 +28,7 @@ pub(super) fn params(name: &str) -> CertificateParams {
 }
 
 /// A CA that signed itself.
-fn root(dir: &Path) -> Files {
+pub(super) fn root(dir: &Path) -> Files {
     let key = KeyPair::generate().unwrap();
     let certificate = params("root").self_signed(&key).unwrap();
     write(dir, &certificate.pem(), &key, None)

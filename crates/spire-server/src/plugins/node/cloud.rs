@@ -233,25 +233,13 @@ pub(in crate::plugins) fn known_alone(
 mod tests {
     use std::time::Duration;
 
-    use ah_spire_plugin::catalog::{PluginData, PluginType};
-    use ah_spire_plugin::hcl::Position;
+    use ah_spire_plugin::catalog::PluginType;
 
     use super::*;
+    use crate::plugins::kit;
 
     fn with<T>(name: &str, text: &str, read: impl Fn(&PluginConfig) -> T) -> T {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("data.hcl");
-        std::fs::write(&path, text).unwrap();
-        read(&PluginConfig {
-            plugin_type: PluginType::NodeAttestor,
-            name: name.into(),
-            position: Position { line: 1, column: 1 },
-            command: None,
-            arguments: Vec::new(),
-            checksum: None,
-            enabled: true,
-            data: PluginData::File(path),
-        })
+        kit::with(PluginType::NodeAttestor, name, text, read)
     }
 
     // Inventory, NodeAttestor aws_iid: every key is read, and no other.

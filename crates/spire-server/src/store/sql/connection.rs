@@ -5,11 +5,13 @@
 
 use std::borrow::Cow;
 
+use serde::de::DeserializeOwned;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgPool, PgRow, Postgres};
 use sqlx::sqlite::{Sqlite, SqliteRow};
 use sqlx::{AssertSqlSafe, FromRow};
 
+use super::writers::Turn;
 use crate::store::StoreError;
 
 /// Most values in one statement: SQLite counts them in 15 bits.
@@ -70,6 +72,7 @@ pub(super) trait Row:
 impl<T> Row for T where T: for<'r> FromRow<'r, SqliteRow> + for<'r> FromRow<'r, PgRow> + Send + Unpin
 {}
 
+#[derive(Debug)]
 enum Live {
     Sqlite(PoolConnection<Sqlite>),
     Postgres(PoolConnection<Postgres>),
@@ -77,8 +80,11 @@ enum Live {
 
 /// A transaction. One that is dropped before its [`Connection::end`] takes its connection with it: nobody knows
 /// what state that is in.
+#[derive(Debug)]
 pub(super) struct Connection {
     live: Option<Live>,
+    /// That of a writer who shares the connection with others.
+    turn: Option<Turn>,
 }
 
 macro_rules! bind {
@@ -113,9 +119,26 @@ impl Connection {
     }
 
     async fn begin(live: Live, begin: &'static str) -> Result<Self, StoreError> {
-        let mut connection = Self { live: Some(live) };
+        let mut connection = Self::of(live);
         connection.script(begin).await?;
         Ok(connection)
+    }
+
+    fn of(live: Live) -> Self {
+        Self {
+            live: Some(live),
+            turn: None,
+        }
+    }
+
+    /// One whose transaction is still to begin.
+    pub(super) fn idle(connection: PoolConnection<Sqlite>) -> Self {
+        Self::of(Live::Sqlite(connection))
+    }
+
+    pub(super) fn in_turn(mut self, turn: Turn) -> Self {
+        self.turn = Some(turn);
+        self
     }
 
     pub(super) async fn snapshot(pool: &PgPool) -> Result<Self, StoreError> {
@@ -158,6 +181,25 @@ impl Connection {
             }
         };
         rows.map_err(fault)
+    }
+
+    /// All rows of `columns` from `from`, as one text: a driver takes a microsecond and more for each row and column.
+    pub(super) async fn json<T: DeserializeOwned>(
+        &mut self,
+        columns: &str,
+        from: &str,
+        args: &[Arg],
+    ) -> Result<Vec<T>, StoreError> {
+        let all = match self.is_sqlite() {
+            true => format!("json_group_array(json_array({columns}))"),
+            false => format!("coalesce(CAST(json_agg(json_build_array({columns})) AS TEXT), '[]')"),
+        };
+        let sql = format!("SELECT {all} FROM {from}");
+        match self.row::<(String,)>(&sql, args).await? {
+            Some((text,)) => serde_json::from_str(&text)
+                .map_err(|error| StoreError::Broken(format!("rows as JSON: {error}"))),
+            None => Ok(Vec::new()),
+        }
     }
 
     /// The first row.
@@ -234,6 +276,17 @@ impl Connection {
 
     /// Commits what went well and takes back what did not.
     pub(super) async fn end<T>(mut self, result: Result<T, StoreError>) -> Result<T, StoreError> {
+        match self.turn.take() {
+            Some(turn) => turn.end(self, result).await,
+            None => self.finish(result).await,
+        }
+    }
+
+    /// Ends the transaction, whoever wrote in it.
+    pub(super) async fn finish<T>(
+        mut self,
+        result: Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
         let last = if result.is_ok() { "COMMIT" } else { "ROLLBACK" };
         let ended = self.script(last).await;
         // SQLite ends a transaction by itself when the disk fails or is full, and a PostgreSQL that restarts
@@ -251,6 +304,10 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
+        if let Some(turn) = self.turn.take() {
+            let live = self.live.take();
+            turn.take_back(Self { live, turn: None }, None);
+        }
         match &mut self.live {
             Some(Live::Sqlite(connection)) => connection.close_on_drop(),
             Some(Live::Postgres(connection)) => connection.close_on_drop(),
@@ -259,7 +316,7 @@ impl Drop for Connection {
     }
 }
 
-fn ended() -> StoreError {
+pub(super) fn ended() -> StoreError {
     StoreError::Unavailable("the transaction has ended".into())
 }
 

@@ -6,7 +6,7 @@ mod valid;
 use ah_spire_wire::model::{Entry, Selector};
 use spiffe::{SpiffeId, TrustDomain};
 
-use self::rows::{NAMED, Stored, columns, load, normalize};
+use self::rows::{NAMED, Stored, columns, load, load_page, normalize};
 use self::valid::{one_kind, valid, valid_id};
 use super::bundles::stored_name;
 use super::connection::Connection;
@@ -19,7 +19,7 @@ use crate::store::{Changed, Created, Entries, EntryFilter, EntryMask, Page, Page
 const BATCH: usize = 500;
 
 /// Entries read at a time where all are read: each is held twice for that long.
-const AT_ONCE: u32 = 2_000;
+const AT_ONCE: i64 = 2_000;
 
 impl Entries for SqlStore {
     async fn create_entry(&self, mut entry: Entry) -> Result<Created, StoreError> {
@@ -200,17 +200,14 @@ async fn list(
 }
 
 async fn each(db: &mut Connection, mut take: impl FnMut(Entry)) -> Result<(), StoreError> {
-    let mut page = Page {
-        size: AT_ONCE,
-        ..Page::default()
-    };
+    let mut after = 0;
     loop {
-        let found = list(db, &EntryFilter::default(), &page).await?;
-        found.rows.into_iter().for_each(&mut take);
-        if found.next.is_empty() {
+        let (found, last) = load_page(db, after, AT_ONCE).await?;
+        found.into_iter().for_each(|stored| take(stored.entry));
+        let Some(last) = last else {
             return Ok(());
-        }
-        page.token = found.next;
+        };
+        after = last;
     }
 }
 

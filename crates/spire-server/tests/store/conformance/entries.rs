@@ -271,6 +271,7 @@ async fn hostile_texts_come_back_as_they_went_in(database: &Database) {
             selectors: Some((Match::Exact, wanted)),
             ..EntryFilter::default()
         };
-        assert_eq!(ids(&store, filter).await, [made.id]);
+        assert_eq!(ids(&store, filter).await, std::slice::from_ref(&made.id));
+        assert_eq!(all_entries(&store).await.last(), Some(&made));
     }
 }
