@@ -33,8 +33,9 @@ pub use server_svid::{SVID_INTERVAL, ServerSvids};
 pub use sign::{Authorities, BACKDATE, Profile};
 pub use slots::{AuthorityState, Status};
 pub use upstream::{
-    Answer, DiskAuthority, EjbcaAuthority, EjbcaSettings, EndEntity, ExternalAuthority, Files,
-    MintedCa, NamePart, PcaAuthority, PcaSettings, SecretAuthority, SecretSettings, SpireAuthority,
+    Answer, CertManagerAuthority, CertManagerSettings, DiskAuthority, EjbcaAuthority,
+    EjbcaSettings, EndEntity, ExternalAuthority, Files, GcpCasAuthority, GcpCasSettings, MintedCa,
+    NamePart, PcaAuthority, PcaSettings, SecretAuthority, SecretSettings, SpireAuthority,
     SpireSettings, UpstreamAuthority, UpstreamBundle, UpstreamError, VaultAuthority, VaultSettings,
 };
 

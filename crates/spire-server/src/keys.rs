@@ -4,8 +4,10 @@
 //! are in this process, those of [`ExternalKeys`] in a plugin's, those of [`RemoteKeys`] in a [`Place`] of their own.
 
 mod aws_kms;
+mod azure_key_vault;
 mod disk;
 mod external;
+mod gcp_kms;
 mod identifier;
 mod local;
 mod memory;
@@ -20,8 +22,10 @@ use std::sync::Arc;
 pub use ah_spire_plugin::settings::KeyType;
 
 pub use aws_kms::{AwsKms, KmsSettings};
+pub use azure_key_vault::{KeyVault, KeyVaultSettings};
 pub use disk::DiskKeys;
 pub use external::ExternalKeys;
+pub use gcp_kms::{GcpKms, GcpKmsSettings};
 pub use identifier::Identifier;
 pub use local::LocalKey;
 pub use memory::MemoryKeys;

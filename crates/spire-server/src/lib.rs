@@ -16,6 +16,7 @@ pub mod cli;
 pub mod endpoints;
 pub mod entries;
 pub mod federation;
+mod google;
 pub mod ids;
 pub mod keys;
 pub mod moment;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, header};
+use http::{HeaderValue, Method, Request, StatusCode, header};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::Mutex;
@@ -110,9 +110,13 @@ pub enum Proof {
     Default,
 }
 
-/// Somebody who calls Azure Resource Manager, in one tenant.
+/// Somebody who calls one of Azure's services, in one tenant.
 pub struct Caller {
     azure: Azure,
+    /// Where the service is, without a `/` at its end.
+    service: String,
+    /// What tokens for it are for.
+    resource: String,
     tenant: String,
     proof: Proof,
     held: Mutex<Option<(Zeroizing<String>, SystemTime)>>,
@@ -126,11 +130,46 @@ struct Given {
     expires_in: serde_json::Value,
 }
 
+/// Why a call brought nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text}")]
+pub struct CallError {
+    /// What the service answered; `None` where it did not, or where its answer is another one.
+    pub status: Option<StatusCode>,
+    text: String,
+}
+
+impl From<String> for CallError {
+    fn from(text: String) -> Self {
+        Self { status: None, text }
+    }
+}
+
+impl From<CallError> for String {
+    fn from(error: CallError) -> Self {
+        error.text
+    }
+}
+
 impl Caller {
-    /// With `proof` in the tenant `tenant`, which is an id.
+    /// Calls Azure Resource Manager, with `proof` in the tenant `tenant`, which is an id.
     pub fn new(azure: Azure, tenant: &str, proof: Proof) -> Self {
+        let service = azure.manager.clone();
+        Self::of(
+            azure,
+            service,
+            "https://management.azure.com",
+            tenant,
+            proof,
+        )
+    }
+
+    /// Calls the service at `service`, tokens for which are for `resource`. Neither has a `/` at its end.
+    pub fn of(azure: Azure, service: String, resource: &str, tenant: &str, proof: Proof) -> Self {
         Self {
             azure,
+            service,
+            resource: resource.to_owned(),
             tenant: tenant.to_owned(),
             proof,
             held: Mutex::new(None),
@@ -147,8 +186,27 @@ impl Caller {
         body: Option<&serde_json::Value>,
         now: SystemTime,
     ) -> Result<T, String> {
-        let url = format!("{}{path}", self.azure.manager);
-        self.at(&url, body, now).await
+        let method = if body.is_some() {
+            Method::POST
+        } else {
+            Method::GET
+        };
+        Ok(self.call(method, path, body, now).await?)
+    }
+
+    /// What the service answers at `path`, which has its query, to `body` where there is one.
+    ///
+    /// # Errors
+    /// As [`Caller::manager`].
+    pub async fn call<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&serde_json::Value>,
+        now: SystemTime,
+    ) -> Result<T, CallError> {
+        let url = format!("{}{path}", self.service);
+        self.at(method, &url, body, now).await
     }
 
     /// The page after the one that gave `link`.
@@ -160,19 +218,22 @@ impl Caller {
         link: &str,
         now: SystemTime,
     ) -> Result<T, String> {
-        // The token is for Azure Resource Manager alone.
-        match link.strip_prefix(&self.azure.manager) {
-            Some(rest) if rest.starts_with('/') => self.at(link, None, now).await,
-            _ => Err(format!("{link:?} leads away from {}", self.azure.manager)),
+        // The token is for this service alone.
+        match link.strip_prefix(&self.service) {
+            Some(rest) if rest.starts_with('/') => {
+                Ok(self.at(Method::GET, link, None, now).await?)
+            }
+            _ => Err(format!("{link:?} leads away from {}", self.service)),
         }
     }
 
     async fn at<T: DeserializeOwned>(
         &self,
+        method: Method,
         url: &str,
         body: Option<&serde_json::Value>,
         now: SystemTime,
-    ) -> Result<T, String> {
+    ) -> Result<T, CallError> {
         let token = Box::pin(self.token(now)).await;
         let token = token.map_err(|error| format!("no access token: {error}"))?;
         let bearer = Zeroizing::new(format!("Bearer {}", *token));
@@ -180,11 +241,7 @@ impl Caller {
         let mut bearer = bearer.map_err(|_| "the access token is no text".to_owned())?;
         bearer.set_sensitive(true);
         let request = Request::builder()
-            .method(if body.is_some() {
-                Method::POST
-            } else {
-                Method::GET
-            })
+            .method(method)
             .uri(url)
             .header(header::AUTHORIZATION, bearer)
             .header(header::CONTENT_TYPE, "application/json");
@@ -236,7 +293,7 @@ impl Caller {
         if let (Some(id), Some(file)) = (id, &azure.federated_token_file) {
             return self.with_file(id, file).await;
         }
-        let resource = percent_encoded("https://management.azure.com");
+        let resource = percent_encoded(&self.resource);
         let mut query = format!("api-version=2018-02-01&resource={resource}");
         if let Some(id) = id {
             query.push_str(&format!("&client_id={}", percent_encoded(id)));
@@ -281,7 +338,7 @@ impl Caller {
         let mut form = format!(
             "grant_type=client_credentials&client_id={}&scope={}",
             percent_encoded(app_id),
-            percent_encoded("https://management.azure.com/.default")
+            percent_encoded(&format!("{}/.default", self.resource))
         );
         for (name, value) in proof {
             form.push_str(&format!("&{name}={}", percent_encoded(value)));
@@ -296,7 +353,7 @@ impl Caller {
 /// The answer to `request` in JSON.
 async fn send<T: DeserializeOwned>(
     request: Result<Request<Bytes>, http::Error>,
-) -> Result<T, String> {
+) -> Result<T, CallError> {
     let request = request.map_err(|error| error.to_string())?;
     let uri = request.uri().clone();
     let shown = format!(
@@ -308,7 +365,10 @@ async fn send<T: DeserializeOwned>(
     if !answer.status().is_success() {
         let said = String::from_utf8_lossy(answer.body());
         let said: String = said.chars().take(MAX_TOLD).collect();
-        return Err(format!("{shown}: {}: {said}", answer.status()));
+        return Err(CallError {
+            status: Some(answer.status()),
+            text: format!("{shown}: {}: {said}", answer.status()),
+        });
     }
     serde_json::from_slice(answer.body()).map_err(|error| {
         format!(
@@ -316,6 +376,7 @@ async fn send<T: DeserializeOwned>(
             error.line(),
             error.column()
         )
+        .into()
     })
 }
 
@@ -324,7 +385,7 @@ async fn send<T: DeserializeOwned>(
 /// # Errors
 /// It is not to be had, or is not what was expected.
 pub async fn public<T: DeserializeOwned>(url: &str) -> Result<T, String> {
-    send(Request::get(url).body(Bytes::new())).await
+    Ok(send(Request::get(url).body(Bytes::new())).await?)
 }
 
 /// What the metadata service of this virtual machine answers at `path`, which has its query.
@@ -333,10 +394,8 @@ pub async fn public<T: DeserializeOwned>(url: &str) -> Result<T, String> {
 /// There is no answer, or another one: with its status and beginning.
 pub async fn metadata<T: DeserializeOwned>(azure: &Azure, path: &str) -> Result<T, String> {
     let url = format!("{}{path}", azure.metadata);
-    send(
-        Request::get(url)
-            .header("Metadata", "true")
-            .body(Bytes::new()),
-    )
-    .await
+    let request = Request::get(url)
+        .header("Metadata", "true")
+        .body(Bytes::new());
+    Ok(send(request).await?)
 }

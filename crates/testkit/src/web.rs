@@ -44,6 +44,7 @@ type Answer = Arc<dyn Fn(&Asked) -> Response<Bytes> + Send + Sync>;
 #[derive(Default)]
 struct State {
     answers: HashMap<String, Answer>,
+    others: Option<Answer>,
     first: VecDeque<Response<Bytes>>,
     asked: Vec<Asked>,
 }
@@ -132,6 +133,14 @@ impl Site {
         state.answers.insert(path.to_owned(), Arc::new(answer));
     }
 
+    /// As [`Self::answers_by`], to all paths that have no answer of their own.
+    pub fn answers_others(
+        &self,
+        answer: impl Fn(&Asked) -> Response<Bytes> + Send + Sync + 'static,
+    ) {
+        self.state.lock().unwrap().others = Some(Arc::new(answer));
+    }
+
     /// As [`Self::answers_with`], where query or body have `words`. The last of these counts first.
     pub fn answers_if(&self, path: &str, words: &str, response: Response<Bytes>) {
         let words = words.to_owned();
@@ -187,7 +196,10 @@ async fn answer(
         state.asked.push(asked.clone());
         match state.first.pop_front() {
             Some(first) => Some(Arc::new(move |_: &Asked| first.clone()) as Answer),
-            None => state.answers.get(parts.uri.path()).cloned(),
+            None => {
+                let known = state.answers.get(parts.uri.path());
+                known.or(state.others.as_ref()).cloned()
+            }
         }
     };
     let response = match known {

@@ -15,7 +15,7 @@ mod compute;
 mod keys;
 mod server;
 
-pub use account::{Account, refusal};
+pub use account::{AccessToken, Account, refusal};
 pub use agent::{GcpIitAgent, GcpIitAgentConfig};
 pub use server::{GcpIitServer, GcpIitServerConfig};
 

@@ -1,8 +1,10 @@
 //! What is signed, and the life of authorities.
 
 mod aws;
+mod cert_manager;
 mod composing;
 mod ejbca;
+mod gcp_cas;
 mod kit;
 mod life;
 mod operating;

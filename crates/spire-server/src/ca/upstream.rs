@@ -2,9 +2,11 @@
 
 mod aws_pca;
 mod aws_secret;
+mod cert_manager;
 mod disk;
 mod ejbca;
 mod external;
+mod gcp_cas;
 mod local;
 mod spire;
 mod vault;
@@ -24,9 +26,11 @@ use x509_parser::extensions::{GeneralName, ParsedExtension};
 
 pub use aws_pca::{PcaAuthority, PcaSettings};
 pub use aws_secret::{SecretAuthority, SecretSettings};
+pub use cert_manager::{CertManagerAuthority, CertManagerSettings};
 pub use disk::{DiskAuthority, Files};
 pub use ejbca::{EjbcaAuthority, EjbcaSettings, EndEntity, NamePart};
 pub use external::ExternalAuthority;
+pub use gcp_cas::{GcpCasAuthority, GcpCasSettings};
 pub use spire::{SpireAuthority, SpireSettings};
 pub use vault::{VaultAuthority, VaultSettings};
 

@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use self::session::{Fault, Sessions};
 use super::identifier::{Identifier, name_of, parts_of};
-use super::remote::{Held, Place, digest_of, kind_of};
+use super::remote::{Held, Place, digest_of, ecdsa_der, kind_of};
 use super::{KeyError, KeyType};
 
 /// So many calls go to the module at a time. Those of a module that hangs hold their threads until it answers.
@@ -294,15 +294,4 @@ fn point_of(attribute: &[u8]) -> &[u8] {
         [0x04, length, point @ ..] if usize::from(*length) == point.len() => point,
         bare => bare,
     }
-}
-
-/// Both halves of an ECDSA signature as RFC 3279 §2.2.3 has them.
-fn ecdsa_der(signature: &[u8]) -> Vec<u8> {
-    let (r, s) = signature.split_at(signature.len() / 2);
-    let mut out = Writer::default();
-    out.sequence(|w| {
-        w.unsigned(r);
-        w.unsigned(s);
-    });
-    out.finish()
 }

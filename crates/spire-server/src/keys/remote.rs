@@ -8,6 +8,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use ah_spire_plugin_host::keys::blocking;
+use ah_spire_wire::der::Writer;
 use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_ASN1, ECDSA_P384_SHA384_ASN1, RSA_PKCS1_2048_8192_SHA256, UnparsedPublicKey,
     VerificationAlgorithm,
@@ -236,6 +237,17 @@ pub(super) fn digest_of(kind: KeyType, message: &[u8]) -> Vec<u8> {
         KeyType::EcP256 | KeyType::Rsa2048 | KeyType::Rsa4096 => &SHA256,
     };
     digest(by, message).as_ref().to_vec()
+}
+
+/// Both halves of an ECDSA signature as RFC 3279 §2.2.3 has them.
+pub(super) fn ecdsa_der(signature: &[u8]) -> Vec<u8> {
+    let (r, s) = signature.split_at(signature.len() / 2);
+    let mut out = Writer::default();
+    out.sequence(|w| {
+        w.unsigned(r);
+        w.unsigned(s);
+    });
+    out.finish()
 }
 
 impl SigningKey for RemoteKey {

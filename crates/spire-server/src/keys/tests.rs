@@ -10,6 +10,9 @@ use aws_lc_rs::signature::{
 use super::*;
 
 mod aws_kms;
+mod azure_key_vault;
+mod cloud;
+mod gcp_kms;
 mod pkcs11;
 mod transit;
 

@@ -6,15 +6,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ah_identity_provider::vault::Retry;
+use ah_spire_attest::node::gcp_iit::{Account, Google};
 use ah_spire_plugin::catalog::PluginConfig;
 use ah_spire_plugin::config_block;
 use ah_spire_wire::aws::Environment;
+use ah_spire_wire::azure::{Azure, Proof};
 use spiffe::TrustDomain;
 use zeroize::Zeroizing;
 
 use super::{aws, data, path, required, vault, wrong};
 use crate::keys::{
-    AwsKms, Identifier, KmsSettings, Pin, Pkcs11Settings, TokenName, TransitSettings,
+    AwsKms, GcpKmsSettings, Identifier, KeyVaultSettings, KmsSettings, Pin, Pkcs11Settings,
+    TokenName, TransitSettings,
 };
 
 /// The most tags that AWS takes for a key.
@@ -69,6 +72,30 @@ config_block! {
     }
 }
 
+config_block! {
+    /// `KeyManager "gcp_kms"`
+    struct GcpKmsData {
+        key_ring: String = "key_ring",
+        key_policy_file: String = "key_policy_file",
+        key_identifier_file: String = "key_identifier_file",
+        key_identifier_value: String = "key_identifier_value",
+        service_account_file: String = "service_account_file",
+    }
+}
+
+config_block! {
+    /// `KeyManager "azure_key_vault"`
+    struct KeyVaultData {
+        key_vault_uri: String = "key_vault_uri",
+        key_identifier_file: String = "key_identifier_file",
+        key_identifier_value: String = "key_identifier_value",
+        tenant_id: String = "tenant_id",
+        subscription_id: String = "subscription_id",
+        app_id: String = "app_id",
+        app_secret: String = "app_secret",
+    }
+}
+
 /// Where the keys of the authorities are to be.
 #[derive(Clone)]
 pub(crate) enum KeysWanted {
@@ -83,6 +110,10 @@ pub(crate) enum KeysWanted {
     Transit(Box<TransitSettings>),
     /// `pkcs11`
     Pkcs11(Pkcs11Settings),
+    /// `gcp_kms`
+    GcpKms(Box<GcpKmsSettings>),
+    /// `azure_key_vault`
+    KeyVault(Box<KeyVaultSettings>),
 }
 
 impl KeysWanted {
@@ -104,6 +135,8 @@ impl KeysWanted {
             }
             "hashicorp_vault" => Self::Transit(Box::new(transit(plugin, variable)?)),
             "pkcs11" => Self::Pkcs11(pkcs11(plugin)?),
+            "gcp_kms" => Self::GcpKms(Box::new(gcp_kms(plugin, of)?)),
+            "azure_key_vault" => Self::KeyVault(Box::new(key_vault(plugin, of)?)),
             _ => return Ok(None),
         }))
     }
@@ -123,7 +156,7 @@ fn kms(
         let why = "key_identifier_value must not start with alias/aws/, which is AWS's own";
         return Err(wrong(plugin, why));
     }
-    let server = identifier(plugin, &data.key_identifier_file, value, IN_ALIASES)?;
+    let server = identifier(plugin, &data.key_identifier_file, value, &IN_ALIASES)?;
     check_tags(&data.key_tags).map_err(|why| wrong(plugin, format!("key_tags: {why}")))?;
     Ok(KmsSettings {
         caller: Arc::new(caller),
@@ -176,7 +209,7 @@ fn transit(
         plugin,
         &data.key_identifier_file,
         &data.key_identifier_value,
-        IN_NAMES,
+        &IN_NAMES,
     )?;
     Ok(TransitSettings {
         access: vault::access(plugin, &access, &mount, RETRY, variable)?,
@@ -212,7 +245,7 @@ fn pkcs11(plugin: &PluginConfig) -> Result<Pkcs11Settings, String> {
         plugin,
         &data.key_identifier_file,
         &data.key_identifier_value,
-        IN_NAMES,
+        &IN_NAMES,
     )?;
     Ok(Pkcs11Settings {
         module: required(plugin, "module_path", &data.module_path)?,
@@ -222,21 +255,131 @@ fn pkcs11(plugin: &PluginConfig) -> Result<Pkcs11Settings, String> {
     })
 }
 
-/// What may stand in an identifier besides letters and digits, how it is said, and how long it may be.
-struct Allowed(&'static str, &'static str, usize);
+fn gcp_kms(plugin: &PluginConfig, of: &TrustDomain) -> Result<GcpKmsSettings, String> {
+    let data = data(plugin, |it: &GcpKmsData| &it.unknown)?;
+    required(plugin, "key_ring", &data.key_ring)?;
+    let parts: Vec<&str> = data.key_ring.split('/').collect();
+    let fits = |part: &&str| {
+        let letter = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte);
+        !part.is_empty() && part.bytes().all(letter)
+    };
+    let is_ring = matches!(parts[..], ["projects", project, "locations", location, "keyRings", ring]
+        if [project, location, ring].iter().all(fits));
+    if !is_ring {
+        let why = format!(
+            "key_ring \"{}\" is none; write projects/PROJECT/locations/LOCATION/keyRings/RING",
+            data.key_ring
+        );
+        return Err(wrong(plugin, why));
+    }
+    let server = identifier(
+        plugin,
+        &data.key_identifier_file,
+        &data.key_identifier_value,
+        &Allowed {
+            part: "name",
+            letters: |it| it.is_ascii_lowercase() || it.is_ascii_digit() || "_-".contains(it),
+            most: 40,
+            told: "small letters, digits, '_' and '-'",
+        },
+    )?;
+    Ok(GcpKmsSettings {
+        api: "https://cloudkms.googleapis.com".into(),
+        account: Account::new(path(&data.service_account_file), Google::default().metadata),
+        ring: data.key_ring,
+        policy: path(&data.key_policy_file),
+        server,
+        trust_domain: of.clone(),
+    })
+}
+
+fn key_vault(plugin: &PluginConfig, of: &TrustDomain) -> Result<KeyVaultSettings, String> {
+    let data = data(plugin, |it: &KeyVaultData| &it.unknown)?;
+    required(plugin, "key_vault_uri", &data.key_vault_uri)?;
+    let vault = data.key_vault_uri.trim_end_matches('/');
+    // Tokens are for all vaults of a cloud: `https://vault.azure.net` of `https://NAME.vault.azure.net`.
+    let host = vault.strip_prefix("https://").filter(|host| {
+        let letter = |byte: u8| byte.is_ascii_alphanumeric() || b"-.".contains(&byte);
+        host.bytes().all(letter)
+    });
+    let cloud = host.and_then(|host| host.split_once('.'));
+    let (_, cloud) = cloud.ok_or_else(|| {
+        let why = format!("key_vault_uri \"{vault}\" is none; write https://NAME.vault.azure.net");
+        wrong(plugin, why)
+    })?;
+    let server = identifier(
+        plugin,
+        &data.key_identifier_file,
+        &data.key_identifier_value,
+        &Allowed {
+            part: "tags",
+            letters: |it| !it.is_control(),
+            most: 256,
+            told: "characters on one line",
+        },
+    )?;
+    let azure = Azure::of_process();
+    let application = [
+        ("tenant_id", &data.tenant_id),
+        ("subscription_id", &data.subscription_id),
+        ("app_id", &data.app_id),
+        ("app_secret", &data.app_secret),
+    ];
+    let (tenant, proof) = if application.iter().any(|(_, value)| !value.is_empty()) {
+        for (key, value) in application {
+            required(plugin, key, value)?;
+        }
+        let proof = Proof::Secret {
+            app_id: data.app_id,
+            secret: Zeroizing::new(data.app_secret),
+        };
+        (data.tenant_id, proof)
+    } else {
+        let tenant = azure.tenant_id.clone().unwrap_or_default();
+        (tenant, Proof::Default)
+    };
+    Ok(KeyVaultSettings {
+        azure,
+        vault: vault.to_owned(),
+        resource: format!("https://{cloud}"),
+        tenant,
+        proof,
+        server,
+        trust_domain: of.clone(),
+    })
+}
+
+/// What a `key_identifier_value` may be, letters and digits among it.
+struct Allowed {
+    /// Of a key.
+    part: &'static str,
+    letters: fn(char) -> bool,
+    most: usize,
+    told: &'static str,
+}
 
 /// It becomes part of names and paths.
-const IN_NAMES: Allowed = Allowed("._-", "'.', '_' and '-'", 63);
+const IN_NAMES: Allowed = Allowed {
+    part: "name",
+    letters: |it| it.is_ascii_alphanumeric() || "._-".contains(it),
+    most: 63,
+    told: "letters, digits, '.', '_' and '-'",
+};
 
 /// It becomes part of aliases.
-const IN_ALIASES: Allowed = Allowed("/_-", "'/', '_' and '-'", 256);
+const IN_ALIASES: Allowed = Allowed {
+    part: "name",
+    letters: |it| it.is_ascii_alphanumeric() || "/_-".contains(it),
+    most: 256,
+    told: "letters, digits, '/', '_' and '-'",
+};
 
 /// Whose keys they are.
 fn identifier(
     plugin: &PluginConfig,
     file: &str,
     value: &str,
-    Allowed(others, said, most): Allowed,
+    allowed: &Allowed,
 ) -> Result<Identifier, String> {
     match (file, value) {
         ("", "") => Err(wrong(
@@ -245,15 +388,16 @@ fn identifier(
         )),
         (file, "") => Ok(Identifier::File(file.into())),
         ("", value) => {
-            let allowed = |c: char| c.is_ascii_alphanumeric() || others.contains(c);
             let is_some = value.contains(|c: char| c.is_ascii_alphanumeric());
-            if is_some && value.len() <= most && value.chars().all(allowed) {
+            let short = value.chars().count() <= allowed.most;
+            if is_some && short && value.chars().all(allowed.letters) {
                 return Ok(Identifier::Value(value.to_owned()));
             }
+            let (part, most, told) = (allowed.part, allowed.most, allowed.told);
             Err(wrong(
                 plugin,
                 format!(
-                    "key_identifier_value \"{value}\" cannot be part of a key's name; use at most {most} letters, digits, {said}"
+                    "key_identifier_value \"{value}\" cannot be part of a key's {part}; use at most {most} {told}"
                 ),
             ))
         }

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use ah_identity_provider::Clock;
 use ah_identity_provider::spiffe::Endpoint;
 use ah_identity_provider::vault::Retry;
+use ah_spire_attest::node::gcp_iit::{Account, Google};
+use ah_spire_attest::node::k8s::{KubeApi, object_name};
 use ah_spire_plugin::catalog::{PluginConfig, PluginType};
 use ah_spire_plugin::config_block;
 use ah_spire_plugin_host::upstream as external;
@@ -15,9 +17,10 @@ use spiffe::TrustDomain;
 use super::external::Running;
 use super::{all_known, aws, data, path, required, vault, wrong};
 use crate::ca::{
-    DiskAuthority, EjbcaAuthority, EjbcaSettings, EndEntity, ExternalAuthority, Files, NamePart,
-    PcaAuthority, PcaSettings, SecretAuthority, SecretSettings, SpireAuthority, SpireSettings,
-    UpstreamAuthority, VaultAuthority, VaultSettings,
+    CertManagerAuthority, CertManagerSettings, DiskAuthority, EjbcaAuthority, EjbcaSettings,
+    EndEntity, ExternalAuthority, Files, GcpCasAuthority, GcpCasSettings, NamePart, PcaAuthority,
+    PcaSettings, SecretAuthority, SecretSettings, SpireAuthority, SpireSettings, UpstreamAuthority,
+    VaultAuthority, VaultSettings,
 };
 
 config_block! {
@@ -41,6 +44,35 @@ config_block! {
         certificate_profile_name: String = "certificate_profile_name",
         end_entity_name: String = "end_entity_name",
         account_binding_id: String = "account_binding_id",
+    }
+}
+
+config_block! {
+    /// `UpstreamAuthority "cert-manager"`
+    struct CertManagerData {
+        issuer_name: String = "issuer_name",
+        issuer_kind: String = "issuer_kind",
+        issuer_group: String = "issuer_group",
+        namespace: String = "namespace",
+        kube_config_file: String = "kube_config_file",
+    }
+}
+
+config_block! {
+    /// `UpstreamAuthority "gcp_cas"`
+    struct GcpCasData {
+        root_cert_spec: Option<RootSpec> = "root_cert_spec",
+    }
+}
+
+config_block! {
+    /// `root_cert_spec { }` of `UpstreamAuthority "gcp_cas"`
+    struct RootSpec {
+        project_name: String = "project_name",
+        region_name: String = "region_name",
+        ca_pool: String = "ca_pool",
+        label_key: String = "label_key",
+        label_value: String = "label_value",
     }
 }
 
@@ -73,8 +105,10 @@ config_block! {
 pub(crate) enum Upstream {
     AwsPca(Box<PcaSettings>),
     AwsSecret(Box<SecretSettings>),
+    CertManager(Box<CertManagerSettings>),
     Disk(Files),
     Ejbca(Box<EjbcaSettings>),
+    GcpCas(Box<GcpCasSettings>),
     Spire(SpireSettings),
     Vault(Box<VaultSettings>),
     /// The name of a plugin in a process of its own.
@@ -97,8 +131,10 @@ impl Upstream {
                 let settings = aws::secret(plugin, Environment::of_process())?;
                 Self::AwsSecret(Box::new(settings))
             }
+            "cert-manager" => Self::CertManager(Box::new(cert_manager(plugin, of)?)),
             "disk" => Self::Disk(disk(plugin)?),
             "ejbca" => Self::Ejbca(Box::new(ejbca(plugin, variable)?)),
+            "gcp_cas" => Self::GcpCas(Box::new(gcp_cas(plugin)?)),
             "spire" => Self::Spire(spire(plugin, of)?),
             "vault" => Self::Vault(Box::new(vault(plugin, of, variable)?)),
             _ => return Ok(None),
@@ -118,6 +154,10 @@ impl Upstream {
                 let settings = (**settings).clone();
                 Arc::new(SecretAuthority::new(settings, of.clone(), clock))
             }
+            Self::CertManager(settings) => {
+                Arc::new(CertManagerAuthority::new((**settings).clone()))
+            }
+            Self::GcpCas(settings) => Arc::new(GcpCasAuthority::new((**settings).clone())),
             Self::Disk(files) => {
                 let opened = DiskAuthority::open(files.clone(), of.clone(), clock);
                 Arc::new(opened.map_err(|error| format!("UpstreamAuthority \"disk\": {error}"))?)
@@ -208,6 +248,48 @@ fn ejbca(
             _ => EndEntity::Named(data.end_entity_name),
         },
         account_binding: Some(data.account_binding_id).filter(|id| !id.is_empty()),
+    })
+}
+
+fn cert_manager(plugin: &PluginConfig, of: &TrustDomain) -> Result<CertManagerSettings, String> {
+    let data = data(plugin, |it: &CertManagerData| &it.unknown)?;
+    let _: PathBuf = required(plugin, "issuer_name", &data.issuer_name)?;
+    let _: PathBuf = required(plugin, "namespace", &data.namespace)?;
+    let namespace = object_name(&data.namespace);
+    let namespace = namespace.map_err(|why| wrong(plugin, format!("namespace: {why}")))?;
+    let or = |given: &str, default: &str| match given {
+        "" => default.to_owned(),
+        given => given.to_owned(),
+    };
+    Ok(CertManagerSettings {
+        api: KubeApi::new(data.kube_config_file.into(), "spire-server"),
+        namespace: namespace.to_owned(),
+        issuer_name: data.issuer_name,
+        issuer_kind: or(&data.issuer_kind, "Issuer"),
+        issuer_group: or(&data.issuer_group, "cert-manager.io"),
+        trust_domain: of.clone(),
+    })
+}
+
+fn gcp_cas(plugin: &PluginConfig) -> Result<GcpCasSettings, String> {
+    let data = data(plugin, |it: &GcpCasData| &it.unknown)?;
+    let spec = data.root_cert_spec.unwrap_or_default();
+    all_known(plugin, "root_cert_spec", &spec.unknown)?;
+    for (key, value) in [
+        ("root_cert_spec.project_name", &spec.project_name),
+        ("root_cert_spec.region_name", &spec.region_name),
+        ("root_cert_spec.label_key", &spec.label_key),
+        ("root_cert_spec.label_value", &spec.label_value),
+    ] {
+        let _: PathBuf = required(plugin, key, value)?;
+    }
+    Ok(GcpCasSettings {
+        api: "https://privateca.googleapis.com".into(),
+        account: Account::new(None, Google::default().metadata),
+        project: spec.project_name,
+        region: spec.region_name,
+        pool: Some(spec.ca_pool).filter(|pool| !pool.is_empty()),
+        label: (spec.label_key, spec.label_value),
     })
 }
 

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use ah_identity_provider::Clock;
 
 use crate::keys::{
-    AwsKms, DiskKeys, ExternalKeys, KeyError, KeyManager, KeyType, MemoryKeys, Pkcs11, RemoteKeys,
-    SigningKey, Transit,
+    AwsKms, DiskKeys, ExternalKeys, GcpKms, KeyError, KeyManager, KeyType, KeyVault, MemoryKeys,
+    Pkcs11, RemoteKeys, SigningKey, Transit,
 };
 use crate::plugins::KeysWanted;
 use crate::plugins::external::Running;
@@ -40,6 +40,14 @@ impl Keys {
             KeysWanted::Transit(settings) => {
                 let opened = async { RemoteKeys::open(Transit::new(*settings, clock)?).await };
                 remote("hashicorp_vault", opened.await)
+            }
+            KeysWanted::GcpKms(settings) => {
+                let opened = async { RemoteKeys::open(GcpKms::new(*settings)?).await };
+                remote("gcp_kms", opened.await)
+            }
+            KeysWanted::KeyVault(settings) => {
+                let opened = async { RemoteKeys::open(KeyVault::new(*settings)?).await };
+                remote("azure_key_vault", opened.await)
             }
             KeysWanted::Pkcs11(settings) => {
                 let loaded = tokio::task::spawn_blocking(|| Pkcs11::new(settings)).await;

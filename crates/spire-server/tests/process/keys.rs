@@ -151,6 +151,30 @@ fn keys_that_cannot_be_had_keep_a_server_from_starting() {
             "\"pkcs11\" { plugin_data { module_path = \"/no/module.so\" slot = 1 key_identifier_value = \"a\" } }",
             "set one of pin_file",
         ),
+        (
+            "\"gcp_kms\" { plugin_data { key_ring = \"projects/p/locations/l/keyRings/r\" key_identifier_value = \"a\" service_account_file = \"/no/account.json\" } }",
+            "KeyManager \"gcp_kms\": failed to list keys in Cloud KMS: no access token: /no/account.json: No such file",
+        ),
+        (
+            "\"gcp_kms\" { plugin_data { key_ring = \"p/l/r\" key_identifier_value = \"a\" } }",
+            "key_ring \"p/l/r\" is none; write projects/PROJECT/locations/LOCATION/keyRings/RING",
+        ),
+        (
+            "\"gcp_kms\" { plugin_data { key_ring = \"projects/p/locations/l/keyRings/r\" key_identifier_value = \"A\" } }",
+            "cannot be part of a key's name; use at most 40 small letters",
+        ),
+        (
+            "\"gcp_kms\" { plugin_data { key_ring = \"projects/p/locations/l/keyRings/r\" key_identifier_value = \"a\" key_policy_file = \"/no/policy.json\" } }",
+            "KeyManager \"gcp_kms\": key_policy_file /no/policy.json: No such file",
+        ),
+        (
+            "\"azure_key_vault\" { plugin_data { key_vault_uri = \"my-vault\" key_identifier_value = \"a\" } }",
+            "key_vault_uri \"my-vault\" is none; write https://NAME.vault.azure.net",
+        ),
+        (
+            "\"azure_key_vault\" { plugin_data { key_vault_uri = \"https://v.vault.azure.net/\" key_identifier_value = \"a\" tenant_id = \"t\" app_id = \"a\" subscription_id = \"s\" } }",
+            "KeyManager \"azure_key_vault\": app_secret is required",
+        ),
     ] {
         let told = refused(&conf(keys));
         assert!(told.contains(text), "{keys}: {told}");

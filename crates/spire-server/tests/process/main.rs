@@ -17,4 +17,5 @@ mod observed;
 mod server;
 mod signals;
 mod sinks;
+mod upstreams;
 mod vault;

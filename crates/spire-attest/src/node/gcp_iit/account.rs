@@ -26,6 +26,13 @@ pub struct Account {
     metadata: String,
 }
 
+/// What a service account shows to Google's APIs.
+pub struct AccessToken {
+    secret: Secret,
+    /// For how long, from when it was asked for.
+    pub lasts: Duration,
+}
+
 impl Account {
     /// The one of the key `file`; or else of the file that `GOOGLE_APPLICATION_CREDENTIALS` names; or else of the machine
     /// that this process runs on, whose metadata server is at `metadata` (without `/computeMetadata/v1/…`).
@@ -42,28 +49,59 @@ impl Account {
     /// There is no token, or no answer.
     pub async fn send(
         &self,
-        mut request: Request<Bytes>,
+        request: Request<Bytes>,
         scope: &str,
         now: SystemTime,
     ) -> Result<Response<Bytes>, String> {
-        let token = self.access_token(scope, now).await;
-        let token = token.map_err(|error| format!("no access token: {error}"))?;
-        let mut bearer = HeaderValue::from_str(&Zeroizing::new(format!("Bearer {}", *token.0)))
-            .map_err(|_| "the access token has characters that no token has".to_owned())?;
-        bearer.set_sensitive(true);
-        request.headers_mut().insert(header::AUTHORIZATION, bearer);
-        HttpClient::new(Roots::Machine, None)?.send(request).await
+        self.access_token(scope, now).await?.send(request).await
     }
 
-    async fn access_token(&self, scope: &str, now: SystemTime) -> Result<Secret, String> {
+    /// A token for `scope`.
+    ///
+    /// # Errors
+    /// There is none.
+    pub async fn access_token(&self, scope: &str, now: SystemTime) -> Result<AccessToken, String> {
+        let token = self.token(scope, now).await;
+        token.map_err(|error| format!("no access token: {error}"))
+    }
+
+    /// Who it is: the address that IAM policies name.
+    ///
+    /// # Errors
+    /// The key file cannot be read, or the machine has no account.
+    pub async fn email(&self) -> Result<String, String> {
+        if let Some(path) = self.key_file() {
+            return Ok(KeyFile::read(&path).await?.client_email);
+        }
+        let path = "/computeMetadata/v1/instance/service-accounts/default/email";
+        let url = format!("{}{path}", self.metadata);
+        let request = Request::get(&url).header("Metadata-Flavor", "Google");
+        let request = request.body(Bytes::new());
+        let request = request.map_err(|error| error.to_string())?;
+        let answer = HttpClient::new(Roots::Machine, None)?.send(request).await?;
+        if !answer.status().is_success() {
+            return Err(format!("{url}: the answer is {}", answer.status()));
+        }
+        let email = String::from_utf8_lossy(answer.body());
+        Ok(email.trim().to_owned())
+    }
+
+    fn key_file(&self) -> Option<PathBuf> {
+        let from_environment = || std::env::var_os("GOOGLE_APPLICATION_CREDENTIALS");
+        let file = self.file.clone();
+        file.or_else(|| from_environment().map(PathBuf::from))
+    }
+
+    async fn token(&self, scope: &str, now: SystemTime) -> Result<AccessToken, String> {
         #[derive(Deserialize)]
         struct Answer {
             access_token: Secret,
+            /// Seconds.
+            #[serde(default)]
+            expires_in: u64,
         }
 
-        let from_environment = || std::env::var_os("GOOGLE_APPLICATION_CREDENTIALS");
-        let file = self.file.clone();
-        let request = match file.or_else(|| from_environment().map(PathBuf::from)) {
+        let request = match self.key_file() {
             Some(path) => KeyFile::read(&path).await?.request(scope, now)?,
             None => {
                 let url = format!(
@@ -79,7 +117,25 @@ impl Account {
         let uri = request.uri().clone();
         let answer = HttpClient::new(Roots::Machine, None)?.send(request).await?;
         let answer: Answer = read(&uri.to_string(), &answer)?;
-        Ok(answer.access_token)
+        Ok(AccessToken {
+            secret: answer.access_token,
+            lasts: Duration::from_secs(answer.expires_in),
+        })
+    }
+}
+
+impl AccessToken {
+    /// The answer to `request`, which is sent with the token.
+    ///
+    /// # Errors
+    /// There is no answer.
+    pub async fn send(&self, mut request: Request<Bytes>) -> Result<Response<Bytes>, String> {
+        let bearer = Zeroizing::new(format!("Bearer {}", *self.secret.0));
+        let mut bearer = HeaderValue::from_str(&bearer)
+            .map_err(|_| "the access token has characters that no token has".to_owned())?;
+        bearer.set_sensitive(true);
+        request.headers_mut().insert(header::AUTHORIZATION, bearer);
+        HttpClient::new(Roots::Machine, None)?.send(request).await
     }
 }
 

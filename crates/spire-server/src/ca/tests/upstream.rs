@@ -10,12 +10,12 @@ use super::kit::{
     HeldClock, MemoryStore, at, domain, keys_in, place, settings, signs_for_the_bundle,
 };
 use crate::ca::{
-    Authorities, CaError, DiskAuthority, Files, LocalAuthorities as _, Manager, Profile,
+    Authorities, CaError, DiskAuthority, Files, LocalAuthorities as _, Manager, MintedCa, Profile,
     UpstreamAuthority, UpstreamError,
 };
 use crate::keys::MemoryKeys;
 
-fn params(name: &str) -> CertificateParams {
+pub(super) fn params(name: &str) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
@@ -56,6 +56,16 @@ fn write(dir: &Path, certificate: &str, key: &KeyPair, bundle: Option<&str>) -> 
         std::fs::write(path, text).unwrap();
     }
     files
+}
+
+/// What `signer` makes of a CSR, for stand-ins that cannot wait for it.
+pub(super) fn signed(signer: &DiskAuthority, csr: &[u8], ttl: Duration) -> MintedCa {
+    let wait = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().build();
+        let minted = signer.mint_x509_ca(csr, ttl);
+        runtime.unwrap().block_on(minted).unwrap()
+    };
+    std::thread::scope(|scope| scope.spawn(wait).join().unwrap())
 }
 
 pub(super) async fn below(
