@@ -1,7 +1,7 @@
 //! The registry in one SQLite file (AP-11's default).
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ah_identity_provider::{Code, Explained};
 use sqlx::Connection;
@@ -134,13 +134,14 @@ impl SqliteStore {
                 .idle_timeout(None)
                 .max_lifetime(None)
         };
-        let writer = pool()
-            .max_connections(1)
-            // A question to the connection's thread and back, before each commit. A file does not hang up.
-            .test_before_acquire(false)
-            .connect_with(options.clone())
-            .await
-            .map_err(|e| explain(path, &e))?;
+        let writer = || {
+            pool()
+                .max_connections(1)
+                // A question to the connection's thread and back, before each commit. A file does not hang up.
+                .test_before_acquire(false)
+        };
+        let writer = connect(writer, &options).await;
+        let writer = writer.map_err(|e| explain(path, &e))?;
         migrate(path, &writer).await?;
         let readers = pool()
             .max_connections(4)
@@ -179,6 +180,29 @@ impl SqliteStore {
             StoreError::Unavailable(format!("database file {}: {e}", self.path.display()))
         })
     }
+}
+
+/// The first connection puts a new file into WAL mode. SQLite does not wait there for another process that is about the
+/// same, whatever `busy_timeout` says.
+async fn connect(
+    pool: impl Fn() -> SqlitePoolOptions,
+    options: &SqliteConnectOptions,
+) -> Result<SqlitePool, sqlx::Error> {
+    let end = Instant::now() + BUSY_TIMEOUT;
+    loop {
+        match pool().connect_with(options.clone()).await {
+            Err(error) if is_busy(&error) && Instant::now() < end => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            connected => return connected,
+        }
+    }
+}
+
+/// SQLITE_BUSY, plain or while another process recovers the file (result codes 5 and 261).
+fn is_busy(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    code.is_some_and(|code| matches!(&*code, "5" | "261"))
 }
 
 impl Store for SqliteStore {
