@@ -76,10 +76,12 @@ async fn a_socket_in_use_is_not_taken_and_a_stale_one_is() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_socket_that_is_removed_comes_back() {
     let rig = Rig::start().await;
+    let list = ListAgentsRequest::default;
     let mut open = rig.agents().await;
+    // A client is connected before the server has accepted it.
+    open.list_agents(list()).await.unwrap();
     std::fs::remove_file(&rig.socket).unwrap();
     eventually("the socket is back", || rig.socket.exists().then_some(()));
-    let list = ListAgentsRequest::default;
     rig.agents().await.list_agents(list()).await.unwrap();
     open.list_agents(list()).await.unwrap();
     eventually("its mode is back, too", || {
