@@ -8,7 +8,7 @@ use ah_spire_wire::spiffe_id_to_wire;
 use serde_json::json;
 
 use super::{Call, Failure, json as told, x509};
-use crate::{ids, moment};
+use crate::ids;
 
 pub(super) fn flags(flags: FlagSet) -> FlagSet {
     flags
@@ -47,12 +47,7 @@ pub(super) async fn mint(call: &mut Call<'_>) -> Result<(), Failure> {
         .into_inner();
     let svid = answer.svid.filter(|svid| !svid.token.is_empty());
     let svid = svid.ok_or("server response missing token")?;
-    if x509::is_capped(svid.expires_at, ttl) {
-        call.out.error_line(&format!(
-            "JWT-SVID lifetime was capped shorter than specified ttl; expires \"{}\"",
-            moment::rfc3339(svid.expires_at)
-        ));
-    }
+    x509::tell_capped(call, "JWT-SVID", svid.expires_at, ttl);
     match flags.nonempty("write") {
         Some(path) => {
             x509::write(path, svid.token.as_bytes(), 0o600)

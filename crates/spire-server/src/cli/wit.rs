@@ -15,8 +15,8 @@ use x509_parser::asn1_rs::{Any, FromDer};
 use zeroize::Zeroizing;
 
 use super::{Call, Failure, json as told, x509};
+use crate::ids;
 use crate::keys::{KeyType, LocalKey, SigningKey as _};
-use crate::{ids, moment};
 
 /// Upstream lists the command for those alone who name the feature in this variable, one of several between spaces.
 pub(super) fn is_listed() -> bool {
@@ -73,12 +73,7 @@ pub(super) async fn mint(call: &mut Call<'_>) -> Result<(), Failure> {
         .into_inner();
     let svid = answer.svid.filter(|svid| !svid.token.is_empty());
     let svid = svid.ok_or("server response missing token")?;
-    if x509::is_capped(svid.expires_at, ttl) {
-        call.out.error_line(&format!(
-            "WIT-SVID lifetime was capped shorter than specified ttl; expires \"{}\"",
-            moment::rfc3339(svid.expires_at)
-        ));
-    }
+    x509::tell_capped(call, "WIT-SVID", svid.expires_at, ttl);
     let Some(directory) = flags.nonempty("write") else {
         if call.out.is_json() {
             let svid = told::wit_svid(&svid);

@@ -63,12 +63,7 @@ pub(super) async fn mint(call: &mut Call<'_>) -> Result<(), Failure> {
     if roots.is_empty() {
         return Err("server response missing X509 Authorities".into());
     }
-    if is_capped(svid.expires_at, ttl) {
-        call.out.error_line(&format!(
-            "X509-SVID lifetime was capped shorter than specified ttl; expires \"{}\"",
-            moment::rfc3339(svid.expires_at)
-        ));
-    }
+    tell_capped(call, "X509-SVID", svid.expires_at, ttl);
     let key_der = Zeroizing::new(key.serialize_der());
     if call.out.is_json() && flags.nonempty("write").is_none() {
         let list = |ders: &mut dyn Iterator<Item = &[u8]>| {
@@ -125,10 +120,15 @@ pub(super) fn seconds(ttl: Duration) -> Result<i32, Failure> {
     i32::try_from(rounded).map_err(|error| Failure::because("invalid value for TTL", error))
 }
 
-/// Whether what ends then lives shorter than was asked for.
-pub(super) fn is_capped(expires_at: i64, ttl: Duration) -> bool {
+/// Says so when what ends then lives shorter than was asked for.
+pub(super) fn tell_capped(call: &mut Call<'_>, kind: &str, expires_at: i64, ttl: Duration) {
     let ttl = i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX);
-    ttl > 0 && expires_at.saturating_sub(moment::now()) < ttl.saturating_sub(1)
+    if ttl > 0 && expires_at.saturating_sub(moment::now()) < ttl.saturating_sub(1) {
+        call.out.error_line(&format!(
+            "{kind} lifetime was capped shorter than specified ttl; expires \"{}\"",
+            moment::rfc3339(expires_at)
+        ));
+    }
 }
 
 /// Writes a file of this mode in one step: who reads it sees all of it or none.
