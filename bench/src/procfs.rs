@@ -87,15 +87,20 @@ pub(crate) struct Size {
 }
 
 impl Size {
-    /// Mean of ten readings a second apart, for which it blocks: a single one sees what just came or went.
-    pub(crate) fn of(pid: u32) -> io::Result<Self> {
+    /// Mean of readings a second apart in a twelfth of `length`, a minute at most, for which it blocks: a single one sees
+    /// what just came or went.
+    pub(crate) fn of(pid: u32, length: Duration) -> io::Result<Self> {
+        let readings = (length.as_secs() / 12).clamp(1, 60);
         let mut size = Self::default();
-        for _ in 0..10 {
-            size.memory += Memory::of(pid)?.proportional as f64 / 10.0;
-            size.descriptors += descriptors(pid)? as f64 / 10.0;
-            size.threads += entries(&format!("/proc/{pid}/task"))? as f64 / 10.0;
+        for _ in 0..readings {
+            size.memory += Memory::of(pid)?.proportional as f64;
+            size.descriptors += descriptors(pid)? as f64;
+            size.threads += entries(&format!("/proc/{pid}/task"))? as f64;
             thread::sleep(Duration::from_secs(1));
         }
+        size.memory /= readings as f64;
+        size.descriptors /= readings as f64;
+        size.threads /= readings as f64;
         Ok(size)
     }
 }

@@ -38,9 +38,9 @@ pub(super) async fn measure(programs: &Programs, spire: &Spire) -> io::Result<Ve
     let length = Duration::from_secs(spire.duration);
     let before = Duration::from_secs(300).min(length / 12);
     tokio::time::sleep(before).await;
-    let early = size(pid).await?;
+    let early = size(pid, length).await?;
     tokio::time::sleep(length.saturating_sub(before)).await;
-    let late = size(pid).await?;
+    let late = size(pid, length).await?;
 
     let mut ended = 0;
     while open.try_join_next().is_some() {
@@ -64,8 +64,8 @@ pub(super) async fn measure(programs: &Programs, spire: &Spire) -> io::Result<Ve
     ])
 }
 
-async fn size(pid: u32) -> io::Result<Size> {
-    tokio::task::spawn_blocking(move || Size::of(pid))
+async fn size(pid: u32, length: Duration) -> io::Result<Size> {
+    tokio::task::spawn_blocking(move || Size::of(pid, length))
         .await
         .map_err(io::Error::other)?
 }

@@ -28,14 +28,14 @@ pub(crate) fn churn(bench: &mut Bench) -> io::Result<Vec<Row>> {
     let server = AccessPoint::new(&bench.places)?.start()?;
     let options = [
         ("per-second", rate.to_string()),
-        ("seconds", (length.as_secs_f64() + 30.0).to_string()),
+        ("seconds", (length.as_secs_f64() + 90.0).to_string()),
     ];
     let run = bench.load("open", &server, Protocol::Fleet, &options)?;
     let begun = Instant::now();
     thread::sleep(Duration::from_secs(300).min(length / 12));
-    let early = Size::of(server.pid())?;
+    let early = Size::of(server.pid(), length)?;
     thread::sleep((begun + length).saturating_duration_since(Instant::now()));
-    let late = Size::of(server.pid())?;
+    let late = Size::of(server.pid(), length)?;
     let (report, _) = run.finish(Duration::from_secs(120))?;
     thread::sleep(Duration::from_secs(2));
 
