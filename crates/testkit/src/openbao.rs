@@ -7,7 +7,6 @@
 mod proxy;
 mod realm;
 
-use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError, Weak, mpsc};
@@ -19,6 +18,7 @@ use tempfile::TempDir;
 pub use self::proxy::{Fault, Proxy};
 pub use self::realm::{AppRole, Realm};
 use crate::process::{Finished, Process, eventually};
+use crate::server::free_port;
 
 /// One server, running or stopped. It is killed when dropped.
 pub struct OpenBao {
@@ -542,9 +542,4 @@ fn program() -> Option<PathBuf> {
         println!("skipped: OpenBao is not in target/venv (make setup)");
     }
     found
-}
-
-fn free_port() -> u16 {
-    let bound = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|l| l.local_addr());
-    bound.expect("a free port").port()
 }

@@ -3,23 +3,19 @@
 //! It is Debian's `postgresql` package run from a temporary folder as an unprivileged user, and it ends with
 //! the tests: when the last handle is dropped, or when the process that started it dies.
 
-use std::io::{BufRead, BufReader};
-use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak, mpsc};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, User, geteuid};
+use nix::sys::signal::Signal;
+use nix::unistd::User;
 use tempfile::TempDir;
+
+use crate::server;
 
 /// The database user of the tests, who may do everything.
 const USER: &str = "ah";
-
-/// How long a server may take to answer before the test fails.
-const START_DEADLINE: Duration = Duration::from_secs(60);
 
 /// A running server, or one that a test has stopped.
 #[derive(Debug)]
@@ -51,11 +47,7 @@ impl Postgres {
     /// A server of the test's own, to be stopped and started. `None` as in [`Postgres::shared`].
     pub fn private(test: &str) -> Option<Self> {
         let Some(binaries) = binaries() else {
-            assert!(
-                std::env::var("CI").as_deref() != Ok("true"),
-                "{test}: PostgreSQL is not installed, and CI=true"
-            );
-            println!("skipped: {test}: PostgreSQL is not installed (apt install postgresql)");
+            server::skipped(test, "PostgreSQL", "apt install postgresql");
             return None;
         };
         Some(Self::init(binaries))
@@ -92,13 +84,13 @@ impl Postgres {
             .unwrap_or_else(PoisonError::into_inner)
             .take();
         if let Some(mut server) = server {
-            end(&mut server, Signal::SIGQUIT);
+            server::end(&mut server, Signal::SIGQUIT);
         }
     }
 
     /// Starts the server again on the same port.
     pub fn start(&self) {
-        let mut command = unprivileged(&self.binaries.join("postgres"));
+        let mut command = run_by_user(&self.binaries.join("postgres"));
         command
             .arg("-D")
             .arg(self.folder.path().join("data"))
@@ -115,28 +107,14 @@ impl Postgres {
             ])
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
-        let server = watched(command);
+        let ready = "database system is ready to accept connections";
+        let server = server::watched("postgres", command, ready, Signal::SIGQUIT);
         *self.server.lock().unwrap_or_else(PoisonError::into_inner) = Some(server);
     }
 
     fn init(binaries: PathBuf) -> Self {
-        let folder = match TempDir::with_prefix("ah-postgres-") {
-            Ok(folder) => folder,
-            Err(e) => panic!("temporary folder: {e}"),
-        };
-        if let Some(user) = server_user() {
-            let owned = std::os::unix::fs::chown(
-                folder.path(),
-                Some(user.uid.as_raw()),
-                Some(user.gid.as_raw()),
-            );
-            assert!(
-                owned.is_ok(),
-                "chown {}: {owned:?}",
-                folder.path().display()
-            );
-        }
-        let output = unprivileged(&binaries.join("initdb"))
+        let folder = server::folder("ah-postgres-", user().as_ref());
+        let output = run_by_user(&binaries.join("initdb"))
             .arg("-D")
             .arg(folder.path().join("data"))
             .args([
@@ -156,7 +134,7 @@ impl Postgres {
         );
         let postgres = Self {
             binaries,
-            port: free_port(),
+            port: server::free_port(),
             folder,
             server: Mutex::new(None),
             databases: AtomicU32::new(0),
@@ -192,78 +170,10 @@ fn version(bin: &Path) -> u32 {
 }
 
 /// PostgreSQL refuses to run as root; Debian's package brings a user for it.
-fn server_user() -> Option<User> {
-    if !geteuid().is_root() {
-        return None;
-    }
-    match User::from_name("postgres") {
-        Ok(Some(user)) => Some(user),
-        other => panic!("user postgres: {other:?}"),
-    }
+fn user() -> Option<User> {
+    server::user("postgres")
 }
 
-/// `program` as a user who may run it, and which ends when the thread that starts it does.
-fn unprivileged(program: &Path) -> Command {
-    let mut command = Command::new("setpriv");
-    if let Some(user) = server_user() {
-        command.arg(format!("--reuid={}", user.uid));
-        command.arg(format!("--regid={}", user.gid));
-        command.arg("--clear-groups");
-    }
-    command.args(["--pdeathsig", "QUIT", "--"]).arg(program);
-    command.current_dir("/");
-    command
-}
-
-/// Starts the server and waits until it says that it takes connections.
-///
-/// The signal that ends it with its parent is bound to the starting thread, so that is one that stays
-/// as long as the server: it reads what the server says.
-fn watched(mut command: Command) -> Child {
-    let (started, start) = mpsc::channel();
-    std::thread::spawn(move || {
-        let mut server = match command.spawn() {
-            Ok(server) => server,
-            Err(e) => panic!("postgres: {e}"),
-        };
-        let stderr = server.stderr.take();
-        let mut server = Some(server);
-        let mut said = Vec::new();
-        for line in stderr.into_iter().flat_map(|s| BufReader::new(s).lines()) {
-            let line = line.unwrap_or_default();
-            if line.contains("database system is ready to accept connections")
-                && let Some(server) = server.take()
-                && let Err(mpsc::SendError(mut unwanted)) = started.send(server)
-            {
-                end(&mut unwanted, Signal::SIGQUIT);
-            }
-            if server.is_some() {
-                said.push(line);
-            }
-        }
-        if let Some(mut failed) = server {
-            end(&mut failed, Signal::SIGQUIT);
-            panic!("postgres did not start: {}", said.join("\n"));
-        }
-    });
-    match start.recv_timeout(START_DEADLINE) {
-        Ok(server) => server,
-        Err(e) => panic!("postgres did not start: {e}"),
-    }
-}
-
-fn end(server: &mut Child, signal: Signal) {
-    if let Ok(pid) = i32::try_from(server.id()) {
-        // It may be gone already; then waiting returns at once.
-        let _sent = kill(Pid::from_raw(pid), signal);
-    }
-    let _status = server.wait();
-}
-
-fn free_port() -> u16 {
-    let bound = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|l| l.local_addr());
-    match bound {
-        Ok(address) => address.port(),
-        Err(e) => panic!("no free port: {e}"),
-    }
+fn run_by_user(program: &Path) -> Command {
+    server::unprivileged(program, user().as_ref(), Signal::SIGQUIT)
 }
