@@ -2,6 +2,7 @@
 
 mod aws;
 mod compose;
+mod datastore;
 pub(crate) mod external;
 mod keys;
 #[cfg(test)]
@@ -17,9 +18,9 @@ use std::sync::Arc;
 
 use ah_identity_provider::{Clock, SystemClock};
 use ah_spire_plugin::catalog::{PluginConfig, PluginType};
-use ah_spire_plugin::config_block;
 use ah_spire_plugin::decode::{Decode, UnknownKeys, from_object};
 use ah_spire_plugin::server::ServerConfig;
+use ah_spire_wire::aws::Environment;
 use spiffe::TrustDomain;
 
 pub(crate) use self::compose::ComposerWanted;
@@ -31,23 +32,6 @@ pub(crate) use self::reload::Reload;
 use self::upstream::Upstream;
 use crate::ca::{Composers, UpstreamAuthority};
 use crate::store::StoreConfig;
-
-config_block! {
-    /// `DataStore "sql"`
-    struct SqlData {
-        database_type: String = "database_type",
-        connection_string: String = "connection_string",
-        ro_connection_string: String = "ro_connection_string",
-        root_ca_path: String = "root_ca_path",
-        client_cert_path: String = "client_cert_path",
-        client_key_path: String = "client_key_path",
-        conn_max_lifetime: Option<String> = "conn_max_lifetime",
-        max_open_conns: Option<i64> = "max_open_conns",
-        max_idle_conns: Option<i64> = "max_idle_conns",
-        disable_migration: bool = "disable_migration",
-        log_sql: bool = "log_sql",
-    }
-}
 
 /// What a configuration asks for, before anything is opened.
 pub(crate) struct Wanted {
@@ -105,7 +89,9 @@ impl Wanted {
                         "plugins of this type cannot be processes of their own (plugin_cmd)",
                     ));
                 }
-                (PluginType::DataStore, "sql") => store = Some(sql(plugin)?),
+                (PluginType::DataStore, "sql") => {
+                    store = Some(datastore::sql(plugin, &Environment::of_process())?)
+                }
                 (PluginType::KeyManager, _) => {
                     let read = KeysWanted::read(plugin, &config.trust_domain, variable)?;
                     let unknown = || unsupported(plugin, "this server has no such plugin");
@@ -214,25 +200,4 @@ fn path(text: &str) -> Option<PathBuf> {
 
 fn required(plugin: &PluginConfig, key: &str, value: &str) -> Result<PathBuf, String> {
     path(value).ok_or_else(|| wrong(plugin, format!("{key} is required")))
-}
-
-fn sql(plugin: &PluginConfig) -> Result<StoreConfig, String> {
-    let data = data(plugin, |it: &SqlData| &it.unknown)?;
-    let number = |value: Option<i64>| value.and_then(|value| u32::try_from(value).ok());
-    let config = StoreConfig {
-        database_type: data.database_type,
-        connection_string: data.connection_string,
-        ro_connection_string: data.ro_connection_string,
-        root_ca_path: path(&data.root_ca_path),
-        client_cert_path: path(&data.client_cert_path),
-        client_key_path: path(&data.client_key_path),
-        conn_max_lifetime: data.conn_max_lifetime,
-        max_open_conns: number(data.max_open_conns),
-        max_idle_conns: number(data.max_idle_conns),
-        disable_migration: data.disable_migration,
-        log_sql: data.log_sql,
-    };
-    let valid = config.validate();
-    valid.map_err(|error| format!("DataStore \"sql\": {error}"))?;
-    Ok(config)
 }

@@ -14,7 +14,7 @@ use std::future::Future;
 use ah_spire_wire::model::{Bundle, Entry, Selector};
 use spiffe::{SpiffeId, TrustDomain};
 
-pub use config::{BadConfig, StoreConfig};
+pub use config::{AwsLogin, BadConfig, StoreConfig};
 pub use metered::Metered;
 pub(crate) use metered::counted;
 pub use model::{

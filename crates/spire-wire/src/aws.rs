@@ -17,7 +17,7 @@ use tokio::sync::{Mutex, OnceCell};
 use zeroize::Zeroizing;
 
 use crate::http_client::{HttpClient, Roots};
-use crate::sigv4::{Credentials, Scope, percent_encoded, sign};
+use crate::sigv4::{Credentials, Scope, percent_encoded, presigned, sign};
 
 mod credentials;
 mod fault;
@@ -310,6 +310,27 @@ impl Caller {
             found.map(str::to_owned).ok_or_else(unreadable)
         };
         Ok((of("Arn")?, of("Account")?))
+    }
+
+    /// `uri` with this caller's signature for `service` in its query, which counts for `lasts`.
+    ///
+    /// # Errors
+    /// There are no credentials, or the URI cannot be signed.
+    pub async fn presigned(
+        &self,
+        uri: &Uri,
+        service: Service,
+        lasts: Duration,
+        now: SystemTime,
+    ) -> Result<Zeroizing<String>, String> {
+        let credentials = self.credentials(now).await;
+        let credentials =
+            credentials.map_err(|error| format!("no credentials for AWS: {error}"))?;
+        let scope = Scope {
+            region: &self.region,
+            service: service.name,
+        };
+        presigned(uri, &credentials, scope, lasts, now)
     }
 
     async fn credentials(&self, now: SystemTime) -> Result<Credentials, String> {

@@ -1,7 +1,7 @@
-//! How requests to AWS are signed: Signature Version 4 (`AWS4-HMAC-SHA256`), in the `Authorization` header.
+//! How requests to AWS are signed: Signature Version 4 (`AWS4-HMAC-SHA256`), in the `Authorization` header or in the query.
 
 use std::fmt;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::hmac::{self, HMAC_SHA256};
@@ -66,13 +66,7 @@ pub fn sign(
     scope: Scope<'_>,
     now: SystemTime,
 ) -> Result<(), String> {
-    let stamp = OffsetDateTime::from(now)
-        .to_offset(UtcOffset::UTC)
-        .format(format_description!(
-            "[year][month][day]T[hour][minute][second]Z"
-        ));
-    let stamp = stamp.map_err(|error| format!("the time cannot be written: {error}"))?;
-    let day = stamp.split('T').next().unwrap_or_default();
+    let stamp = stamp(now)?;
     let s3 = scope.service.starts_with("s3");
     let body = hex(digest(&SHA256, request.body()).as_ref());
 
@@ -95,18 +89,11 @@ pub fn sign(
     let canonical = format!(
         "{}\n{path}\n{}\n{canonical}\n{signed}\n{body}",
         request.method(),
-        canonical_query(request.uri())?
+        canonical_query(request.uri().query().unwrap_or_default())?
     );
 
-    let place = format!("{day}/{}/{}/aws4_request", scope.region, scope.service);
-    let digest = hex(digest(&SHA256, canonical.as_bytes()).as_ref());
-    let text = format!("{ALGORITHM}\n{stamp}\n{place}\n{digest}");
-    let first = Zeroizing::new(format!("AWS4{}", *credentials.secret_access_key));
-    let mut key = hmac::Key::new(HMAC_SHA256, first.as_bytes());
-    for step in [day, scope.region, scope.service, "aws4_request"] {
-        key = hmac::Key::new(HMAC_SHA256, hmac::sign(&key, step.as_bytes()).as_ref());
-    }
-    let signature = hex(hmac::sign(&key, text.as_bytes()).as_ref());
+    let place = place(&stamp, scope);
+    let signature = signature(credentials, scope, &stamp, &canonical);
     let authorization = format!(
         "{ALGORITHM} Credential={}/{place}, SignedHeaders={signed}, Signature={signature}",
         credentials.access_key_id
@@ -119,6 +106,94 @@ pub fn sign(
     Ok(())
 }
 
+/// `uri` with a signature in its query that counts for a `GET` without other headers than `Host`, for `lasts` from `now`.
+///
+/// # Errors
+/// The URI has no host, or its query is not percent-encoded.
+pub fn presigned(
+    uri: &Uri,
+    credentials: &Credentials,
+    scope: Scope<'_>,
+    lasts: Duration,
+    now: SystemTime,
+) -> Result<Zeroizing<String>, String> {
+    let stamp = stamp(now)?;
+    let host = host(uri)?;
+    let path = uri.path();
+    let s3 = scope.service.starts_with("s3");
+    let place = format!("{}/{}", credentials.access_key_id, place(&stamp, scope));
+    let mut query = Zeroizing::new(uri.query().unwrap_or_default().to_owned());
+    let lasts = lasts.as_secs().to_string();
+    let token = credentials.session_token.as_ref();
+    for (name, value) in [
+        ("X-Amz-Algorithm", Some(ALGORITHM)),
+        ("X-Amz-Credential", Some(place.as_str())),
+        ("X-Amz-Date", Some(stamp.as_str())),
+        ("X-Amz-Expires", Some(lasts.as_str())),
+        ("X-Amz-Security-Token", token.map(|token| token.as_str())),
+        ("X-Amz-SignedHeaders", Some("host")),
+    ] {
+        if let Some(value) = value {
+            let and = if query.is_empty() { "" } else { "&" };
+            query.push_str(&format!("{and}{name}={}", percent_encoded(value)));
+        }
+    }
+    let query = Zeroizing::new(canonical_query(&query)?);
+    let body = match s3 {
+        true => "UNSIGNED-PAYLOAD".to_owned(),
+        false => hex(digest(&SHA256, b"").as_ref()),
+    };
+    let canonical = format!("GET\n{path}\n{}\nhost:{host}\n\nhost\n{body}", *query);
+    let signature = signature(credentials, scope, &stamp, &canonical);
+    let scheme = uri
+        .scheme_str()
+        .map_or(String::new(), |scheme| format!("{scheme}://"));
+    Ok(Zeroizing::new(format!(
+        "{scheme}{host}{path}?{}&X-Amz-Signature={signature}",
+        *query
+    )))
+}
+
+/// `20130524T000000Z`
+fn stamp(now: SystemTime) -> Result<String, String> {
+    let stamp = OffsetDateTime::from(now)
+        .to_offset(UtcOffset::UTC)
+        .format(format_description!(
+            "[year][month][day]T[hour][minute][second]Z"
+        ));
+    stamp.map_err(|error| format!("the time cannot be written: {error}"))
+}
+
+fn day(stamp: &str) -> &str {
+    stamp.split('T').next().unwrap_or_default()
+}
+
+/// Where and when a signature counts.
+fn place(stamp: &str, scope: Scope<'_>) -> String {
+    let day = day(stamp);
+    format!("{day}/{}/{}/aws4_request", scope.region, scope.service)
+}
+
+fn signature(credentials: &Credentials, scope: Scope<'_>, stamp: &str, canonical: &str) -> String {
+    let place = place(stamp, scope);
+    let digest = hex(digest(&SHA256, canonical.as_bytes()).as_ref());
+    let text = format!("{ALGORITHM}\n{stamp}\n{place}\n{digest}");
+    let first = Zeroizing::new(format!("AWS4{}", *credentials.secret_access_key));
+    let mut key = hmac::Key::new(HMAC_SHA256, first.as_bytes());
+    for step in [day(stamp), scope.region, scope.service, "aws4_request"] {
+        key = hmac::Key::new(HMAC_SHA256, hmac::sign(&key, step.as_bytes()).as_ref());
+    }
+    hex(hmac::sign(&key, text.as_bytes()).as_ref())
+}
+
+fn host(uri: &Uri) -> Result<String, String> {
+    let host = uri.host().ok_or_else(|| format!("{uri} has no host"))?;
+    Ok(match uri.port() {
+        Some(port) => format!("{host}:{port}"),
+        None => host.to_owned(),
+    })
+}
+
 fn value(text: &str, what: &str) -> Result<HeaderValue, String> {
     HeaderValue::from_str(text).map_err(|_| format!("{what} has characters that no header has"))
 }
@@ -129,12 +204,7 @@ fn hex(bytes: &[u8]) -> String {
 
 /// The names, with `;` between them, and a line for each.
 fn canonical_headers(request: &Request<Bytes>) -> Result<(String, String), String> {
-    let uri = request.uri();
-    let host = uri.host().ok_or_else(|| format!("{uri} has no host"))?;
-    let host = match uri.port() {
-        Some(port) => format!("{host}:{port}"),
-        None => host.to_owned(),
-    };
+    let host = host(request.uri())?;
     let headers = request.headers();
     let mut lines = vec![("host".to_owned(), host)];
     for name in headers.keys() {
@@ -177,8 +247,7 @@ fn normal(path: &str) -> String {
     format!("/{}{end}", steps.join("/"))
 }
 
-fn canonical_query(uri: &Uri) -> Result<String, String> {
-    let query = uri.query().unwrap_or_default();
+fn canonical_query(query: &str) -> Result<String, String> {
     let pairs = query.split('&').filter(|pair| !pair.is_empty());
     let mut all = Vec::new();
     for pair in pairs {

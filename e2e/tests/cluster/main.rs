@@ -1,10 +1,11 @@
-//! Two SPIRE servers on one PostgreSQL, behind one DNS name, and an agent that knows the name alone.
+//! Two SPIRE servers on one PostgreSQL or MariaDB, behind one DNS name, and an agent that knows the name alone.
 
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::Command;
 
 use ah_e2e::programs;
+use ah_testkit::mariadb::MariaDb;
 use ah_testkit::postgres::Postgres;
 use ah_testkit::process::{Finished, Process, eventually};
 use tempfile::TempDir;
@@ -13,16 +14,70 @@ const NAME: &str = "spire-server.example.org";
 /// What the two servers are called, and where they listen.
 const SERVERS: [(&str, &str); 2] = [("one", "127.0.0.2"), ("other", "127.0.0.3")];
 
+/// A database server of the test's own.
+enum Database {
+    Postgres(Postgres),
+    MariaDb(MariaDb),
+}
+
+impl Database {
+    /// The keys of DataStore `sql` for a new database.
+    fn fresh(&self) -> String {
+        let (kind, at) = match self {
+            Self::Postgres(server) => (
+                "postgres",
+                format!("{}?sslmode=disable", server.fresh_database()),
+            ),
+            Self::MariaDb(server) => (
+                "mysql",
+                format!("{}?parseTime=true", server.fresh_database()),
+            ),
+        };
+        format!(r#"database_type = "{kind}" connection_string = "{at}""#)
+    }
+
+    /// As a crash would end it.
+    fn stop(&self) {
+        match self {
+            Self::Postgres(server) => server.stop(),
+            Self::MariaDb(server) => server.stop(),
+        }
+    }
+
+    fn start(&self) {
+        match self {
+            Self::Postgres(server) => server.start(),
+            Self::MariaDb(server) => server.start(),
+        }
+    }
+
+    /// Whether the servers may only read.
+    fn set_read_only(&self, on: bool) {
+        match self {
+            Self::Postgres(server) => {
+                let set = format!("ALTER DATABASE t0 SET default_transaction_read_only = {on}");
+                server.sql("postgres", &set);
+                server.sql(
+                    "postgres",
+                    "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = 't0'",
+                );
+            }
+            Self::MariaDb(server) => server.set_read_only(on),
+        }
+    }
+}
+
 /// The database, and what is known of the machine that all of them share.
 struct Site {
-    postgres: Postgres,
-    database: String,
+    database: Database,
+    /// The keys of DataStore `sql`.
+    datastore: String,
     port: u16,
     folder: TempDir,
 }
 
 impl Site {
-    fn new(test: &str) -> Option<Self> {
+    fn new(database: impl FnOnce() -> Option<Database>) -> Option<Self> {
         let allowed = Command::new("unshare").args(["--mount", "true"]).status();
         if !allowed.is_ok_and(|status| status.success()) {
             assert!(
@@ -32,16 +87,16 @@ impl Site {
             println!("skipped: namespaces cannot be made here (run as root)");
             return None;
         }
-        let postgres = Postgres::private(test)?;
-        let database = postgres.fresh_database();
+        let database = database()?;
+        let datastore = database.fresh();
         let port = eventually("a port is free on both addresses", || {
             let one = TcpListener::bind("127.0.0.2:0").unwrap();
             let port = one.local_addr().unwrap().port();
             TcpListener::bind(("127.0.0.3", port)).ok().map(|_| port)
         });
         Some(Self {
-            postgres,
             database,
+            datastore,
             port,
             folder: tempfile::tempdir().unwrap(),
         })
@@ -53,14 +108,16 @@ impl Site {
 
     fn start_server(&self, (name, address): (&str, &str)) -> Process {
         let folder = self.folder.path().display();
-        let Self { database, port, .. } = self;
+        let Self {
+            datastore, port, ..
+        } = self;
         let text = format!(
             r#"server {{
                 bind_address = "{address}" bind_port = "{port}" socket_path = "{folder}/{name}.sock"
                 trust_domain = "example.org" data_dir = "{folder}/{name}"
             }}
             plugins {{
-                DataStore "sql" {{ plugin_data {{ database_type = "postgres" connection_string = "{database}?sslmode=disable" }} }}
+                DataStore "sql" {{ plugin_data {{ {datastore} }} }}
                 NodeAttestor "join_token" {{ plugin_data {{}} }}
                 KeyManager "disk" {{ plugin_data {{ keys_path = "{folder}/{name}-keys.json" }} }}
             }}"#
@@ -139,9 +196,21 @@ impl Site {
 
 #[test]
 fn an_agent_goes_from_one_server_to_the_other_and_lives_through_the_loss_of_the_database() {
-    let Some(site) = Site::new("cluster") else {
-        return;
-    };
+    let postgres = || Postgres::private("cluster").map(Database::Postgres);
+    if let Some(site) = Site::new(postgres) {
+        from_one_to_the_other(&site);
+    }
+}
+
+#[test]
+fn and_so_it_does_where_the_database_is_a_mariadb() {
+    let mariadb = || MariaDb::private("cluster").map(Database::MariaDb);
+    if let Some(site) = Site::new(mariadb) {
+        from_one_to_the_other(&site);
+    }
+}
+
+fn from_one_to_the_other(site: &Site) {
     // Both find an empty database, and each makes a CA.
     let mut servers = SERVERS.map(|server| site.start_server(server));
     for (name, _) in SERVERS {
@@ -187,30 +256,20 @@ fn an_agent_goes_from_one_server_to_the_other_and_lives_through_the_loss_of_the_
     assert_eq!(bundle.matches("BEGIN CERTIFICATE").count(), 2, "{bundle}");
 
     // Without a database workloads are served, and whoever asks for more is told what is wrong.
-    site.postgres.stop();
+    site.database.stop();
     let refused = site.create("one", &id, "fourth");
     assert_eq!(refused.code, 1, "{refused:?}");
     assert!(refused.stderr.contains("datastore"), "{refused:?}");
     let served = site.fetch(&["x509"]);
     assert!(served.stdout.contains("Received 3 svids"), "{served:?}");
-    site.postgres.start();
+    site.database.start();
     eventually("entries can be made again", || {
         (site.create("one", &id, "fourth").code == 0).then_some(())
     });
     workload.wait_for("spiffe://example.org/fourth");
 
     // One that may only be read signs on.
-    let read_only = |how: &str| {
-        site.postgres.sql(
-            "postgres",
-            &format!("ALTER DATABASE t0 SET default_transaction_read_only = {how}"),
-        );
-        site.postgres.sql(
-            "postgres",
-            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = 't0'",
-        );
-    };
-    read_only("on");
+    site.database.set_read_only(true);
     eventually("it cannot be written", || {
         let refused = site.create("other", &id, "fifth");
         refused.stderr.contains("read-only").then_some(())
@@ -221,7 +280,7 @@ fn an_agent_goes_from_one_server_to_the_other_and_lives_through_the_loss_of_the_
             .contains("token(spiffe://example.org/first)")
             .then_some(())
     });
-    read_only("off");
+    site.database.set_read_only(false);
     eventually("entries can be made again", || {
         (site.create("other", &id, "fifth").code == 0).then_some(())
     });

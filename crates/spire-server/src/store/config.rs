@@ -1,27 +1,34 @@
 //! Which database, and how it is reached: the plugin data of DataStore `sql`.
 
+mod aws;
+mod mysql;
+
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use serde::Deserialize;
+use sqlx::mysql::MySqlConnectOptions;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
+
+pub use self::aws::AwsLogin;
 
 /// How long SQLite waits for a lock that another process holds.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The keys of DataStore `sql`, with upstream's names. Its `Debug` would show a password, so it has none.
-#[derive(Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Clone, Default)]
 pub struct StoreConfig {
-    /// `sqlite3` or `postgres`.
+    /// `sqlite3`, `postgres`, `mysql`, `aws_postgres` or `aws_mysql`.
     pub database_type: String,
-    /// A path or `file:` URI for SQLite, key/value pairs or a `postgres://` URL for PostgreSQL.
+    /// Of the last two: as whom to log in. Their connection strings have no password.
+    pub aws: Option<AwsLogin>,
+    /// A path or `file:` URI for SQLite, key/value pairs or a `postgres://` URL for PostgreSQL, a DSN such as
+    /// `user:password@tcp(host:port)/database?parseTime=true` for MySQL and MariaDB.
     pub connection_string: String,
     /// As `connection_string`, of a replica that answers lists which may be stale.
     pub ro_connection_string: String,
-    /// PEM file with the CAs of the PostgreSQL server.
+    /// PEM file with the CAs of the database server.
     pub root_ca_path: Option<PathBuf>,
     /// PEM file with the certificate of this client.
     pub client_cert_path: Option<PathBuf>,
@@ -50,6 +57,7 @@ pub struct BadConfig(pub String);
 pub(super) enum Target {
     Sqlite(Box<SqliteConnectOptions>, PathBuf),
     Postgres(Box<PgConnectOptions>),
+    MySql(Box<MySqlConnectOptions>),
 }
 
 impl StoreConfig {
@@ -77,7 +85,7 @@ impl StoreConfig {
             return Ok(None);
         }
         let target = self.parse("ro_connection_string", &self.ro_connection_string)?;
-        Ok(matches!(target, Target::Postgres(_)).then_some(target))
+        Ok((!matches!(target, Target::Sqlite(..))).then_some(target))
     }
 
     pub(super) fn max_lifetime(&self) -> Result<Option<Duration>, BadConfig> {
@@ -92,19 +100,40 @@ impl StoreConfig {
     fn parse(&self, key: &str, text: &str) -> Result<Target, BadConfig> {
         match self.database_type.as_str() {
             "" => Err(BadConfig(
-                "database_type must be set: give sqlite3 or postgres".into(),
+                "database_type must be set: give sqlite3, postgres or mysql".into(),
             )),
             "sqlite3" => sqlite(key, text),
-            "postgres" => {
+            "postgres" | "aws_postgres" => {
                 let options = self.tls(postgres(key, text)?);
+                self.check_login(key, postgres_password(text))?;
                 Ok(Target::Postgres(Box::new(options)))
             }
-            kind @ ("mysql" | "aws_mysql" | "aws_postgres") => Err(BadConfig(format!(
-                "database_type {kind:?} is not supported: use sqlite3 or postgres"
-            ))),
+            "mysql" | "aws_mysql" => {
+                let (options, password) = mysql::options(key, text, self)?;
+                self.check_login(key, password)?;
+                Ok(Target::MySql(Box::new(options)))
+            }
             other => Err(BadConfig(format!(
-                "unsupported database_type {other:?}: use sqlite3 or postgres"
+                "unsupported database_type {other:?}: use sqlite3, postgres, mysql, aws_postgres or aws_mysql"
             ))),
+        }
+    }
+
+    /// A database of AWS is logged in to with tokens, and another one with what the connection string says.
+    fn check_login(&self, key: &str, password: bool) -> Result<(), BadConfig> {
+        let kind = &self.database_type;
+        match (kind.starts_with("aws_"), &self.aws) {
+            (false, None) => Ok(()),
+            (false, Some(_)) => Err(BadConfig(format!(
+                "database_type {kind:?} has no login of AWS: use aws_{kind}"
+            ))),
+            (true, None) => Err(BadConfig(format!(
+                "database_type {kind:?}: region must be specified, as in database_type {kind:?} {{ region = \"eu-west-1\" }}"
+            ))),
+            (true, Some(_)) if password => Err(BadConfig(format!(
+                "{key}: unexpected password in connection string for IAM authentication; take it out"
+            ))),
+            (true, Some(_)) => Ok(()),
         }
     }
 
@@ -274,6 +303,18 @@ fn postgres(key: &str, text: &str) -> Result<PgConnectOptions, BadConfig> {
     Ok(options)
 }
 
+/// Whether there is a password in it.
+fn postgres_password(text: &str) -> bool {
+    let is_password = |name: &str| name == "password";
+    match url::Url::parse(text) {
+        Ok(url) if text.starts_with("postgres") => {
+            let mut options = url.query_pairs();
+            url.password().is_some() || options.any(|(name, _)| is_password(&name))
+        }
+        _ => pairs(text).is_some_and(|pairs| pairs.iter().any(|(name, _)| is_password(name))),
+    }
+}
+
 /// `key = 'va\'lue'` as libpq reads it (PostgreSQL manual §34.1.1.1).
 fn pairs(text: &str) -> Option<Vec<(String, String)>> {
     let mut found = Vec::new();
@@ -326,7 +367,7 @@ mod tests {
     fn path(text: &str) -> PathBuf {
         match config("sqlite3", text).target() {
             Ok(Target::Sqlite(_, path)) => path,
-            Ok(Target::Postgres(_)) => panic!("{text} is no PostgreSQL"),
+            Ok(_) => panic!("{text} is a file"),
             Err(e) => panic!("{text}: {e}"),
         }
     }
@@ -334,7 +375,7 @@ mod tests {
     fn pg(text: &str) -> PgConnectOptions {
         match config("postgres", text).target() {
             Ok(Target::Postgres(options)) => *options,
-            Ok(Target::Sqlite(..)) => panic!("{text} is no file"),
+            Ok(_) => panic!("{text} is PostgreSQL's"),
             Err(e) => panic!("{text}: {e}"),
         }
     }
@@ -404,9 +445,9 @@ mod tests {
             assert!(error.starts_with("connection_string: "), "{error}");
             assert!(!error.contains("hush"), "{error}");
         }
-        let error = refused("mysql", "x");
+        let error = refused("oracle", "x");
         assert!(
-            error.contains("mysql") && error.contains("postgres"),
+            error.contains("oracle") && error.contains("postgres"),
             "{error}"
         );
         assert!(refused("", "x").contains("database_type"));

@@ -1,7 +1,7 @@
-//! The store in SQL: one implementation, two dialects.
+//! The store in SQL: one implementation, three dialects.
 //!
 //! The schema, the texts in its columns and the blobs are upstream's. Statements are written for PostgreSQL;
-//! [`connection`] knows how little SQLite differs.
+//! [`connection`] knows how little SQLite differs, and [`mysql`] how MySQL does.
 
 mod agents;
 mod bundles;
@@ -11,19 +11,26 @@ mod events;
 mod federation;
 mod filter;
 mod journals;
+mod mysql;
+mod place;
 mod schema;
 mod tokens;
 mod writers;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sqlx::postgres::{PgPool, PgPoolOptions};
+use sqlx::Database;
+use sqlx::mysql::{MySql, MySqlConnectOptions};
+use sqlx::pool::PoolOptions;
+use sqlx::postgres::{PgConnectOptions, Postgres};
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePool, SqlitePoolOptions};
 use time::OffsetDateTime;
 use time::macros::format_description;
 
 use self::connection::{Arg, Connection, fault};
+use self::place::{Place, Shared};
 use self::writers::Writers;
 use super::config::{BadConfig, StoreConfig, Target};
 use super::{Page, Paged, StoreError};
@@ -40,7 +47,7 @@ const SQLITE_READERS: u32 = 4;
 /// Connections that nobody used for this long are closed.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A datastore in SQLite or PostgreSQL. Clones share its connections.
+/// A datastore in SQLite, PostgreSQL or MySQL. Clones share its connections.
 #[derive(Clone, Debug)]
 pub struct SqlStore {
     pools: Pools,
@@ -53,11 +60,8 @@ enum Pools {
         writers: Writers,
         readers: SqlitePool,
     },
-    Postgres {
-        primary: PgPool,
-        /// Where there is one, it answers lists and counts of the APIs.
-        replica: Option<PgPool>,
-    },
+    Postgres(Arc<Shared<Postgres>>),
+    MySql(Arc<Shared<MySql>>),
 }
 
 /// A datastore that could not be opened.
@@ -104,25 +108,32 @@ impl SqlStore {
                 (place, pools)
             }
             Target::Postgres(options) => {
-                let place = place(&options);
-                let pool = || {
-                    PgPoolOptions::new()
-                        .max_connections(most)
-                        .acquire_timeout(ACQUIRE_TIMEOUT)
-                        .idle_timeout(IDLE_TIMEOUT)
-                        .max_lifetime(lifetime)
+                let at = place(&options);
+                let open = |options: PgConnectOptions| {
+                    let options = options.application_name("spire-server");
+                    Place::new(pool(most, lifetime), options, config.aws.as_ref())
                 };
-                let primary = pool()
-                    .connect_with(options.application_name("spire-server"))
-                    .await
-                    .map_err(|e| cannot_open(&place, fault(e)))?;
                 let replica = match config.replica()? {
-                    Some(Target::Postgres(options)) => {
-                        Some(pool().connect_lazy_with(options.application_name("spire-server")))
-                    }
+                    Some(Target::Postgres(options)) => Some(open(*options)),
                     _ => None,
                 };
-                (place, Pools::Postgres { primary, replica })
+                let primary = open(*options);
+                primary.acquire().await.map_err(|e| cannot_open(&at, e))?;
+                (at, Pools::Postgres(Arc::new(Shared { primary, replica })))
+            }
+            Target::MySql(options) => {
+                let at = mysql::place(&options);
+                let open = |options: MySqlConnectOptions| {
+                    let pool = mysql::ready(pool(most, lifetime));
+                    Place::new(pool, mysql::options(options), config.aws.as_ref())
+                };
+                let replica = match config.replica()? {
+                    Some(Target::MySql(options)) => Some(open(*options)),
+                    _ => None,
+                };
+                let primary = open(*options);
+                primary.acquire().await.map_err(|e| cannot_open(&at, e))?;
+                (at, Pools::MySql(Arc::new(Shared { primary, replica })))
             }
         };
         let store = Self { pools };
@@ -132,7 +143,7 @@ impl SqlStore {
 
     /// Whether other servers may write to it: an SQLite file has one server.
     pub fn is_shared(&self) -> bool {
-        matches!(self.pools, Pools::Postgres { .. })
+        !matches!(self.pools, Pools::Sqlite { .. })
     }
 
     /// Closes all connections; SQLite then folds its write-ahead log into the file.
@@ -144,12 +155,8 @@ impl SqlStore {
                 readers.close().await;
                 writers.close().await;
             }
-            Pools::Postgres { primary, replica } => {
-                if let Some(replica) = replica {
-                    replica.close().await;
-                }
-                primary.close().await;
-            }
+            Pools::Postgres(shared) => shared.close().await,
+            Pools::MySql(shared) => shared.close().await,
         }
     }
 
@@ -163,9 +170,11 @@ impl SqlStore {
                 })?;
                 writers.begin().await
             }
-            Pools::Postgres { primary, .. } => {
-                let connection = primary.acquire().await.map_err(fault)?;
-                Connection::postgres(connection, "BEGIN").await
+            Pools::Postgres(shared) => {
+                Connection::postgres(shared.primary.acquire().await?, "BEGIN").await
+            }
+            Pools::MySql(shared) => {
+                Connection::mysql(shared.primary.acquire().await?, mysql::BEGIN).await
             }
         }
     }
@@ -177,20 +186,28 @@ impl SqlStore {
                 let connection = readers.acquire().await.map_err(fault)?;
                 Connection::sqlite(connection, "BEGIN").await
             }
-            Pools::Postgres { primary, .. } => Connection::snapshot(primary).await,
+            Pools::Postgres(shared) => Connection::snapshot(&shared.primary).await,
+            Pools::MySql(shared) => mysql::snapshot(&shared.primary).await,
         }
     }
 
     /// As [`SqlStore::read`], from the replica where there is one: the state may be some seconds old.
     async fn read_stale(&self) -> Result<Connection, StoreError> {
         match &self.pools {
-            Pools::Postgres {
-                replica: Some(replica),
-                ..
-            } => Connection::snapshot(replica).await,
-            _ => self.read().await,
+            Pools::Sqlite { .. } => self.read().await,
+            Pools::Postgres(shared) => Connection::snapshot(shared.stale()).await,
+            Pools::MySql(shared) => mysql::snapshot(shared.stale()).await,
         }
     }
+}
+
+/// How connections to a database that servers share are kept.
+fn pool<DB: Database>(most: u32, lifetime: Option<Duration>) -> PoolOptions<DB> {
+    PoolOptions::new()
+        .max_connections(most)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        .idle_timeout(IDLE_TIMEOUT)
+        .max_lifetime(lifetime)
 }
 
 /// SQLite would make the file readable by all; there are join tokens in it. Its side files get the same mode.
@@ -208,7 +225,7 @@ fn private_file(path: &std::path::Path) -> std::io::Result<()> {
 }
 
 /// The database as people name it, without the password.
-fn place(options: &sqlx::postgres::PgConnectOptions) -> String {
+fn place(options: &PgConnectOptions) -> String {
     let user = options.get_username();
     let database = options.get_database().unwrap_or(user);
     format!(

@@ -1,13 +1,16 @@
 //! Databases and values for the tests of the store.
 
+use std::any::Any;
 use std::path::Path;
 use std::sync::Arc;
 
 use ah_spire_wire::model::{Bundle, Entry, JwtKey, Selector, X509Authority};
+use ah_testkit::mariadb::{ADMIN, MariaDb, PASSWORD};
 use ah_testkit::postgres::Postgres;
 use spiffe::{SpiffeId, TrustDomain};
 use spire_server::store::{Agent, Created, Entries, Spender, SqlStore, StoreConfig};
 use sqlx::Connection;
+use sqlx::mysql::{MySqlConnectOptions, MySqlConnection};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use tempfile::TempDir;
 
@@ -15,7 +18,7 @@ use tempfile::TempDir;
 pub(crate) struct Database {
     pub(crate) config: StoreConfig,
     _folder: Option<TempDir>,
-    _server: Option<Arc<Postgres>>,
+    _server: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 impl Database {
@@ -38,6 +41,16 @@ impl Database {
         })
     }
 
+    /// `None` when MariaDB is not installed.
+    pub(crate) fn mariadb(test: &str) -> Option<Self> {
+        let server = MariaDb::shared(test)?;
+        Some(Self {
+            config: mariadb_config(&server.fresh_database()),
+            _folder: None,
+            _server: Some(server),
+        })
+    }
+
     pub(crate) async fn open(&self) -> SqlStore {
         SqlStore::open(&self.config).await.unwrap()
     }
@@ -47,6 +60,19 @@ impl Database {
 pub(crate) async fn beside(path: &Path) -> SqliteConnection {
     let options = SqliteConnectOptions::new().filename(path);
     SqliteConnection::connect_with(&options).await.unwrap()
+}
+
+/// A MariaDB database itself.
+pub(crate) async fn beside_mariadb(config: &StoreConfig) -> MySqlConnection {
+    let (server, name) = config.connection_string.rsplit_once('/').unwrap();
+    let port = server.rsplit_once(':').unwrap().1.trim_end_matches(')');
+    let options = MySqlConnectOptions::new()
+        .host("127.0.0.1")
+        .port(port.parse().unwrap())
+        .username(ADMIN)
+        .password(PASSWORD)
+        .database(name.split('?').next().unwrap());
+    MySqlConnection::connect_with(&options).await.unwrap()
 }
 
 /// All there are, as a cache reads them.
@@ -68,6 +94,15 @@ pub(crate) fn postgres_config(url: &str) -> StoreConfig {
     StoreConfig {
         database_type: "postgres".into(),
         connection_string: format!("{url}?sslmode=disable"),
+        max_open_conns: Some(8),
+        ..StoreConfig::default()
+    }
+}
+
+pub(crate) fn mariadb_config(dsn: &str) -> StoreConfig {
+    StoreConfig {
+        database_type: "mysql".into(),
+        connection_string: format!("{dsn}?parseTime=true"),
         max_open_conns: Some(8),
         ..StoreConfig::default()
     }

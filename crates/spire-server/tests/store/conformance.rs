@@ -1,12 +1,14 @@
-//! One suite for every implementation of the store (inventory §7 DataStore sql), run on SQLite and PostgreSQL.
+//! One suite for every implementation of the store (inventory §7 DataStore sql), run on SQLite, PostgreSQL and MariaDB.
 
 use ah_spire_wire::stored::journal;
 use prost::Message;
-use spire_server::store::{Bundles, Entries, EntryFilter, Journals, Page, StoreError};
+use spire_server::store::{
+    Agents, Bundles, Entries, EntryFilter, JoinToken, JoinTokens, Journals, Page, StoreError,
+};
 
-use crate::common::{Database, add, all_entries, bundle, entry};
+use crate::common::{Database, add, agent, all_entries, bundle, entry, spender};
 
-macro_rules! on_both {
+macro_rules! on_all {
     ($($case:ident),* $(,)?) => {
         mod sqlite {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -21,6 +23,13 @@ macro_rules! on_both {
                 super::$case(&database).await;
             })*
         }
+        mod mariadb {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $case() {
+                let Some(database) = super::Database::mariadb(stringify!($case)) else { return };
+                super::$case(&database).await;
+            })*
+        }
     };
 }
 
@@ -29,10 +38,11 @@ mod bundles;
 mod entries;
 mod finding_entries;
 
-on_both!(
+on_all!(
     journals_are_kept_until_all_they_name_has_ended,
     several_servers_start_on_one_empty_database,
     many_writers_lose_nothing,
+    texts_are_the_same_only_when_every_byte_is,
 );
 
 fn page(size: u32, token: &str) -> Page {
@@ -141,4 +151,38 @@ async fn many_writers_lose_nothing(database: &Database) {
         .filter(|entry| entry.spiffe_id.path().starts_with("/shared"));
     assert_eq!(shared.count(), 25);
     assert_eq!(store.entry_events(Some(0)).await.unwrap().len(), 125);
+}
+
+// SV-5: SPIFFE IDs are compared exactly; letters of either case are different.
+async fn texts_are_the_same_only_when_every_byte_is(database: &Database) {
+    let store = database.open().await;
+    let (small, capital) = (agent("a", &["t:a"]), agent("A", &["t:A"]));
+    store.put_agent(&small).await.unwrap();
+    store.put_agent(&capital).await.unwrap();
+    assert_eq!(store.agent(&small.id).await.unwrap(), Some(small.clone()));
+    assert_eq!(store.delete_agent(&capital.id).await.unwrap(), capital);
+    assert_eq!(store.all_agents().await.unwrap(), [small]);
+
+    let both = add(&store, entry("w", &["t:a", "t:A"])).await;
+    assert_eq!(both.selectors.len(), 2);
+    assert_eq!(store.entry(&both.id).await.unwrap(), Some(both));
+    add(&store, entry("W", &["t:a", "t:A"])).await;
+    add(&store, entry("w", &["t:a"])).await;
+    let capital = add(&store, entry("w", &["t:A"])).await;
+    add(&store, entry("w", &["t:A "])).await;
+    let filter = EntryFilter {
+        spiffe_id: Some(capital.spiffe_id.clone()),
+        ..EntryFilter::default()
+    };
+    assert_eq!(ids(&store, filter).await.len(), 4);
+
+    let token = JoinToken {
+        token: "t".into(),
+        expires_at: 1_000,
+    };
+    store.create_join_token(&token).await.unwrap();
+    let other = store.consume_join_token("T", &spender("k", 1)).await;
+    assert!(other.unwrap().is_none());
+    let taken = store.consume_join_token("t", &spender("k", 1)).await;
+    assert!(taken.unwrap() == Some(token));
 }

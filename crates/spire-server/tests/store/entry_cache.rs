@@ -149,6 +149,14 @@ async fn an_agent_s_entries_follow_other_servers_on_postgres() {
     }
 }
 
+// inventory §5.2 cache_reload_interval
+#[tokio::test]
+async fn an_agent_s_entries_follow_other_servers_on_mariadb() {
+    if let Some(database) = Database::mariadb("entry cache") {
+        two_servers(&database).await;
+    }
+}
+
 // inventory §5.2 event_timeout: transactions commit out of order.
 #[tokio::test]
 async fn a_transaction_that_commits_late_is_found() {

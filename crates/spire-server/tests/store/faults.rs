@@ -5,15 +5,18 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 
 use ah_testkit::child;
+use ah_testkit::mariadb::MariaDb;
 use ah_testkit::postgres::Postgres;
-use spire_server::store::{Bundles, Entries, JoinToken, JoinTokens, SqlStore, StoreError};
+use spire_server::store::{
+    Bundles, Entries, JoinToken, JoinTokens, SqlStore, StoreConfig, StoreError,
+};
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{AssertSqlSafe, Connection};
 use tempfile::TempDir;
 
 use crate::common::{
-    Database, add, all_entries, beside, bundle, domain, entry, postgres_config, spender,
-    sqlite_config,
+    Database, add, all_entries, beside, bundle, domain, entry, mariadb_config, postgres_config,
+    spender, sqlite_config,
 };
 
 async fn open(path: &Path) -> SqlStore {
@@ -187,6 +190,9 @@ async fn a_call_that_is_dropped_leaves_nothing_half_done() {
     if let Some(database) = Database::postgres("dropped calls") {
         dropped_calls(&database.open().await).await;
     }
+    if let Some(database) = Database::mariadb("dropped calls") {
+        dropped_calls(&database.open().await).await;
+    }
 }
 
 async fn dropped_calls(store: &SqlStore) {
@@ -229,21 +235,44 @@ async fn a_postgresql_that_restarts_is_used_again() {
     let Some(server) = Postgres::private("a_postgresql_that_restarts_is_used_again") else {
         return;
     };
-    let store = SqlStore::open(&postgres_config(&server.fresh_database()))
-        .await
-        .unwrap();
+    let config = postgres_config(&server.fresh_database());
+    restarted(&config, || server.stop(), || server.start()).await;
+}
+
+#[tokio::test]
+async fn a_mariadb_that_was_killed_is_used_again_and_one_that_is_read_only_is_read() {
+    let Some(server) = MariaDb::private("a MariaDB that is killed") else {
+        return;
+    };
+    let config = mariadb_config(&server.fresh_database());
+    restarted(&config, || server.stop(), || server.start()).await;
+
+    server.set_read_only(true);
+    let store = SqlStore::open(&config).await.unwrap();
+    assert_eq!(all_entries(&store).await.len(), 1);
+    let refused = store.create_entry(entry("v", &["t:a"])).await;
+    assert!(
+        matches!(refused, Err(StoreError::Unavailable(_))),
+        "{refused:?}"
+    );
+    server.set_read_only(false);
+    add(&store, entry("v", &["t:a"])).await;
+}
+
+async fn restarted(config: &StoreConfig, stop: impl Fn(), start: impl Fn()) {
+    let store = SqlStore::open(config).await.unwrap();
     store.put_bundle(&bundle("a.test", 1)).await.unwrap();
     let token = JoinToken {
         token: "t".into(),
         expires_at: 1,
     };
     store.create_join_token(&token).await.unwrap();
-    server.stop();
+    stop();
     let away = store.bundle(&domain("a.test")).await;
     assert!(matches!(away, Err(StoreError::Unavailable(_))), "{away:?}");
     let away = store.consume_join_token("t", &spender("k", 1)).await;
     assert!(matches!(away, Err(StoreError::Unavailable(_))));
-    server.start();
+    start();
     assert_eq!(
         store.bundle(&domain("a.test")).await.unwrap(),
         Some(bundle("a.test", 1))
@@ -309,8 +338,21 @@ async fn a_replica_answers_what_may_be_stale() {
     let Some(server) = Postgres::shared("a_replica_answers_what_may_be_stale") else {
         return;
     };
-    let mut config = postgres_config(&server.fresh_database());
-    let replica = postgres_config(&server.fresh_database());
+    let config = postgres_config(&server.fresh_database());
+    behind(config, postgres_config(&server.fresh_database())).await;
+}
+
+// inventory §7 DataStore sql ro_connection_string
+#[tokio::test]
+async fn a_replica_of_mariadb_answers_what_may_be_stale() {
+    let Some(server) = MariaDb::shared("a_replica_of_mariadb_answers_what_may_be_stale") else {
+        return;
+    };
+    let config = mariadb_config(&server.fresh_database());
+    behind(config, mariadb_config(&server.fresh_database())).await;
+}
+
+async fn behind(mut config: StoreConfig, replica: StoreConfig) {
     let behind = SqlStore::open(&replica).await.unwrap();
     let old = add(&behind, entry("old", &["t:a"])).await;
     config.ro_connection_string = replica.connection_string;

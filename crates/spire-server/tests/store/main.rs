@@ -1,4 +1,4 @@
-//! The store and what is kept of it in memory, on SQLite and PostgreSQL.
+//! The store and what is kept of it in memory, on SQLite, PostgreSQL and MariaDB.
 #![expect(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -11,5 +11,7 @@ mod conformance;
 mod entry_cache;
 mod faults;
 mod known_agents;
+mod mariadb;
 mod metered;
+mod rds;
 mod schema;

@@ -3,9 +3,9 @@
 use spire_server::store::{AgentFilter, Agents, Entries, EntryMask, Page, SqlStore, StoreConfig};
 use sqlx::{AssertSqlSafe, Connection, SqliteConnection};
 
-use crate::common::{Database, add, agent, all_entries, entry, id, selectors};
+use crate::common::{Database, add, agent, all_entries, beside_mariadb, entry, id, selectors};
 
-async fn refusal(config: &StoreConfig) -> String {
+pub(crate) async fn refusal(config: &StoreConfig) -> String {
     match SqlStore::open(config).await {
         Ok(_) => panic!("it was taken"),
         Err(error) => error.to_string(),
@@ -13,50 +13,62 @@ async fn refusal(config: &StoreConfig) -> String {
 }
 
 /// Runs statements on a database beside the store.
-async fn run(config: &StoreConfig, statements: &[&str]) {
+pub(crate) async fn run(config: &StoreConfig, statements: &[&str]) {
     for sql in statements {
         let sql = AssertSqlSafe((*sql).to_owned());
-        if config.database_type == "sqlite3" {
-            let mut connection = SqliteConnection::connect(&config.connection_string)
-                .await
-                .unwrap();
-            sqlx::raw_sql(sql).execute(&mut connection).await.unwrap();
-            connection.close().await.unwrap();
-        } else {
-            let mut connection = sqlx::PgConnection::connect(&config.connection_string)
-                .await
-                .unwrap();
-            sqlx::raw_sql(sql).execute(&mut connection).await.unwrap();
+        match config.database_type.as_str() {
+            "sqlite3" => {
+                let mut connection = SqliteConnection::connect(&config.connection_string)
+                    .await
+                    .unwrap();
+                sqlx::raw_sql(sql).execute(&mut connection).await.unwrap();
+                connection.close().await.unwrap();
+            }
+            "mysql" => {
+                let mut connection = beside_mariadb(config).await;
+                sqlx::raw_sql(sql).execute(&mut connection).await.unwrap();
+            }
+            _ => {
+                let mut connection = sqlx::PgConnection::connect(&config.connection_string)
+                    .await
+                    .unwrap();
+                sqlx::raw_sql(sql).execute(&mut connection).await.unwrap();
+            }
         }
     }
 }
 
 async fn versions(config: &StoreConfig) -> (i64, String) {
     let sql = "SELECT CAST(version AS BIGINT), code_version FROM migrations";
-    if config.database_type == "sqlite3" {
-        let mut connection = SqliteConnection::connect(&config.connection_string)
-            .await
-            .unwrap();
-        sqlx::query_as(sql)
-            .fetch_one(&mut connection)
-            .await
-            .unwrap()
-    } else {
-        let mut connection = sqlx::PgConnection::connect(&config.connection_string)
-            .await
-            .unwrap();
-        sqlx::query_as(sql)
-            .fetch_one(&mut connection)
-            .await
-            .unwrap()
-    }
+    let found = match config.database_type.as_str() {
+        "sqlite3" => {
+            let mut connection = SqliteConnection::connect(&config.connection_string)
+                .await
+                .unwrap();
+            sqlx::query_as(sql).fetch_one(&mut connection).await
+        }
+        "mysql" => {
+            let sql = "SELECT CAST(version AS SIGNED), code_version FROM migrations";
+            let mut connection = beside_mariadb(config).await;
+            sqlx::query_as(sql).fetch_one(&mut connection).await
+        }
+        _ => {
+            let mut connection = sqlx::PgConnection::connect(&config.connection_string)
+                .await
+                .unwrap();
+            sqlx::query_as(sql).fetch_one(&mut connection).await
+        }
+    };
+    found.unwrap()
 }
 
 fn databases(test: &str) -> Vec<Database> {
-    [Some(Database::sqlite()), Database::postgres(test)]
-        .into_iter()
-        .flatten()
-        .collect()
+    let all = [
+        Some(Database::sqlite()),
+        Database::postgres(test),
+        Database::mariadb(test),
+    ];
+    all.into_iter().flatten().collect()
 }
 
 /// What upstream 1.8 to 1.14 leave behind: schema 23, times with nanoseconds and in zones.
@@ -74,11 +86,27 @@ const UPSTREAM_1_14: &[&str] = &[
              '42', '2033-05-18 05:33:20+02:00', '', NULL, false)",
 ];
 
+/// Upstream's driver for MySQL writes times in UTC, and the columns have whole seconds.
+fn upstream_1_14(config: &StoreConfig) -> Vec<String> {
+    let of_mysql = |sql: &&str| {
+        sql.replace("04:43:30.592380788+00:00", "04:43:31")
+            .replace("04:43:30.592638776+00:00", "04:43:31")
+            .replace("06:43:30.592380788+02:00", "04:43:31")
+            .replace("05:33:20+02:00", "03:33:20")
+    };
+    match config.database_type.as_str() {
+        "mysql" => UPSTREAM_1_14.iter().map(of_mysql).collect(),
+        _ => UPSTREAM_1_14.iter().map(ToString::to_string).collect(),
+    }
+}
+
 #[tokio::test]
 async fn what_upstream_1_14_made_is_brought_up_to_date() {
     for database in databases("what_upstream_1_14_made_is_brought_up_to_date") {
         database.open().await.close().await;
-        run(&database.config, UPSTREAM_1_14).await;
+        let statements = upstream_1_14(&database.config);
+        let statements: Vec<_> = statements.iter().map(String::as_str).collect();
+        run(&database.config, &statements).await;
         let mut still = database.config.clone();
         still.disable_migration = true;
         let refused = refusal(&still).await;

@@ -121,3 +121,51 @@ fn what_cannot_be_signed_is_named() {
     }
     assert_eq!(percent_encoded("a b/ü~"), "a%20b%2F%C3%BC~");
 }
+
+// Amazon S3 API Reference, "Authenticating Requests: Using Query Parameters": its example.
+#[test]
+fn a_signature_in_the_query_is_the_documented_one() {
+    let key = Credentials {
+        access_key_id: "AKIAIOSFODNN7EXAMPLE".into(),
+        secret_access_key: Zeroizing::new("wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY".into()),
+        session_token: None,
+    };
+    let scope = Scope {
+        region: "us-east-1",
+        service: "s3",
+    };
+    let uri = Uri::from_static("https://examplebucket.s3.amazonaws.com/test.txt");
+    let day = Duration::from_secs(86_400);
+    let then = SystemTime::UNIX_EPOCH + Duration::from_secs(1_369_353_600);
+    let url = presigned(&uri, &key, scope, day, then).unwrap();
+    assert_eq!(
+        *url,
+        "https://examplebucket.s3.amazonaws.com/test.txt?X-Amz-Algorithm=AWS4-HMAC-SHA256\
+         &X-Amz-Credential=AKIAIOSFODNN7EXAMPLE%2F20130524%2Fus-east-1%2Fs3%2Faws4_request\
+         &X-Amz-Date=20130524T000000Z&X-Amz-Expires=86400&X-Amz-SignedHeaders=host\
+         &X-Amz-Signature=aeeed9bbccd4d02ee5c0109b86d86835f995330da4c265957d157751f604d404"
+    );
+}
+
+// What feature/rds/auth 1.6.0 of AWS's SDK for Go made at that moment, but for the `/` that it leaves out of the path.
+#[test]
+fn a_token_for_rds_is_the_one_that_aws_s_own_sdk_makes() {
+    let mut key = key();
+    key.session_token = Some(Zeroizing::new("of/a+session==".into()));
+    let scope = Scope {
+        region: "eu-central-1",
+        service: "rds-db",
+    };
+    let uri = Uri::from_static(
+        "https://spire.abcd.eu-central-1.rds.amazonaws.com:3306/?Action=connect&DBUser=spire%20o",
+    );
+    let then = SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_384_914);
+    let url = presigned(&uri, &key, scope, Duration::from_mins(15), then).unwrap();
+    assert_eq!(
+        *url,
+        "https://spire.abcd.eu-central-1.rds.amazonaws.com:3306/?Action=connect&DBUser=spire%20o\
+         &X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=AKIDEXAMPLE%2F20261122%2Feu-central-1%2Frds-db%2Faws4_request\
+         &X-Amz-Date=20261122T220154Z&X-Amz-Expires=900&X-Amz-Security-Token=of%2Fa%2Bsession%3D%3D&X-Amz-SignedHeaders=host\
+         &X-Amz-Signature=dc82ea296d1625d0322fcf210256d80d3787536cbc2377a1f3c2c1ef0a0431da"
+    );
+}

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use ah_spire_wire::model::Selector;
 use spiffe::SpiffeId;
 
-use super::connection::{Arg, Connection};
+use super::connection::{Arg, Connection, Kind};
 use super::entries::delete_join_token_alias;
 use super::events::{events, events_among, prune_events};
 use super::filter::{Where, id_list};
@@ -18,6 +18,14 @@ const JOIN_TOKEN: &str = "join_token";
 
 /// Agents named one by one when their selectors are read; more are read as a range.
 const NAMED: usize = 500;
+
+/// Writes [`columns`] as a row.
+const INSERT: &str = "INSERT INTO attested_node_entries (spiffe_id, data_type, serial_number, expires_at, new_serial_number, new_expires_at, can_reattest, agent_version, created_at, updated_at)
+    VALUES ($1, $2, $3, $4::timestamptz, $5, $6::timestamptz, $7, $8, $9::timestamptz, $9::timestamptz)";
+
+/// Writes them over a row.
+const UPDATE: &str = "UPDATE attested_node_entries SET data_type = $2, serial_number = $3, expires_at = $4::timestamptz, new_serial_number = $5,
+    new_expires_at = $6::timestamptz, can_reattest = $7, agent_version = $8, updated_at = $9::timestamptz WHERE spiffe_id = $1";
 
 struct Stored {
     row: i64,
@@ -116,14 +124,18 @@ impl Agents for SqlStore {
 }
 
 async fn put(db: &mut Connection, agent: &Agent) -> Result<(), StoreError> {
-    let sql = "INSERT INTO attested_node_entries (spiffe_id, data_type, serial_number, expires_at, new_serial_number, new_expires_at, can_reattest, agent_version, created_at, updated_at)
-        VALUES ($1, $2, $3, $4::timestamptz, $5, $6::timestamptz, $7, $8, $9::timestamptz, $9::timestamptz)
-        ON CONFLICT (spiffe_id) DO UPDATE SET data_type = excluded.data_type, serial_number = excluded.serial_number,
+    let sql = format!(
+        "{INSERT} ON CONFLICT (spiffe_id) DO UPDATE SET data_type = excluded.data_type, serial_number = excluded.serial_number,
         expires_at = excluded.expires_at, new_serial_number = excluded.new_serial_number, new_expires_at = excluded.new_expires_at,
         can_reattest = excluded.can_reattest, agent_version = excluded.agent_version, updated_at = excluded.updated_at
-        WHERE coalesce(attested_node_entries.serial_number, '') <> ''";
+        WHERE coalesce(attested_node_entries.serial_number, '') <> ''"
+    );
     // The database looks at the row that it replaces: a ban that came after the caller looked stands.
-    if db.execute(sql, &columns(agent)).await? == 0 {
+    let written = match db.kind() {
+        Kind::MySql => put_row(db, agent).await?,
+        Kind::Sqlite | Kind::Postgres => db.execute(&sql, &columns(agent)).await? > 0,
+    };
+    if !written {
         return Err(StoreError::Precondition(format!(
             "agent {} is banned",
             agent.id
@@ -131,6 +143,25 @@ async fn put(db: &mut Connection, agent: &Agent) -> Result<(), StoreError> {
     }
     set_selectors(db, agent).await?;
     add_event(db, &agent.id).await
+}
+
+/// The same without conditions on what is replaced, which MySQL does not have: whether it was written.
+async fn put_row(db: &mut Connection, agent: &Agent) -> Result<bool, StoreError> {
+    let id = [agent.id.to_string().into()];
+    let select = "SELECT coalesce(serial_number, '') FROM attested_node_entries WHERE spiffe_id = $1 FOR UPDATE";
+    let mut known: Option<(String,)> = db.row(select, &id).await?;
+    if known.is_none() {
+        if db.insert_row(INSERT, &columns(agent)).await?.is_some() {
+            return Ok(true);
+        }
+        // Another server was faster.
+        known = db.row(select, &id).await?;
+    }
+    if known.is_none_or(|(serial,)| serial.is_empty()) {
+        return Ok(false);
+    }
+    db.execute(UPDATE, &columns(agent)).await?;
+    Ok(true)
 }
 
 /// The values of the columns, `spiffe_id` to `updated_at`.
@@ -158,7 +189,10 @@ async fn set_selectors(db: &mut Connection, agent: &Agent) -> Result<(), StoreEr
     };
     let insert =
         "INSERT INTO node_resolver_map_entries (spiffe_id, type, value, created_at, updated_at)";
-    db.insert(insert, agent.selectors.iter().map(values).collect())
+    let mut selectors: Vec<_> = agent.selectors.iter().collect();
+    selectors.sort_unstable();
+    selectors.dedup();
+    db.insert(insert, selectors.into_iter().map(values).collect())
         .await
 }
 
@@ -199,9 +233,7 @@ async fn update(
     agent.id = before.id;
     agent.selectors.sort_unstable();
     agent.selectors.dedup();
-    let sql = "UPDATE attested_node_entries SET data_type = $2, serial_number = $3, expires_at = $4::timestamptz, new_serial_number = $5,
-        new_expires_at = $6::timestamptz, can_reattest = $7, agent_version = $8, updated_at = $9::timestamptz WHERE spiffe_id = $1";
-    db.execute(sql, &columns(&agent)).await?;
+    db.execute(UPDATE, &columns(&agent)).await?;
     if agent.selectors != before.selectors {
         set_selectors(db, &agent).await?;
     }

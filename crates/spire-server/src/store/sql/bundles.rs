@@ -8,7 +8,7 @@ use ah_spire_wire::stored::common;
 use prost::Message;
 use spiffe::TrustDomain;
 
-use super::connection::Connection;
+use super::connection::{Connection, Kind};
 use super::entries::{delete_federated, touch_federated};
 use super::{SqlStore, after, cut, limit, now};
 use crate::store::{BundleDeletion, Bundles, Page, Paged, StoreError};
@@ -134,9 +134,15 @@ async fn lock(
     of: &TrustDomain,
 ) -> Result<(i64, Option<common::Bundle>), StoreError> {
     let name = stored_name(of);
-    let insert = "INSERT INTO bundles (trust_domain, created_at, updated_at)";
-    db.insert(insert, vec![vec![name.as_str().into(), now()]])
-        .await?;
+    // MySQL would share the lock of a row that is there, and two who have it wait for each other: this takes it alone.
+    let conflict = match db.kind() {
+        Kind::MySql => "ON DUPLICATE KEY UPDATE id = id",
+        Kind::Sqlite | Kind::Postgres => "ON CONFLICT DO NOTHING",
+    };
+    let insert = format!(
+        "INSERT INTO bundles (trust_domain, created_at, updated_at) VALUES ($1, $2::timestamptz, $2::timestamptz) {conflict}"
+    );
+    db.execute(&insert, &[name.as_str().into(), now()]).await?;
     let select = "SELECT CAST(id AS BIGINT), data FROM bundles WHERE trust_domain = $1 FOR UPDATE";
     let row: Option<(i64, Option<Vec<u8>>)> = db.row(select, &[name.as_str().into()]).await?;
     let (row, data) =

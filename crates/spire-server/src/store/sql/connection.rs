@@ -1,16 +1,20 @@
-//! One connection in one transaction, of either database.
+//! One connection in one transaction, of any of the databases.
 //!
 //! Statements are PostgreSQL's. For SQLite the casts of times and row locks are taken out: it keeps times as
-//! text and has one writer. Both count rows with `$n`.
+//! text and has one writer. Both count values with `$n`. What MySQL reads instead is [`mysql`]'s.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use serde::de::DeserializeOwned;
+use sqlx::mysql::{MySql, MySqlDatabaseError, MySqlRow};
 use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgPool, PgRow, Postgres};
+use sqlx::postgres::{PgRow, Postgres};
 use sqlx::sqlite::{Sqlite, SqliteRow};
 use sqlx::{AssertSqlSafe, FromRow};
 
+use super::mysql;
+use super::place::Place;
 use super::writers::Turn;
 use crate::store::StoreError;
 
@@ -63,19 +67,39 @@ impl From<Vec<u8>> for Arg {
     }
 }
 
-/// What a row can be read into: a tuple of what both databases have.
+/// What a row can be read into: a tuple of what all databases have.
 pub(super) trait Row:
-    for<'r> FromRow<'r, SqliteRow> + for<'r> FromRow<'r, PgRow> + Send + Unpin
+    for<'r> FromRow<'r, SqliteRow>
+    + for<'r> FromRow<'r, PgRow>
+    + for<'r> FromRow<'r, MySqlRow>
+    + Send
+    + Unpin
 {
 }
 
-impl<T> Row for T where T: for<'r> FromRow<'r, SqliteRow> + for<'r> FromRow<'r, PgRow> + Send + Unpin
-{}
+impl<T> Row for T where
+    T: for<'r> FromRow<'r, SqliteRow>
+        + for<'r> FromRow<'r, PgRow>
+        + for<'r> FromRow<'r, MySqlRow>
+        + Send
+        + Unpin
+{
+}
+
+/// Which database it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Sqlite,
+    Postgres,
+    /// MariaDB as well.
+    MySql,
+}
 
 #[derive(Debug)]
 enum Live {
     Sqlite(PoolConnection<Sqlite>),
     Postgres(PoolConnection<Postgres>),
+    MySql(PoolConnection<MySql>),
 }
 
 /// A transaction. One that is dropped before its [`Connection::end`] takes its connection with it: nobody knows
@@ -85,6 +109,8 @@ pub(super) struct Connection {
     live: Option<Live>,
     /// That of a writer who shares the connection with others.
     turn: Option<Turn>,
+    /// Whether it has a lock of MySQL's, which would outlive the transaction.
+    locked: bool,
 }
 
 macro_rules! bind {
@@ -118,6 +144,13 @@ impl Connection {
         Self::begin(Live::Postgres(connection), begin).await
     }
 
+    pub(super) async fn mysql(
+        connection: PoolConnection<MySql>,
+        begin: &'static str,
+    ) -> Result<Self, StoreError> {
+        Self::begin(Live::MySql(connection), begin).await
+    }
+
     async fn begin(live: Live, begin: &'static str) -> Result<Self, StoreError> {
         let mut connection = Self::of(live);
         connection.script(begin).await?;
@@ -128,6 +161,7 @@ impl Connection {
         Self {
             live: Some(live),
             turn: None,
+            locked: false,
         }
     }
 
@@ -141,22 +175,50 @@ impl Connection {
         self
     }
 
-    pub(super) async fn snapshot(pool: &PgPool) -> Result<Self, StoreError> {
-        let connection = pool.acquire().await.map_err(fault)?;
+    pub(super) async fn snapshot(place: &Place<Postgres>) -> Result<Self, StoreError> {
+        let connection = place.acquire().await?;
         let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY";
         Self::postgres(connection, begin).await
     }
 
-    pub(super) fn is_sqlite(&self) -> bool {
-        matches!(self.live, Some(Live::Sqlite(_)))
+    pub(super) fn kind(&self) -> Kind {
+        match self.live {
+            Some(Live::Sqlite(_)) => Kind::Sqlite,
+            Some(Live::MySql(_)) => Kind::MySql,
+            Some(Live::Postgres(_)) | None => Kind::Postgres,
+        }
     }
 
     /// Unix seconds of a column of times; NULL stays NULL.
     pub(super) fn seconds(&self, column: &str) -> String {
-        if self.is_sqlite() {
-            format!("CAST(round(unixepoch({column}, 'subsec')) AS BIGINT)")
-        } else {
-            format!("CAST(extract(epoch FROM {column}) AS BIGINT)")
+        match self.kind() {
+            Kind::Sqlite => format!("CAST(round(unixepoch({column}, 'subsec')) AS BIGINT)"),
+            Kind::Postgres => format!("CAST(extract(epoch FROM {column}) AS BIGINT)"),
+            Kind::MySql => format!("TIMESTAMPDIFF(SECOND, '1970-01-01 00:00:00', {column})"),
+        }
+    }
+
+    /// Waits until no other transaction has a lock of this name; this one's ends with it. SQLite has one writer, and the
+    /// bound is MySQL's.
+    pub(super) async fn lock(&mut self, name: &str, wait: Duration) -> Result<(), StoreError> {
+        match self.kind() {
+            Kind::Sqlite => Ok(()),
+            Kind::Postgres => {
+                let lock = "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))";
+                self.execute(lock, &[name.into()]).await.map(drop)
+            }
+            Kind::MySql => {
+                self.locked = true;
+                let wait = i64::try_from(wait.as_secs()).unwrap_or(i64::MAX);
+                let got: Option<(i64,)> =
+                    self.row(mysql::LOCK, &[name.into(), wait.into()]).await?;
+                match got {
+                    Some((1,)) => Ok(()),
+                    _ => Err(StoreError::Unavailable(format!(
+                        "no lock of the database for {wait} seconds"
+                    ))),
+                }
+            }
         }
     }
 
@@ -179,6 +241,13 @@ impl Connection {
                     .fetch_all(&mut **connection)
                     .await
             }
+            Live::MySql(connection) => {
+                let own = mysql::statement(sql, args)?;
+                let query = sqlx::query_as::<MySql, T>(AssertSqlSafe(own.sql));
+                bind!(query.persistent(!args.is_empty()), &own.args)
+                    .fetch_all(&mut **connection)
+                    .await
+            }
         };
         rows.map_err(fault)
     }
@@ -190,9 +259,12 @@ impl Connection {
         from: &str,
         args: &[Arg],
     ) -> Result<Vec<T>, StoreError> {
-        let all = match self.is_sqlite() {
-            true => format!("json_group_array(json_array({columns}))"),
-            false => format!("coalesce(CAST(json_agg(json_build_array({columns})) AS TEXT), '[]')"),
+        let all = match self.kind() {
+            Kind::Sqlite => format!("json_group_array(json_array({columns}))"),
+            Kind::Postgres => {
+                format!("coalesce(CAST(json_agg(json_build_array({columns})) AS TEXT), '[]')")
+            }
+            Kind::MySql => return self.json_rows(columns, from, args).await,
         };
         let sql = format!("SELECT {all} FROM {from}");
         match self.row::<(String,)>(&sql, args).await? {
@@ -200,6 +272,22 @@ impl Connection {
                 .map_err(|error| StoreError::Broken(format!("rows as JSON: {error}"))),
             None => Ok(Vec::new()),
         }
+    }
+
+    /// MySQL bounds what it gathers from several rows, and MariaDB cuts it there: each row is a text of its own.
+    async fn json_rows<T: DeserializeOwned>(
+        &mut self,
+        columns: &str,
+        from: &str,
+        args: &[Arg],
+    ) -> Result<Vec<T>, StoreError> {
+        let sql = format!("SELECT CAST(json_array({columns}) AS CHAR) FROM {from}");
+        let rows: Vec<(String,)> = self.rows(&sql, args).await?;
+        let read = |(text,): (String,)| {
+            serde_json::from_str(&text)
+                .map_err(|error| StoreError::Broken(format!("a row as JSON: {error}")))
+        };
+        rows.into_iter().map(read).collect()
     }
 
     /// The first row.
@@ -228,8 +316,37 @@ impl Connection {
                     .await;
                 done.map(|done| done.rows_affected())
             }
+            Live::MySql(connection) => {
+                let own = mysql::statement(sql, args)?;
+                let query = sqlx::query::<MySql>(AssertSqlSafe(own.sql));
+                let done = bind!(query.persistent(!args.is_empty()), &own.args)
+                    .execute(&mut **connection)
+                    .await;
+                match done {
+                    Err(error) if own.may_conflict && mysql::is_conflict(&error) => Ok(0),
+                    done => done.map(|done| done.rows_affected()),
+                }
+            }
         };
         done.map_err(fault)
+    }
+
+    /// Inserts one row into a table that numbers its rows: the number, or `None` where a row is there already.
+    pub(super) async fn insert_row(
+        &mut self,
+        insert: &str,
+        args: &[Arg],
+    ) -> Result<Option<i64>, StoreError> {
+        if self.kind() != Kind::MySql {
+            let sql = format!("{insert} ON CONFLICT DO NOTHING RETURNING CAST(id AS BIGINT)");
+            return Ok(self.row::<(i64,)>(&sql, args).await?.map(|(id,)| id));
+        }
+        let sql = format!("{insert} ON CONFLICT DO NOTHING");
+        if self.execute(&sql, args).await? == 0 {
+            return Ok(None);
+        }
+        let made = self.row::<(i64,)>("SELECT CAST(last_insert_id() AS BIGINT)", &[]);
+        Ok(made.await?.map(|(id,)| id))
     }
 
     /// Several statements of ours, without values.
@@ -240,6 +357,10 @@ impl Connection {
                 .await
                 .map(drop),
             Live::Postgres(connection) => sqlx::raw_sql(sql)
+                .execute(&mut **connection)
+                .await
+                .map(drop),
+            Live::MySql(connection) => sqlx::raw_sql(sql)
                 .execute(&mut **connection)
                 .await
                 .map(drop),
@@ -265,10 +386,12 @@ impl Connection {
                     format!("({}, {time}, {time})", values.join(", "))
                 })
                 .collect();
-            let sql = format!(
-                "{insert} VALUES {} ON CONFLICT DO NOTHING",
-                values.join(", ")
-            );
+            // MySQL leaves out all rows of a statement or none, and none of these is there twice.
+            let rest = match self.kind() {
+                Kind::MySql => "",
+                Kind::Sqlite | Kind::Postgres => "ON CONFLICT DO NOTHING",
+            };
+            let sql = format!("{insert} VALUES {} {rest}", values.join(", "));
             self.execute(&sql, &chunk.concat()).await?;
         }
         Ok(())
@@ -288,7 +411,10 @@ impl Connection {
         result: Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         let last = if result.is_ok() { "COMMIT" } else { "ROLLBACK" };
-        let ended = self.script(last).await;
+        let mut ended = self.script(last).await;
+        if self.locked && ended.is_ok() {
+            ended = self.script(mysql::UNLOCK).await;
+        }
         // SQLite ends a transaction by itself when the disk fails or is full, and a PostgreSQL that restarts
         // takes the connection along: such a connection is not used again.
         let sound = ended.is_ok() && !matches!(result, Err(StoreError::Unavailable(_)));
@@ -306,11 +432,17 @@ impl Drop for Connection {
     fn drop(&mut self) {
         if let Some(turn) = self.turn.take() {
             let live = self.live.take();
-            turn.take_back(Self { live, turn: None }, None);
+            let taken = Self {
+                live,
+                turn: None,
+                locked: false,
+            };
+            turn.take_back(taken, None);
         }
         match &mut self.live {
             Some(Live::Sqlite(connection)) => connection.close_on_drop(),
             Some(Live::Postgres(connection)) => connection.close_on_drop(),
+            Some(Live::MySql(connection)) => connection.close_on_drop(),
             None => {}
         }
     }
@@ -333,8 +465,15 @@ fn plain(sql: &str) -> String {
 pub(super) fn fault(error: sqlx::Error) -> StoreError {
     let code = error.as_database_error().and_then(|e| e.code());
     let text = error.to_string();
+    let numbered = error.as_database_error();
+    if let Some(numbered) = numbered.and_then(|e| e.try_downcast_ref::<MySqlDatabaseError>()) {
+        return mysql::fault(numbered.number(), text);
+    }
     let Some(code) = code else {
         return match error {
+            sqlx::Error::Configuration(ref why) if mysql::wants_tls(why.as_ref()) => {
+                mysql::needs_tls()
+            }
             sqlx::Error::Configuration(_)
             | sqlx::Error::ColumnDecode { .. }
             | sqlx::Error::Decode(_)

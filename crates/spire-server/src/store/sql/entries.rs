@@ -12,7 +12,7 @@ use super::bundles::stored_name;
 use super::connection::Connection;
 use super::events::{events, events_among, prune_events};
 use super::filter::{Where, id_list};
-use super::{SqlStore, after, cut, limit, now, time_text};
+use super::{ACQUIRE_TIMEOUT, SqlStore, after, cut, limit, now, time_text};
 use crate::store::{Changed, Created, Entries, EntryFilter, EntryMask, Page, Paged, StoreError};
 
 /// Entries deleted in one transaction.
@@ -111,12 +111,9 @@ impl Entries for SqlStore {
 }
 
 async fn create(db: &mut Connection, mut entry: Entry) -> Result<Created, StoreError> {
-    if !db.is_sqlite() {
-        // Without it two servers that are asked at once would both find nothing similar.
-        let key = format!("{} {}", entry.spiffe_id, entry.parent_id);
-        let lock = "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))";
-        db.execute(lock, &[key.into()]).await?;
-    }
+    // Without it two servers that are asked at once would both find nothing similar.
+    let like = format!("{} {}", entry.spiffe_id, entry.parent_id);
+    db.lock(&like, ACQUIRE_TIMEOUT).await?;
     if let Some(similar) = similar(db, &entry).await? {
         return Ok(Created::Similar(similar));
     }
@@ -127,11 +124,10 @@ async fn create(db: &mut Connection, mut entry: Entry) -> Result<Created, StoreE
     entry.revision = 0;
     entry.created_at = created_at;
     let insert = "INSERT INTO registered_entries (entry_id, spiffe_id, parent_id, ttl, admin, downstream, expiry, revision_number, store_svid, hint, jwt_svid_ttl, additional_attributes, created_at, updated_at)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13::timestamptz, $13::timestamptz)
-        ON CONFLICT DO NOTHING RETURNING CAST(id AS BIGINT)";
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13::timestamptz, $13::timestamptz)";
     let mut args = columns(&entry);
     args.push(time_text(created_at));
-    let Some((row,)) = db.row::<(i64,)>(insert, &args).await? else {
+    let Some(row) = db.insert_row(insert, &args).await? else {
         return Err(StoreError::AlreadyExists(format!("entry {:?}", entry.id)));
     };
     federate(db, row, &entry.federates_with).await?;
@@ -165,7 +161,9 @@ async fn similar(db: &mut Connection, entry: &Entry) -> Result<Option<Entry>, St
         clause.args(),
     )
     .await?;
-    Ok(found.into_iter().next().map(|stored| stored.entry))
+    let found = found.into_iter().next().map(|stored| stored.entry);
+    // To MySQL texts are the same that differ in spaces at their end.
+    Ok(found.filter(|found| found.selectors == entry.selectors))
 }
 
 async fn by_id(db: &mut Connection, ids: &[String]) -> Result<Vec<Entry>, StoreError> {

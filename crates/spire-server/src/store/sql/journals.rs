@@ -56,10 +56,11 @@ async fn put(
     let data = data.to_vec();
     let Some(id) = id else {
         let sql = "INSERT INTO ca_journals (data, active_x509_authority_id, active_jwt_authority_id, created_at, updated_at)
-            VALUES ($1, $2, '', $3::timestamptz, $3::timestamptz) RETURNING CAST(id AS BIGINT)";
-        let made: Option<(i64,)> = db.row(sql, &[data.into(), active.into(), now()]).await?;
+            VALUES ($1, $2, '', $3::timestamptz, $3::timestamptz)";
+        let args = [data.into(), active.into(), now()];
+        let made = db.insert_row(sql, &args).await?;
         let made = made.ok_or_else(|| StoreError::Unavailable("no CA journal was made".into()))?;
-        return Ok(made.0.unsigned_abs());
+        return Ok(made.unsigned_abs());
     };
     let missing = || StoreError::NotFound(format!("CA journal {id}"));
     let row = i64::try_from(id).map_err(|_| missing())?;

@@ -1,6 +1,10 @@
 //! Upstream's schema, and the rules by which versions of it are used, brought up to date or refused.
 
-use super::connection::{Arg, Connection};
+mod mysql;
+
+use std::time::Duration;
+
+use super::connection::{Arg, Connection, Kind};
 use super::{OpenError, SqlStore, cannot_open, now};
 use crate::store::StoreError;
 
@@ -17,7 +21,10 @@ const CODE_VERSION: &str = "1.15.3";
 /// Key of the advisory lock under which one server at a time brings the schema up to date: "spireDB".
 const LOCK: i64 = 0x0073_7069_7265_4442;
 
-/// Brings the schema up to date, in one transaction.
+/// How long a server waits for another that brings the schema up to date. MySQL alone bounds it.
+const WAIT: Duration = Duration::from_secs(60);
+
+/// Brings the schema up to date, in one transaction where the database has those for tables.
 pub(super) async fn bring_up_to_date(
     store: &SqlStore,
     place: &str,
@@ -25,7 +32,11 @@ pub(super) async fn bring_up_to_date(
 ) -> Result<(), OpenError> {
     let failed = |e: StoreError| cannot_open(place, e);
     let mut connection = store.begin().await.map_err(failed)?;
-    let done = migrate(&mut connection, disable_migration).await;
+    let done = async {
+        migrate(&mut connection, disable_migration).await?;
+        mysql::compare_exactly(&mut connection, disable_migration).await
+    };
+    let done = done.await;
     match connection.end(done).await {
         Ok(()) => Ok(()),
         // Ours, with its own remedy.
@@ -37,15 +48,18 @@ pub(super) async fn bring_up_to_date(
 }
 
 async fn migrate(db: &mut Connection, disable_migration: bool) -> Result<(), StoreError> {
-    if !db.is_sqlite() {
-        // Two servers that start at once take turns, and the second finds the work done.
-        db.execute("SELECT pg_advisory_xact_lock($1)", &[LOCK.into()])
-            .await?;
-    }
-    let find = if db.is_sqlite() {
-        "SELECT count(*) FROM sqlite_schema WHERE name = 'migrations'"
-    } else {
-        "SELECT count(*) FROM pg_tables WHERE schemaname = current_schema() AND tablename = 'migrations'"
+    // Two servers that start at once take turns, and the second finds the work done.
+    let find = match db.kind() {
+        Kind::Sqlite => "SELECT count(*) FROM sqlite_schema WHERE name = 'migrations'",
+        Kind::Postgres => {
+            db.execute("SELECT pg_advisory_xact_lock($1)", &[LOCK.into()])
+                .await?;
+            "SELECT count(*) FROM pg_tables WHERE schemaname = current_schema() AND tablename = 'migrations'"
+        }
+        Kind::MySql => {
+            db.lock("schema", WAIT).await?;
+            "SELECT count(*) FROM information_schema.tables WHERE table_schema = database() AND table_name = 'migrations'"
+        }
     };
     let found: Option<(i64,)> = db.row(find, &[]).await?;
     if found.is_none_or(|(n,)| n == 0) {
@@ -103,16 +117,21 @@ async fn migrate(db: &mut Connection, disable_migration: bool) -> Result<(), Sto
         (
             "attested_node_entries",
             "agent_version",
-            ["varchar(255)", "text"],
+            ["varchar(255)", "text", "varchar(255)"],
         ),
         (
             "registered_entries",
             "additional_attributes",
-            ["blob", "bytea"],
+            ["blob", "bytea", "longblob"],
         ),
     ] {
         if !has_column(db, table, column).await? {
-            let kind = if db.is_sqlite() { kind[0] } else { kind[1] };
+            let [sqlite, postgres, mysql] = kind;
+            let kind = match db.kind() {
+                Kind::Sqlite => sqlite,
+                Kind::Postgres => postgres,
+                Kind::MySql => mysql,
+            };
             missing.push(format!("ALTER TABLE \"{table}\" ADD \"{column}\" {kind}"));
         }
     }
@@ -136,31 +155,48 @@ async fn migrate(db: &mut Connection, disable_migration: bool) -> Result<(), Sto
 }
 
 async fn has_column(db: &mut Connection, table: &str, column: &str) -> Result<bool, StoreError> {
-    let sql = if db.is_sqlite() {
-        "SELECT count(*) FROM pragma_table_info($1) WHERE name = $2"
-    } else {
-        "SELECT count(*) FROM information_schema.columns WHERE table_schema = current_schema() AND table_name = $1 AND column_name = $2"
+    let sql = match db.kind() {
+        Kind::Sqlite => "SELECT count(*) FROM pragma_table_info($1) WHERE name = $2",
+        Kind::Postgres => {
+            "SELECT count(*) FROM information_schema.columns WHERE table_schema = current_schema() AND table_name = $1 AND column_name = $2"
+        }
+        Kind::MySql => {
+            "SELECT count(*) FROM information_schema.columns WHERE table_schema = database() AND table_name = $1 AND column_name = $2"
+        }
     };
     let found: Option<(i64,)> = db.row(sql, &[table.into(), column.into()]).await?;
     Ok(found.is_some_and(|(n,)| n > 0))
 }
 
 async fn create(db: &mut Connection) -> Result<(), StoreError> {
-    if db.is_sqlite() {
-        let tables = "SELECT count(*) FROM sqlite_schema WHERE name NOT LIKE 'sqlite_%'";
-        let tables: Option<(i64,)> = db.row(tables, &[]).await?;
-        if tables.is_some_and(|(n,)| n > 0) {
-            return Err(StoreError::Precondition(
-                "the file is the SQLite database of another program; give connection_string a path of its own".into(),
-            ));
+    let made = match db.kind() {
+        Kind::Sqlite => {
+            let tables = "SELECT count(*) FROM sqlite_schema WHERE name NOT LIKE 'sqlite_%'";
+            let tables: Option<(i64,)> = db.row(tables, &[]).await?;
+            if tables.is_some_and(|(n,)| n > 0) {
+                return Err(StoreError::Precondition(
+                    "the file is the SQLite database of another program; give connection_string a path of its own".into(),
+                ));
+            }
+            db.script(SQLITE).await?;
+            "migrations"
         }
-        db.script(SQLITE).await?;
-    } else {
-        db.script(POSTGRES).await?;
-    }
-    let insert = "INSERT INTO migrations (version, code_version, created_at, updated_at)";
+        Kind::Postgres => {
+            db.script(POSTGRES).await?;
+            "migrations"
+        }
+        Kind::MySql => {
+            db.script(mysql::TABLES).await?;
+            mysql::UNNAMED
+        }
+    };
+    let insert = format!("INSERT INTO {made} (version, code_version, created_at, updated_at)");
     let row = vec![VERSION.into(), CODE_VERSION.into(), now()];
-    db.insert(insert, vec![row]).await
+    db.insert(&insert, vec![row]).await?;
+    match db.kind() {
+        Kind::MySql => db.script(mysql::NAME).await,
+        Kind::Sqlite | Kind::Postgres => Ok(()),
+    }
 }
 
 async fn stamp(db: &mut Connection) -> Result<(), StoreError> {

@@ -6,6 +6,7 @@
 use ah_identity_provider::hex;
 use aws_lc_rs::digest::{SHA256, digest};
 
+use super::connection::Kind;
 use super::{Connection, SqlStore, now};
 use crate::store::{JoinToken, JoinTokens, Spender, StoreError};
 
@@ -26,15 +27,27 @@ pub(super) async fn forget_receipts(db: &mut Connection, token: &str) -> Result<
     db.execute(sql, &[pattern.into()]).await.map(drop)
 }
 
+/// Deletes a token, and says when it ends. The row's lock decides between callers.
+async fn take(db: &mut Connection, token: &str) -> Result<Option<i64>, StoreError> {
+    let args = [token.into()];
+    if db.kind() != Kind::MySql {
+        let sql = "DELETE FROM join_tokens WHERE token = $1 RETURNING coalesce(expiry, 0)";
+        return Ok(db.row::<(i64,)>(sql, &args).await?.map(|(end,)| end));
+    }
+    let sql = "SELECT coalesce(expiry, 0) FROM join_tokens WHERE token = $1 FOR UPDATE";
+    let found = db.row::<(i64,)>(sql, &args).await?;
+    let sql = "DELETE FROM join_tokens WHERE token = $1";
+    let deleted = db.execute(sql, &args).await?;
+    Ok(found.filter(|_| deleted > 0).map(|(end,)| end))
+}
+
 async fn consume(
     db: &mut Connection,
     token: &str,
     spender: &Spender,
 ) -> Result<Option<i64>, StoreError> {
     let receipt = format!("{}{}", receipts(token), spender.key);
-    // One statement, so that the row's lock decides between callers.
-    let sql = "DELETE FROM join_tokens WHERE token = $1 RETURNING coalesce(expiry, 0)";
-    let Some((expires_at,)) = db.row::<(i64,)>(sql, &[token.into()]).await? else {
+    let Some(expires_at) = take(db, token).await? else {
         let sql = "SELECT coalesce(expiry, 0) FROM join_tokens WHERE token = $1 AND expiry >= $2";
         let args = [receipt.into(), spender.now.into()];
         let taken = db.row::<(i64,)>(sql, &args).await?;

@@ -9,7 +9,7 @@ use spire_server::store::{
 use super::{ids, page};
 use crate::common::{Database, add, agent, entry, id, selectors, spender};
 
-on_both!(
+on_all!(
     an_agent_comes_back_as_it_went_in,
     a_ban_stands_whoever_attests_at_that_time,
     agents_are_found_by_what_they_are,

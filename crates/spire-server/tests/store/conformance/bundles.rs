@@ -10,7 +10,7 @@ use spire_server::store::{
 use super::page;
 use crate::common::{Database, add, bundle, domain, entry, id};
 
-on_both!(
+on_all!(
     a_bundle_comes_back_as_it_went_in,
     bundles_that_are_appended_at_once_keep_all_keys,
     a_bundle_that_entries_federate_with_is_kept_or_taken_out,

@@ -5,7 +5,7 @@ use spire_server::store::{Bundles, Created, Entries, EntryFilter, EntryMask, Mat
 use super::ids;
 use crate::common::{Database, add, all_entries, bundle, domain, entry, id, selectors};
 
-on_both!(
+on_all!(
     an_entry_comes_back_as_it_went_in,
     an_entry_like_another_is_not_made_twice,
     entries_that_make_no_sense_are_refused,

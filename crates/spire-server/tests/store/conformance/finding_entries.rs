@@ -7,7 +7,7 @@ use spire_server::store::{Bundles, Entries, EntryFilter, Match, Page, StoreError
 use super::{ids, page};
 use crate::common::{Database, add, bundle, domain, entry, id, selectors};
 
-on_both!(
+on_all!(
     entries_are_found_by_their_selectors,
     entries_are_found_by_trust_domains,
     entries_are_found_by_their_fields,
