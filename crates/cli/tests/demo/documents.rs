@@ -230,6 +230,52 @@ fn every_link_leads_somewhere() {
     }
 }
 
+/// A row `| KIND `NAME` | works |` of the compatibility table is about a plugin, which has a page in one pattern: what it is
+/// for, its settings, what it was tested against.
+#[test]
+fn every_plugin_has_its_page() {
+    let table = fs::read_to_string(root().join("docs/spire-compatibility.md")).unwrap();
+    let index = fs::read_to_string(root().join("docs/plugins/README.md")).unwrap();
+    let kinds = [
+        ("NodeAttestor", "node attestor"),
+        ("WorkloadAttestor", "workload attestor"),
+        ("KeyManager", "key manager"),
+        ("UpstreamAuthority", "upstream authority"),
+        ("BundlePublisher", "bundle publisher"),
+        ("Notifier", "notifier"),
+        ("SVIDStore", "svid store"),
+        ("CredentialComposer", "credential composer"),
+    ];
+    let mut plugins = 0;
+    for row in table
+        .lines()
+        .filter(|row| !row.contains("| refused: Windows only"))
+    {
+        let Some((kind, rest)) = row.strip_prefix("| ").and_then(|row| row.split_once(" `")) else {
+            continue;
+        };
+        let Some((_, title)) = kinds.iter().find(|(upstream, _)| *upstream == kind) else {
+            continue;
+        };
+        let name = rest.split('`').next().unwrap();
+        let page = root().join(format!("docs/plugins/{name}.md"));
+        let page = fs::read_to_string(&page).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let heading = page.lines().next().unwrap().to_lowercase();
+        assert!(heading.contains(title), "{name}: {heading}");
+        assert!(
+            page.contains(&format!("{kind} \"{name}\"")),
+            "{name} is not configured"
+        );
+        assert!(page.contains("\n## Tested\n"), "{name}");
+        assert!(
+            index.contains(&format!("({name}.md)")),
+            "{name} is not in the index"
+        );
+        plugins += 1;
+    }
+    assert!(plugins > 40, "{plugins}");
+}
+
 /// Each page is to be found from the README, in as many steps as it takes.
 #[test]
 fn every_page_is_linked_to() {
