@@ -30,10 +30,11 @@ let
     else
       "${state}/datastore.sqlite3";
 
-  # A URL with user:password@, or the word of a key/value pair; a variable is none.
+  # A URL with user:password@, what MySQL has instead, or the word of a key/value pair; a variable is none.
   password =
     builtins.match "[^/]*://[^/@]*:[^/@$][^/@]*@.*" database != null
-    || builtins.match "(.* )?password ?= ?'?[^$' ].*" database != null;
+    || builtins.match "(.* )?password ?= ?'?[^$' ].*" database != null
+    || cfg.dataStore.type == "mysql" && builtins.match "[^:@/]*:[^$].*@.*" database != null;
 
   # Without a file of variables nothing is expanded, so that a `$` is a `$`.
   variables = cfg.environmentFile != null;
@@ -151,15 +152,16 @@ in
         type = t.enum [
           "sqlite3"
           "postgres"
+          "mysql"
         ];
         default = "sqlite3";
-        description = "Kind of database; servers that share a trust domain share a PostgreSQL.";
+        description = "Kind of database; servers that share a trust domain share a PostgreSQL, MySQL or MariaDB.";
       };
       connectionString = lib.mkOption {
         type = t.nullOr t.str;
         default = null;
         example = "postgres://spire:$SPIRE_DB_PASSWORD@db:5432/spire?sslmode=require";
-        description = "Path of the SQLite database, by default `${state}/datastore.sqlite3`; or how to reach PostgreSQL. With `environmentFile`, `$NAME` stands for a variable.";
+        description = "Path of the SQLite database, by default `${state}/datastore.sqlite3`; or how to reach PostgreSQL or MySQL. With `environmentFile`, `$NAME` stands for a variable.";
       };
     };
     nodeAttestors.joinToken.enable = lib.mkEnableOption "attestation of agents by a join token";
@@ -188,7 +190,7 @@ in
       }
       {
         assertion = sqlite || cfg.dataStore.connectionString != null;
-        message = "${option}.dataStore.connectionString is missing: say how to reach PostgreSQL, such as \"dbname=spire host=/run/postgresql\".";
+        message = "${option}.dataStore.connectionString is missing: say how to reach the database, such as \"dbname=spire host=/run/postgresql\".";
       }
       {
         assertion = !sqlite || !(lib.hasPrefix "/" database) || lib.hasPrefix "${state}/" database;
@@ -226,6 +228,7 @@ in
       after = [
         "network-online.target"
         "postgresql.service"
+        "mysql.service"
       ];
       serviceConfig = sandbox // {
         Type = "notify";

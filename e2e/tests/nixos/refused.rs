@@ -253,8 +253,8 @@ fn the_stand_in_judges_types_names_and_conflicts() {
     );
     refused(
         SERVER,
-        "dataStore.type = \"mysql\";",
-        &["not of type `one of \"sqlite3\", \"postgres\"'"],
+        "dataStore.type = \"oracle\";",
+        &["not of type `one of \"sqlite3\", \"postgres\", \"mysql\"'"],
     );
     refused(
         SERVER,
