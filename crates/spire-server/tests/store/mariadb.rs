@@ -10,6 +10,7 @@ use tempfile::TempDir;
 use crate::common::{
     Database, add, agent, all_entries, bundle, entry, id, mariadb_config, spender,
 };
+use crate::rds::{hello, packet, send, server};
 use crate::schema::{refusal, run};
 
 /// The tables that have texts.
@@ -107,12 +108,6 @@ async fn what_does_not_fit_is_refused_and_never_cut() {
         matches!(refused, Err(StoreError::Invalid(_))),
         "{refused:?}"
     );
-    // Outside the character set of three bytes that upstream chose.
-    let refused = store.create_entry(entry("w", &["t:\u{1f980}"])).await;
-    assert!(
-        matches!(refused, Err(StoreError::Invalid(_))),
-        "{refused:?}"
-    );
     assert_eq!(all_entries(&store).await, []);
     assert_eq!(
         server.sql(MariaDb::name(&dsn), "SELECT count(*) FROM selectors"),
@@ -179,4 +174,27 @@ async fn a_server_is_reached_over_tls_and_its_socket() {
     let store = SqlStore::open(&mariadb_config(&socket)).await.unwrap();
     let taken = store.consume_join_token("t", &spender("k", 1)).await;
     assert!(taken.unwrap().is_none());
+}
+
+// MySQL's default plugin: without TLS it would encrypt the password with a key that the server sends.
+#[tokio::test]
+async fn a_password_that_needs_tls_is_told_so() {
+    let (listener, port) = server().await;
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        hello(&mut stream, "caching_sha2_password").await;
+        let (_, number) = packet(&mut stream).await;
+        // Full authentication.
+        send(&mut stream, number + 1, &[1, 4]).await;
+        let (asked, number) = packet(&mut stream).await;
+        assert_eq!(asked, [2], "the server's key");
+        send(&mut stream, number + 1, b"\x01no key").await;
+    });
+    let dsn = format!("u:hush@tcp(127.0.0.1:{port})/spire");
+    let refused = refusal(&mariadb_config(&dsn)).await;
+    assert!(
+        refused.contains("over TLS") && refused.contains("tls=true"),
+        "{refused}"
+    );
+    assert!(!refused.contains("hush"), "{refused}");
 }

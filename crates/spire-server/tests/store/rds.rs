@@ -60,14 +60,14 @@ fn check(token: &str, port: u16) {
     assert_eq!(format!("https://{token}"), **wanted.as_ref().unwrap());
 }
 
-async fn server() -> (TcpListener, u16) {
+pub(crate) async fn server() -> (TcpListener, u16) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     (listener, port)
 }
 
 /// A packet of MySQL's, and its number.
-async fn packet(stream: &mut TcpStream) -> (Vec<u8>, u8) {
+pub(crate) async fn packet(stream: &mut TcpStream) -> (Vec<u8>, u8) {
     let mut head = [0; 4];
     stream.read_exact(&mut head).await.unwrap();
     let [a, b, c, number] = head;
@@ -76,10 +76,25 @@ async fn packet(stream: &mut TcpStream) -> (Vec<u8>, u8) {
     (body, number)
 }
 
-async fn send(stream: &mut TcpStream, number: u8, body: &[u8]) {
+pub(crate) async fn send(stream: &mut TcpStream, number: u8, body: &[u8]) {
     let [a, b, c, _] = u32::try_from(body.len()).unwrap().to_le_bytes();
     stream.write_all(&[a, b, c, number]).await.unwrap();
     stream.write_all(body).await.unwrap();
+}
+
+/// A server's first packet: protocol 10, without TLS, and who is asked to log in by `plugin` (MySQL Internals, Connection Phase).
+pub(crate) async fn hello(stream: &mut TcpStream, plugin: &str) {
+    let capabilities: u32 = 0x0020_0000 | 0x0008_0000 | 0x8000 | 0x2000 | 0x0200 | 0x0008;
+    let [a, b, c, d] = capabilities.to_le_bytes();
+    let hello = [
+        &b"\x0a8.0.40\0\x01\0\0\0saltsalt\0"[..],
+        &[a, b, 45, 2, 0, c, d, 21],
+        &[0; 10],
+        b"saltsaltsalt\0",
+        plugin.as_bytes(),
+        b"\0",
+    ];
+    send(stream, 0, &hello.concat()).await;
 }
 
 #[tokio::test]
@@ -87,16 +102,7 @@ async fn mysql_gets_a_signed_token_as_it_is() {
     let (listener, port) = server().await;
     let asked = tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.unwrap();
-        // Protocol 10, and what RDS has of capabilities (MySQL Internals, Connection Phase).
-        let capabilities: u32 = 0x0020_0000 | 0x0008_0000 | 0x8000 | 0x2000 | 0x0200 | 0x0008;
-        let [a, b, c, d] = capabilities.to_le_bytes();
-        let hello = [
-            &b"\x0a8.0.40\0\x01\0\0\0saltsalt\0"[..],
-            &[a, b, 45, 2, 0, c, d, 21],
-            &[0; 10],
-            b"saltsaltsalt\0mysql_native_password\0",
-        ];
-        send(&mut stream, 0, &hello.concat()).await;
+        hello(&mut stream, "mysql_native_password").await;
         let (_, number) = packet(&mut stream).await;
         send(&mut stream, number + 1, b"\xfemysql_clear_password\0\0").await;
         let (password, number) = packet(&mut stream).await;
