@@ -75,6 +75,8 @@ impl RegoPolicy {
             check_interval: STEPS,
         }));
         let mut engine = Engine::new();
+        // Otherwise any error within a function, also one of time or of a contradiction, would be undefined: yes to `not`.
+        engine.set_strict_builtin_errors(true);
         if let Some(path) = &told.policy_data_path {
             let data = data(path)?;
             let taken = engine.add_data(rego(data)?);
