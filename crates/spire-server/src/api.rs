@@ -66,6 +66,7 @@ use self::audit::{Audit, Fields};
 pub use self::caller::{Caller, Peer, PeerSvid, Right};
 pub use self::holdings::Holdings;
 pub use self::limits::RateLimits;
+pub use self::policy::RegoPolicy;
 use crate::ca::{LocalAuthorities, SignError, Signer};
 use crate::entries::EntryCache;
 use crate::federation;
@@ -94,6 +95,8 @@ pub struct Core<S> {
     pub attestors: Arc<dyn Attestors>,
     /// `admin_ids`
     pub admin_ids: BTreeSet<SpiffeId>,
+    /// `auth_opa_policy_engine`; `None` for the built-in policy.
+    pub policy: Option<Arc<RegoPolicy>>,
     /// Counts the calls.
     pub rpc: RpcMetrics,
     /// How often who may call.
@@ -211,6 +214,8 @@ pub struct Calls<S> {
     peer: Arc<Peer>,
     /// What the audit log says of a local peer.
     process: Arc<Fields>,
+    /// The program of a local peer, as a policy in Rego wants to know it.
+    program: Arc<str>,
     going: Going,
 }
 
@@ -226,6 +231,7 @@ impl<S> Calls<S> {
             routes,
             peer: Arc::new(peer),
             process: Arc::default(),
+            program: "".into(),
             going: Going::default(),
         }
     }
@@ -241,12 +247,15 @@ impl<S> Calls<S> {
 
     /// As [`Self::new`] for whoever is at the other end of a local connection.
     pub fn local(core: Arc<Core<S>>, routes: Routes, stream: &UnixStream) -> Self {
-        let audited = core.audit_log;
+        let (audited, judged) = (core.audit_log, core.policy.is_some());
         let mut calls = Self::new(core, routes, Peer::Local);
-        if audited {
+        if audited || judged {
             match PeerInfo::of(stream) {
-                Ok(process) => calls.process = Arc::new(audit::process(&process)),
-                Err(error) => tracing::warn!(%error, "The audit log cannot tell who calls"),
+                Ok(process) => {
+                    calls.process = Arc::new(audit::process(&process));
+                    calls.program = audit::program(&process).unwrap_or_default().into();
+                }
+                Err(error) => tracing::warn!(%error, "It is not known which process calls"),
             }
         }
         calls
@@ -260,6 +269,7 @@ impl<S> Clone for Calls<S> {
             routes: self.routes.clone(),
             peer: self.peer.clone(),
             process: self.process.clone(),
+            program: self.program.clone(),
             going: self.going.clone(),
         }
     }
@@ -274,17 +284,23 @@ impl<S: Store> Service<Request<Incoming>> for Calls<S> {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, mut request: Request<Incoming>) -> Self::Future {
+    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
         let Self {
             core,
             mut routes,
             peer,
             process,
+            program,
             going,
         } = self.clone();
         Box::pin(async move {
+            let judged = policy::judge(core.policy.as_ref(), &peer, &program, request).await;
+            let (allowed, mut request) = match judged {
+                Ok(judged) => judged,
+                Err(status) => return Ok(status.into_http()),
+            };
             let path = request.uri().path();
-            let caller = match authorize::authorize(&core, &peer, path).await {
+            let caller = match authorize::authorize(&core, &peer, path, allowed).await {
                 Ok(caller) => caller,
                 Err(status) => return Ok(status.into_http()),
             };

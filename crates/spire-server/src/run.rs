@@ -24,7 +24,7 @@ use nix::sys::stat::{Mode, umask};
 use spiffe::SpiffeId;
 
 use self::keys::Keys;
-use crate::api::{Core, Holdings, RateLimits};
+use crate::api::{Core, Holdings, RateLimits, RegoPolicy};
 use crate::ca::{Authorities, Manager, Profile, ServerSvids, Settings, Subject};
 use crate::endpoints::{ClientTrust, Configs, LocalSocket, Network, bind};
 use crate::entries::{CachedStore, EntryCache};
@@ -52,7 +52,7 @@ const TARGETS: &[&str] = &[
 /// What an operator has to change.
 pub async fn validate(config: &ServerConfig) -> Result<(), String> {
     let wanted = Wanted::read(config)?;
-    tell_unsupported(config)?;
+    policy(config)?;
     federation::check(config)?;
     wanted.check_upstream(&config.trust_domain)?;
     metrics(config)?;
@@ -65,12 +65,10 @@ fn metrics(config: &ServerConfig) -> Result<(Metrics, Sinks), String> {
         .map_err(|refused| refused.report())
 }
 
-/// What is configured and this server does not do: refused where leaving it out would be unsafe.
-fn tell_unsupported(config: &ServerConfig) -> Result<(), String> {
-    match config.experimental.auth_opa_policy_engine {
-        Some(_) => Err("experimental.auth_opa_policy_engine is not supported: the built-in policy would allow what yours may not".to_owned()),
-        None => Ok(()),
-    }
+/// The operator's own policy.
+fn policy(config: &ServerConfig) -> Result<Option<RegoPolicy>, String> {
+    let own = config.experimental.auth_opa_policy_engine.as_ref();
+    own.map(RegoPolicy::load).transpose()
 }
 
 /// Runs the server until it is told to end.
@@ -79,7 +77,6 @@ fn tell_unsupported(config: &ServerConfig) -> Result<(), String> {
 /// Why it could not start or go on, for people.
 pub async fn run(config: ServerConfig) -> Result<(), String> {
     let wanted = Wanted::read(&config)?;
-    tell_unsupported(&config)?;
     federation::check(&config)?;
     // Before anything is written: what the server makes is for its group at most.
     let before = umask(Mode::from_bits_truncate(0o027));
@@ -177,6 +174,7 @@ async fn start(
     let told = |fault: Explained| fault.report();
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let ours = config.trust_domain.clone();
+    let policy = policy(config)?;
     std::fs::create_dir_all(&config.data_dir).map_err(|error| {
         format!(
             "cannot create data_dir {}: {error}",
@@ -287,6 +285,7 @@ async fn start(
         federation,
         attestors: attestors.clone(),
         admin_ids,
+        policy: policy.map(Arc::new),
         rpc: RpcMetrics::new(&metrics),
         limits: RateLimits::new(config.rate_limit.attestation, config.rate_limit.signing),
         clock,

@@ -98,3 +98,26 @@ fn a_tarball_takes_static_programs_alone() {
         "{refused:?}"
     );
 }
+
+// A program may have 30 MiB, and here nothing at all.
+#[test]
+fn a_tarball_takes_small_programs_alone() {
+    let directory = scratch();
+    let programs = directory.path().join("static");
+    std::fs::create_dir(&programs).unwrap();
+    for program in PACKAGES {
+        sh(
+            r#"echo 'int main(void) { return 0; }' | cc -static -x c -o "$1" -"#,
+            &[&programs.join(program)],
+        );
+    }
+    let mut tarball = tool("tarball", directory.path());
+    tarball.arg("--binaries").arg(&programs);
+    let refused = Finished::from(tarball.args(["--most", "0"]).output().unwrap());
+    assert_eq!(refused.code, 1);
+    let told = "bytes without its symbols, which is more than 0 MiB";
+    assert!(
+        refused.stderr.contains("ah has ") && refused.stderr.contains(told),
+        "{refused:?}"
+    );
+}

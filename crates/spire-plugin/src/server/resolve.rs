@@ -238,6 +238,14 @@ fn experimental(
         Some(OpaBlock {
             local: Some(policy),
             ..
+        }) if policy.rego_path.is_empty() => {
+            return ConfigError::rule(
+                "experimental.auth_opa_policy_engine.local needs rego_path: the file of the policy",
+            );
+        }
+        Some(OpaBlock {
+            local: Some(policy),
+            ..
         }) => Some(OpaPolicy {
             rego_path: policy.rego_path.into(),
             policy_data_path: nonempty(policy.policy_data_path).map(Into::into),

@@ -58,12 +58,13 @@ pub(super) fn process(peer: &PeerInfo) -> Fields {
     let fields = Fields::default()
         .with("caller_uid", peer.uid())
         .with("caller_gid", peer.gid());
-    // Fails where the process is in another PID namespace, or has gone.
+    fields.maybe("caller_path", program(peer))
+}
+
+/// The program that a process runs; `None` where the process is in another PID namespace, or has gone.
+pub(super) fn program(peer: &PeerInfo) -> Option<String> {
     let path = std::fs::read_link(format!("/proc/{}/exe", peer.pid())).ok();
-    fields.maybe(
-        "caller_path",
-        path.map(|path| path.to_string_lossy().into_owned()),
-    )
+    path.map(|path| path.to_string_lossy().into_owned())
 }
 
 /// The record of one call; of none while the audit log is off.

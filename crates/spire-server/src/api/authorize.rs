@@ -10,21 +10,22 @@ use tonic::{Code, Status};
 
 use super::Core;
 use super::caller::{Caller, Peer, PeerSvid, Right};
-use super::policy::allowed;
+use super::policy::Allowed;
 use crate::store::{Agent, EntryFilter, Page, Store};
 
-/// By what right `peer` may call the method at `path`.
+/// By what right `peer` may call the method at `path`, which those may who are `allowed`.
 pub(super) async fn authorize<S: Store>(
     core: &Core<S>,
     peer: &Arc<Peer>,
     path: &str,
+    allowed: Allowed,
 ) -> Result<Caller, Status> {
     let denied = |reason| {
         let text = format!("authorization denied for method {path}");
         tracing::error!(method = path, peer = ?peer, "Failed to authenticate caller");
         denied(text, reason)
     };
-    match right(core, peer, path).await? {
+    match right(core, peer, allowed).await? {
         Ok(right) => Ok(Caller {
             peer: peer.clone(),
             right,
@@ -37,9 +38,8 @@ pub(super) async fn authorize<S: Store>(
 async fn right<S: Store>(
     core: &Core<S>,
     peer: &Peer,
-    path: &str,
+    allowed: Allowed,
 ) -> Result<Result<Right, Option<Reason>>, Status> {
-    let allowed = allowed(path);
     if allowed.anybody {
         return Ok(Ok(Right::Anybody));
     }

@@ -1,5 +1,22 @@
 //! Who may call what: the same for each method as upstream's built-in policy (inventory section 8), and our own
-//! methods.
+//! methods. A policy of the operator's takes its place ([`RegoPolicy`]).
+
+mod functions;
+mod rego;
+mod request;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use http::Request;
+use hyper::body::Incoming;
+use tonic::Status;
+use tonic::body::Body;
+
+pub use self::rego::RegoPolicy;
+use self::rego::{Question, request_of};
+use super::caller::Peer;
 
 /// Who may call a method.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,6 +56,33 @@ const DOWNSTREAM: Allowed = Allowed {
     downstream: true,
     ..NOBODY
 };
+
+/// Who may make the call `request` that comes from `peer`, by `own` policy where there is one.
+pub(super) async fn judge(
+    own: Option<&Arc<RegoPolicy>>,
+    peer: &Peer,
+    program: &str,
+    request: Request<Incoming>,
+) -> Result<(Allowed, Request<Body>), Status> {
+    let (head, body) = request.into_parts();
+    let path = head.uri.path();
+    let Some(own) = own else {
+        return Ok((allowed(path), Request::from_parts(head, Body::new(body))));
+    };
+    let (request, body) = request_of(own, path, body).await?;
+    let svid = match peer {
+        Peer::Remote { svid, .. } => svid.as_ref(),
+        Peer::Local => None,
+    };
+    let question = Question {
+        caller: svid.map(|svid| svid.id.to_string()).unwrap_or_default(),
+        program: program.to_owned(),
+        method: path.to_owned(),
+        request,
+    };
+    let allowed = own.allowed(question).await?;
+    Ok((allowed, Request::from_parts(head, body)))
+}
 
 /// Who may call the method at `path` (`/<service>/<method>`). A method that is not listed is nobody's.
 pub(super) fn allowed(path: &str) -> Allowed {

@@ -9,5 +9,6 @@ mod federation_commands;
 mod local;
 mod local_authority;
 mod network;
+mod policy;
 mod rig;
 mod wit;

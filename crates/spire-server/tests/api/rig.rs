@@ -29,7 +29,7 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use spiffe::{SpiffeId, TrustDomain};
 use spire_server::api::{
-    Ask, Attested, Attestors, Authority, Core, Holdings, LogLevel, RateLimits,
+    Ask, Attested, Attestors, Authority, Core, Holdings, LogLevel, RateLimits, RegoPolicy,
 };
 use spire_server::ca::{
     Authorities, JwtSvid, JwtSvidRequest, LocalAuthorities, Manager, Profile, Settings, SignError,
@@ -311,18 +311,24 @@ impl Rig {
     }
 
     pub(crate) async fn with(admin_ids: &[SpiffeId]) -> Self {
-        Self::build(admin_ids, None).await
+        Self::build(admin_ids, None, None).await
     }
 
     /// With authorities of its own in the bundle, below `upstream` where there is one. What is served is signed by the
     /// test's authority all the same.
     pub(crate) async fn with_authorities(upstream: Option<Arc<dyn UpstreamAuthority>>) -> Self {
-        Self::build(&[], Some(upstream)).await
+        Self::build(&[], Some(upstream), None).await
+    }
+
+    /// With a policy in Rego.
+    pub(crate) async fn with_policy(policy: RegoPolicy) -> Self {
+        Self::build(&[], None, Some(policy)).await
     }
 
     async fn build(
         admin_ids: &[SpiffeId],
         authorities: Option<Option<Arc<dyn UpstreamAuthority>>>,
+        policy: Option<RegoPolicy>,
     ) -> Self {
         let folder = TempDir::new().unwrap();
         let store = SqlStore::open(&config(folder.path())).await.unwrap();
@@ -385,6 +391,7 @@ impl Rig {
             federation: federation.clone(),
             attestors: Arc::new(Echo),
             admin_ids: admin_ids.clone(),
+            policy: policy.map(Arc::new),
             rpc: RpcMetrics::default(),
             limits: RateLimits::new(false, true),
             clock: clock.clone(),

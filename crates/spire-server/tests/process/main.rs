@@ -14,6 +14,7 @@ mod guide;
 mod keys;
 mod nested;
 mod observed;
+mod policy;
 mod server;
 mod signals;
 mod sinks;

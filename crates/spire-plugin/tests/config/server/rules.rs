@@ -58,6 +58,10 @@ fn values_out_of_bounds_are_refused() {
             "experimental.auth_opa_policy_engine needs a local { } block",
         ),
         (
+            r#"experimental { auth_opa_policy_engine { local { policy_data_path = "d.json" } } }"#,
+            "experimental.auth_opa_policy_engine.local needs rego_path: the file of the policy",
+        ),
+        (
             r#"agent_ttl = "-1h""#,
             "could not parse agent_ttl: duration \"-1h\" is negative; give zero or more",
         ),
