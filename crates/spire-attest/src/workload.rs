@@ -16,6 +16,7 @@ mod container;
 pub mod docker;
 pub mod k8s;
 pub(crate) mod proc;
+pub mod sigstore;
 pub mod slurm;
 pub mod systemd;
 pub mod unix;
@@ -50,6 +51,9 @@ pub trait WorkloadAttestor: Send + Sync {
 
 /// The type URL of a reference to a process by its number.
 pub const PID_REFERENCE: &str = "type.googleapis.com/spiffe.broker.WorkloadPIDReference";
+
+/// The type URL of a reference to an object of Kubernetes.
+pub const OBJECT_REFERENCE: &str = "type.googleapis.com/spiffe.broker.KubernetesObjectReference";
 
 /// A workload as a broker names it.
 #[derive(Clone, Copy, Debug)]

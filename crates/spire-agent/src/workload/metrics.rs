@@ -19,6 +19,8 @@ pub(super) struct WorkloadMetrics {
     pub(super) calls: OpenCalls,
     /// Calls of Envoys.
     pub(super) sds_calls: OpenCalls,
+    /// Messages of `FetchJWTBundles`. Upstream documents it and never counts it.
+    pub(super) jwt_bundles: Counter,
     rate_limited: HashMap<Method, Counter>,
 }
 
@@ -33,6 +35,7 @@ impl WorkloadMetrics {
             rpc: RpcMetrics::new(metrics),
             calls: OpenCalls::new(metrics, "workload_api"),
             sds_calls: OpenCalls::new(metrics, "sds_api"),
+            jwt_bundles: metrics.counter(&["workload_api", "bundles_update", "jwt"], &[]),
             rate_limited: rate_limited.into(),
         }
     }

@@ -50,6 +50,9 @@ impl<I: Identities, A: Send + Sync + 'static> Updates<I, A> {
             };
             match next {
                 Ok((messages, message)) => {
+                    if state.updates.method == Method::FetchJwtBundles {
+                        state.updates.shared.metrics.jwt_bundles.increment();
+                    }
                     state.sent = Some((messages, message.clone()));
                     Some((Ok(message), Some((state, None))))
                 }

@@ -54,6 +54,9 @@ async fn an_agent_counts_what_upstreams_does_under_the_same_names() {
     // Upstream's documents call them `generate_key_pair` and `fetch_private_key`, its code so:
     some(r#"spire_agent_agent_key_manager_generate_key{status="OK"}"#);
     some(r#"spire_agent_agent_key_manager_get_keys{status="OK"}"#);
+    // Upstream documents these two and never counts them.
+    some(r#"spire_agent_agent_key_manager_store_private_key{status="OK"}"#);
+    is("spire_agent_workload_api_bundles_update_jwt", 1.0);
     some(r#"spire_agent_manager_sync_fetch_entries_updates{status="OK"}"#);
     some(r#"spire_agent_manager_sync_fetch_svids_updates{status="OK"}"#);
     is("spire_agent_sync_bundles_total", 1.0);

@@ -25,11 +25,15 @@ mod k8s;
 #[cfg(target_os = "linux")]
 mod kubelet;
 #[cfg(target_os = "linux")]
+mod kubernetes_objects;
+#[cfg(target_os = "linux")]
 mod peer;
 #[cfg(target_os = "linux")]
 mod processes;
 #[cfg(target_os = "linux")]
 mod reused;
+#[cfg(target_os = "linux")]
+mod sigstore;
 #[cfg(target_os = "linux")]
 mod slurm;
 mod sshpop;

@@ -12,11 +12,16 @@ use ah_spire_attest::workload::systemd::Systemd;
 use ah_spire_attest::workload::unix::{Unix, UnixConfig};
 use ah_spire_attest::workload::{ProcRoot, Reference, WorkloadAttestor, by_process};
 use ah_spire_plugin::catalog::PluginConfig;
-use ah_spire_plugin::decode::{Deferred, UnknownKeys};
+use ah_spire_plugin::decode::UnknownKeys;
 use ah_spire_plugin::{config_block, duration};
 use ah_spire_wire::model::Selector;
 
 use super::data;
+
+mod k8s;
+mod sigstore;
+
+use sigstore::SigstoreData;
 
 config_block! {
     /// `WorkloadAttestor "docker"`
@@ -28,33 +33,7 @@ config_block! {
         container_id_cgroup_matchers: Vec<String> = "container_id_cgroup_matchers",
         use_new_container_locator: Option<bool> = "use_new_container_locator",
         verbose_container_locator_logs: bool = "verbose_container_locator_logs",
-        sigstore: Deferred = "sigstore",
-    }
-}
-
-config_block! {
-    /// `WorkloadAttestor "k8s"`
-    struct K8sData {
-        kubelet_read_only_port: i64 = "kubelet_read_only_port",
-        kubelet_secure_port: i64 = "kubelet_secure_port",
-        disable_kubelet_client: bool = "disable_kubelet_client",
-        max_poll_attempts: i64 = "max_poll_attempts",
-        poll_retry_interval: String = "poll_retry_interval",
-        kubelet_ca_path: String = "kubelet_ca_path",
-        skip_kubelet_verification: bool = "skip_kubelet_verification",
-        token_path: String = "token_path",
-        certificate_path: String = "certificate_path",
-        private_key_path: String = "private_key_path",
-        use_anonymous_authentication: bool = "use_anonymous_authentication",
-        node_name_env: String = "node_name_env",
-        node_name: String = "node_name",
-        reload_interval: String = "reload_interval",
-        disable_container_selectors: bool = "disable_container_selectors",
-        use_new_container_locator: Option<bool> = "use_new_container_locator",
-        verbose_container_locator_logs: bool = "verbose_container_locator_logs",
-        enable_namespace_labels: bool = "enable_namespace_labels",
-        sigstore: Deferred = "sigstore",
-        experimental: Deferred = "experimental",
+        sigstore: Option<SigstoreData> = "sigstore",
     }
 }
 
@@ -85,7 +64,7 @@ impl BuiltInWorkload {
     pub(super) fn read(plugin: &PluginConfig) -> Result<Option<Self>, Explained> {
         Ok(Some(match plugin.name.as_str() {
             "docker" => Self::Docker(docker(plugin)?),
-            "k8s" => Self::K8s(Box::new(k8s(plugin)?)),
+            "k8s" => Self::K8s(Box::new(k8s::read(plugin)?)),
             "slurm" => {
                 let data: NoData = data(plugin)?;
                 known(plugin, &data.unknown)?;
@@ -109,7 +88,7 @@ impl BuiltInWorkload {
         };
         Ok(match self {
             Self::Docker(config) => {
-                let docker = Docker::configure(&config, ProcRoot::own());
+                let docker = Docker::configure(&config, ProcRoot::own()).await;
                 BuiltIn::Docker(docker.map_err(|error| told(error, "docker"))?)
             }
             Self::K8s(config) => {
@@ -129,8 +108,8 @@ impl BuiltInWorkload {
 fn docker(plugin: &PluginConfig) -> Result<DockerConfig, Explained> {
     let data: DockerData = data(plugin)?;
     known(plugin, &data.unknown)?;
-    without(plugin, "sigstore", &data.sigstore)?;
     Ok(DockerConfig {
+        sigstore: sigstore::read(plugin, data.sigstore)?,
         docker_socket_path: data.docker_socket_path,
         docker_version: data.docker_version,
         podman_socket_path: data.podman_socket_path,
@@ -138,44 +117,6 @@ fn docker(plugin: &PluginConfig) -> Result<DockerConfig, Explained> {
         container_id_cgroup_matchers: data.container_id_cgroup_matchers,
         use_new_container_locator: data.use_new_container_locator,
         verbose_container_locator_logs: data.verbose_container_locator_logs,
-    })
-}
-
-fn k8s(plugin: &PluginConfig) -> Result<K8sConfig, Explained> {
-    let data: K8sData = data(plugin)?;
-    known(plugin, &data.unknown)?;
-    without(plugin, "sigstore", &data.sigstore)?;
-    without(plugin, "experimental", &data.experimental)?;
-    if data.disable_kubelet_client {
-        return Err(
-            refused(plugin, "disable_kubelet_client is not supported").hint(
-                "without the kubelet this attestor knows nothing: take the key out, or the block",
-            ),
-        );
-    }
-    let node_name = match (data.node_name, data.node_name_env.as_str()) {
-        (name, _) if !name.is_empty() => name,
-        (_, "") => variable("MY_NODE_NAME"),
-        (_, name) => variable(name),
-    };
-    Ok(K8sConfig {
-        kubelet_read_only_port: data.kubelet_read_only_port,
-        kubelet_secure_port: data.kubelet_secure_port,
-        max_poll_attempts: data.max_poll_attempts,
-        poll_retry_interval: span(plugin, "poll_retry_interval", &data.poll_retry_interval)?,
-        kubelet_ca_path: data.kubelet_ca_path.into(),
-        skip_kubelet_verification: data.skip_kubelet_verification,
-        token_path: data.token_path.into(),
-        certificate_path: data.certificate_path.into(),
-        private_key_path: data.private_key_path.into(),
-        use_anonymous_authentication: data.use_anonymous_authentication,
-        node_name,
-        reload_interval: span(plugin, "reload_interval", &data.reload_interval)?,
-        disable_container_selectors: data.disable_container_selectors,
-        use_new_container_locator: data.use_new_container_locator,
-        verbose_container_locator_logs: data.verbose_container_locator_logs,
-        enable_namespace_labels: data.enable_namespace_labels,
-        kubeconfig: variable("KUBECONFIG").into(),
     })
 }
 
@@ -208,16 +149,6 @@ fn known(plugin: &PluginConfig, unknown: &UnknownKeys) -> Result<(), Explained> 
     }
     Err(refused(plugin, &format!("unknown keys: {unknown}"))
         .hint("take them out of its plugin_data"))
-}
-
-/// Refuses a block that stands for something that is not there: without it workloads would have selectors that
-/// nobody checked, or none that entries wait for.
-fn without(plugin: &PluginConfig, key: &str, block: &Deferred) -> Result<(), Explained> {
-    if block.0.is_none() {
-        return Ok(());
-    }
-    Err(refused(plugin, &format!("{key} is not supported"))
-        .hint(format!("take {key} out of its plugin_data")))
 }
 
 fn refused(plugin: &PluginConfig, why: &str) -> Explained {
