@@ -284,7 +284,10 @@ async fn start(
         store,
         authority: manager.clone(),
         local_authorities: manager.clone(),
-        holdings: Holdings::default(),
+        holdings: match database.is_shared() {
+            true => Holdings::shared(database.clone()),
+            false => Holdings::default(),
+        },
         entries,
         agent_staleness: database
             .is_shared()

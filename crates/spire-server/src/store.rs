@@ -17,6 +17,7 @@ use spiffe::{SpiffeId, TrustDomain};
 pub use config::{BadConfig, StoreConfig};
 pub use metered::Metered;
 pub(crate) use metered::counted;
+pub(crate) use model::ToldHolding;
 pub use model::{
     Agent, AgentFilter, EntryFilter, EntryMask, JoinToken, Match, Page, Paged, Profile,
     Relationship, Spender,
