@@ -161,6 +161,11 @@ async fn a_running_server_tells_what_it_does() {
     let ends = gauge("manager_x509_ca_rotate_expiration");
     assert!((now..=now + 86_400.0).contains(&ends), "{ends}");
 
+    // Section 9.1: the times of agents are in the zone of whoever asks.
+    let listed =
+        server.ok("TZ='<+0545>-5:45' spire-server agent list -socketPath /run/spire/server.sock");
+    assert!(listed.contains(" +0545 +0545\n"), "{listed}");
+
     // Inventory section 10: the audit log.
     let file = server.folder.path().join("var/server.log");
     let log = std::fs::read_to_string(&file).unwrap();
