@@ -105,6 +105,7 @@ async fn operations_are_counted_with_what_came_of_them() {
         "join_token_fetch{status=\"OK\"} 2",
         "node_create{status=\"OK\"} 1",
         "node_fetch{status=\"OK\"} 1",
+        // `datastore_node_selectors_fetch`: whoever reads an agent reads its selectors, too.
         "node_selectors_fetch{status=\"OK\"} 1",
         "node_selectors_set{status=\"OK\"} 1",
         "registration_entry_create{status=\"OK\"} 1",
