@@ -3,16 +3,29 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use ah_identity_provider::TrustBundles;
 use ah_spire_wire::bundle::{Contents, to_document};
 use ah_spire_wire::model::Bundle;
 use bytes::Bytes;
 use spiffe::TrustDomain;
 
+use crate::server_client::roots_of;
 use crate::wire::{Fields, framed};
 
 /// By trust domain, our own among them; empty before the server said anything.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Bundles(pub(crate) BTreeMap<TrustDomain, Arc<Bundle>>);
+
+impl Bundles {
+    /// As certificates of all those trust domains are judged by them.
+    pub(crate) fn trust(&self) -> TrustBundles {
+        let domains = { self.0.iter() }.map(|(domain, bundle)| (domain.clone(), roots_of(bundle)));
+        TrustBundles {
+            unscoped: Vec::new(),
+            domains: domains.collect(),
+        }
+    }
+}
 
 /// As APIs name a trust domain: by its SPIFFE ID.
 pub(crate) fn id_of(domain: &TrustDomain) -> String {

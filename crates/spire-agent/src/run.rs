@@ -1,6 +1,7 @@
 //! `spire-agent run` and `spire-agent validate`.
 
 mod plugins;
+mod scraped;
 mod signals;
 
 use std::path::Path;
@@ -124,14 +125,6 @@ async fn serve(config: AgentConfig, log: Arc<Log>) -> Result<(), Explained> {
     // Before the node attests: what that takes is counted, too.
     let started = Instant::now();
     let (metrics, sinks) = Metrics::new(&config.telemetry, Program::Agent, &config.trust_domain)?;
-    let prometheus = match &config.telemetry.prometheus {
-        Some(prometheus) => {
-            let post_quantum_only = config.experimental.require_pq_kem;
-            let bound = PrometheusListener::bind(prometheus, metrics.clone(), post_quantum_only);
-            Some(bound.await?)
-        }
-        None => None,
-    };
     metrics.started(env!("CARGO_PKG_VERSION"), &config.trust_domain);
     let health_listener = HealthListener::bind(&config.health_checks).await?;
     let opened = tokio::select! {
@@ -144,7 +137,6 @@ async fn serve(config: AgentConfig, log: Arc<Log>) -> Result<(), Explained> {
     let start = Start {
         metrics,
         sinks,
-        prometheus,
         health_listener,
         started,
     };
@@ -158,7 +150,6 @@ async fn serve(config: AgentConfig, log: Arc<Log>) -> Result<(), Explained> {
 struct Start {
     metrics: Metrics,
     sinks: Sinks,
-    prometheus: Option<PrometheusListener>,
     health_listener: Option<HealthListener>,
     started: Instant,
 }
@@ -174,7 +165,6 @@ async fn serve_with(
     let Start {
         metrics,
         sinks,
-        prometheus,
         health_listener,
         started,
     } = start;
@@ -213,7 +203,7 @@ async fn serve_with(
             agent.cache(),
             attestors.clone(),
             agent.own(),
-            clock,
+            clock.clone(),
             config.experimental.require_pq_kem,
             &metrics,
         );
@@ -235,7 +225,16 @@ async fn serve_with(
             Ok::<(), Explained>(())
         });
     }
-    if let Some(listener) = prometheus {
+    if let Some(prometheus) = &config.telemetry.prometheus {
+        let known = scraped::OfAgent {
+            own: agent.own(),
+            bundles: agent.cache().bundles(),
+            clock,
+        };
+        let post_quantum_only = config.experimental.require_pq_kem;
+        let (metrics, known) = (metrics.clone(), Arc::new(known));
+        let bound = PrometheusListener::bind(prometheus, metrics, known, post_quantum_only);
+        let listener = bound.await?;
         tasks.spawn("Prometheus", endless(listener.serve(drain.clone())));
     }
     let profiling = profile(config.profiling.clone(), Program::Agent, drain.clone());

@@ -4,6 +4,8 @@ mod file;
 
 use std::path::PathBuf;
 
+use spiffe::SpiffeId;
+
 pub(crate) use self::file::{HealthBlock, TelemetryBlock};
 
 /// Where metrics go. Nothing is on by default.
@@ -58,7 +60,7 @@ pub struct PrometheusTls {
     /// `use_spire_svid`
     pub use_spire_svid: bool,
     /// `authorized_spiffe_ids`
-    pub authorized_spiffe_ids: Vec<String>,
+    pub authorized_spiffe_ids: Vec<SpiffeId>,
 }
 
 /// One M3 collector.

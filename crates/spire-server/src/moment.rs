@@ -2,6 +2,9 @@
 
 use std::time::SystemTime;
 
+use jiff::Timestamp;
+use jiff::fmt::strtime;
+use jiff::tz::TimeZone;
 use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
 use time::{OffsetDateTime, UtcOffset};
@@ -40,6 +43,22 @@ pub fn utc(unix: i64) -> String {
     format!("{shown}+0000 UTC")
 }
 
+/// As Go prints a time in the zone of this process (`TZ`, or else the machine's): `2026-11-22 06:00:00 +0100 CET`.
+pub fn local(unix: i64) -> String {
+    // Go takes an empty one for UTC.
+    let zone = match std::env::var_os("TZ") {
+        Some(name) if name.is_empty() => TimeZone::UTC,
+        _ => TimeZone::try_system().unwrap_or(TimeZone::UTC),
+    };
+    local_in(unix, zone)
+}
+
+fn local_in(unix: i64, zone: TimeZone) -> String {
+    let at = Timestamp::from_second(unix).unwrap_or(Timestamp::UNIX_EPOCH);
+    let shown = strtime::format("%Y-%m-%d %H:%M:%S %z %Z", &at.to_zoned(zone));
+    shown.unwrap_or_else(|_| utc(unix))
+}
+
 /// Unix seconds of now.
 pub fn now() -> i64 {
     SystemTime::now()
@@ -67,5 +86,13 @@ mod tests {
         }
         assert_eq!(utc(1_795_323_600), "2026-11-22 05:00:00 +0000 UTC");
         assert_eq!(rfc3339(1_795_323_600), "2026-11-22T05:00:00Z");
+        let in_zone = |rule: &str| local_in(1_795_323_600, TimeZone::posix(rule).unwrap());
+        assert_eq!(
+            in_zone("CET-1CEST,M3.5.0,M10.5.0/3"),
+            "2026-11-22 06:00:00 +0100 CET"
+        );
+        assert_eq!(in_zone("<+0545>-5:45"), "2026-11-22 10:45:00 +0545 +0545");
+        let utc = local_in(1_795_323_600, TimeZone::UTC);
+        assert_eq!(utc, "2026-11-22 05:00:00 +0000 UTC");
     }
 }

@@ -2,6 +2,7 @@
 
 mod keys;
 mod prune;
+mod scraped;
 mod tasks;
 mod trust;
 
@@ -244,7 +245,11 @@ async fn start(
         trust_domain: ours.clone(),
         admin_ids: admin_ids.clone(),
     };
-    let trust = trust::Follower::start(database.clone(), &clients).await?;
+    let prometheus = config.telemetry.prometheus.as_ref();
+    let scrapers = prometheus.and_then(|prometheus| prometheus.tls.as_ref());
+    let scrapers = scrapers.map_or(&[][..], |tls| tls.authorized_spiffe_ids.as_slice());
+    let known = admin_ids.iter().chain(scrapers);
+    let trust = trust::Follower::start(database.clone(), ours.clone(), known).await?;
     let loaded = trust.own_bundle().borrow().clone();
     if let Some(bundle) = &loaded {
         outside.loaded(bundle).await?;
@@ -277,7 +282,10 @@ async fn start(
         store,
         authority: manager.clone(),
         local_authorities: manager.clone(),
-        holdings: Holdings::default(),
+        holdings: match database.is_shared() {
+            true => Holdings::shared(database.clone()),
+            false => Holdings::default(),
+        },
         entries,
         agent_staleness: database
             .is_shared()
@@ -288,7 +296,7 @@ async fn start(
         policy: policy.map(Arc::new),
         rpc: RpcMetrics::new(&metrics),
         limits: RateLimits::new(config.rate_limit.attestation, config.rate_limit.signing),
-        clock,
+        clock: clock.clone(),
         agent_id_as_selector: config.experimental.agent_spiffe_id_as_selector,
         log: log.clone(),
         audit_log: config.audit_log_enabled,
@@ -299,11 +307,16 @@ async fn start(
     let listener = bind(address).map_err(|error| error.to_string())?;
     let pruner = prune::Pruner::new(&metrics);
     let health = HealthListener::bind(&config.health_checks).await;
-    let prometheus = match &config.telemetry.prometheus {
+    let prometheus = match prometheus {
         Some(prometheus) => {
-            let bound =
-                PrometheusListener::bind(prometheus, metrics.clone(), post_quantum_only).await;
-            Some(bound.map_err(told)?)
+            let known = scraped::OfServer {
+                svids: svids.subscribe(),
+                bundles: trust.subscribe(),
+                clock,
+            };
+            let (metrics, known) = (metrics.clone(), Arc::new(known));
+            let bound = PrometheusListener::bind(prometheus, metrics, known, post_quantum_only);
+            Some(bound.await.map_err(told)?)
         }
         None => None,
     };

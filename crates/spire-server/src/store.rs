@@ -17,6 +17,7 @@ use spiffe::{SpiffeId, TrustDomain};
 pub use config::{AwsLogin, BadConfig, StoreConfig};
 pub use metered::Metered;
 pub(crate) use metered::counted;
+pub(crate) use model::ToldHolding;
 pub use model::{
     Agent, AgentFilter, EntryFilter, EntryMask, JoinToken, Match, Page, Paged, Profile,
     Relationship, Spender,
@@ -216,11 +217,12 @@ pub trait Bundles: Send + Sync {
     fn count_bundles(&self) -> impl Future<Output = Result<u64, StoreError>> + Send;
     /// Creates or replaces.
     fn put_bundle(&self, bundle: &Bundle) -> impl Future<Output = Result<(), StoreError>> + Send;
-    /// Changes a bundle in one transaction and counts its sequence number up when anything changed. `change` is
-    /// given what is stored (`None`: there is none yet) and answers what is to be stored (`None`: leave it). Two servers that append at once both find their keys in it.
+    /// Changes a bundle in one transaction and counts its sequence number up when anything changed. `how` says what
+    /// kind of change that is, for those who count them. `change` is given what is stored (`None`: there is none yet) and answers what is to be stored (`None`: leave it). Two servers that append at once both find their keys in it.
     fn update_bundle(
         &self,
         of: &TrustDomain,
+        how: BundleChange,
         change: impl FnOnce(Option<Bundle>) -> Option<Bundle> + Send,
     ) -> impl Future<Output = Result<Option<Bundle>, StoreError>> + Send;
     /// `dissociate` takes the domain out of entries that federate with it; `delete_entries` deletes those;
@@ -234,6 +236,19 @@ pub trait Bundles: Send + Sync {
     fn bundle_domains(
         &self,
     ) -> impl Future<Output = Result<BTreeSet<TrustDomain>, StoreError>> + Send;
+}
+
+/// What a change does to a bundle, as upstream's datastore tells changes apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BundleChange {
+    /// Keys are added; where there is no bundle it begins with them.
+    Append,
+    /// There was none.
+    Create,
+    /// What has expired goes.
+    Prune,
+    /// Anything else.
+    Update,
 }
 
 /// What becomes of entries that federate with a bundle's trust domain.

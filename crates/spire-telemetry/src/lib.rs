@@ -19,7 +19,7 @@ mod rpc;
 
 pub use health::{Check, HealthChecks, HealthListener, State};
 pub use http::{Http, Peer, answer, answer_on, listen};
-pub use listener::PrometheusListener;
+pub use listener::{Known, PrometheusListener};
 pub use log::{Log, describe_levels, level_asked_for, level_named};
 pub use metrics::{CallCounter, Counter, Gauge, Metrics, Program, Running, Sinks, Summary};
 pub use profiling::profile;

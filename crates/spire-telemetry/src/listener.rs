@@ -1,20 +1,20 @@
 //! The listener that Prometheus asks: `telemetry { Prometheus { } }`.
 
+mod tls;
+
 use std::io;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
 
-use ah_identity_provider::{Code, Explained, pem};
-use ah_spire_plugin::telemetry::{Prometheus, PrometheusTls};
+use ah_identity_provider::{Code, Explained};
+use ah_spire_plugin::telemetry::Prometheus;
 use http::StatusCode;
-use rustls::crypto::aws_lc_rs;
-use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig};
 use tokio_util::sync::CancellationToken;
 
 use crate::Metrics;
 use crate::http::{FEW_CONNECTIONS, Http, answer, bind};
+
+pub use tls::Known;
 
 /// As `promhttp` names its format.
 const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -26,18 +26,20 @@ pub struct PrometheusListener {
 }
 
 impl PrometheusListener {
-    /// Takes host and port. With `post_quantum_only` the key exchange of TLS is X25519MLKEM768 or there is none.
+    /// Takes host and port. `known` is asked at each handshake where `tls { }` speaks of SPIFFE. With `post_quantum_only`
+    /// the key exchange of TLS is X25519MLKEM768 or there is none.
     ///
     /// # Errors
-    /// The address cannot be had, or `tls { }` is not usable: TLS 1.3 with `cert_file` and `key_file`, and
-    /// `client_ca_file` for clients that have to show a certificate.
+    /// The address cannot be had, or `tls { }` is not usable. It is TLS 1.3 with `cert_file` and `key_file`, or with
+    /// `use_spire_svid`; clients have to show a certificate with `client_ca_file` or `authorized_spiffe_ids`.
     pub async fn bind(
         config: &Prometheus,
         metrics: Metrics,
+        known: Arc<dyn Known>,
         post_quantum_only: bool,
     ) -> Result<Self, Explained> {
         let tls = config.tls.as_ref();
-        let tls = tls.map(|tls| server_config(tls, post_quantum_only));
+        let tls = tls.map(|tls| tls::server_config(tls, known, post_quantum_only));
         let tls = tls.transpose()?;
         let listener = bind(&config.host, &config.port.to_string())
             .await
@@ -83,81 +85,6 @@ impl PrometheusListener {
         let text = move |_: &_| answer(StatusCode::OK, CONTENT_TYPE, metrics.text());
         self.http.serve(text, stop).await;
     }
-}
-
-fn server_config(
-    tls: &PrometheusTls,
-    post_quantum_only: bool,
-) -> Result<Arc<ServerConfig>, Explained> {
-    let refused = |what: &str, hint: &str| {
-        Err(Explained::new(Code::Usage, format!("telemetry.Prometheus.tls: {what}")).hint(hint))
-    };
-    if tls.use_spire_svid {
-        return refused(
-            "use_spire_svid is not supported",
-            "remove use_spire_svid and set cert_file and key_file",
-        );
-    }
-    if !tls.authorized_spiffe_ids.is_empty() {
-        return refused(
-            "authorized_spiffe_ids is not supported",
-            "remove authorized_spiffe_ids; client_ca_file limits who may ask",
-        );
-    }
-    let (Some(cert_file), Some(key_file)) = (&tls.cert_file, &tls.key_file) else {
-        return refused(
-            "cert_file and key_file must both be set",
-            "set both to PEM files, or remove the block tls",
-        );
-    };
-    let chain = pem::certificates(&read(cert_file)?).map_err(|error| bad(cert_file, error))?;
-    let key = pem::private_key(&read(key_file)?, None).map_err(|error| bad(key_file, error))?;
-    let unusable = |error: rustls::Error| bad(cert_file, error);
-    let mut provider = aws_lc_rs::default_provider();
-    if post_quantum_only {
-        provider.kx_groups = vec![aws_lc_rs::kx_group::X25519MLKEM768];
-    }
-    let builder = ServerConfig::builder_with_provider(Arc::new(provider))
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(unusable)?;
-    let builder = match &tls.client_ca_file {
-        None => builder.with_no_client_auth(),
-        Some(file) => builder.with_client_cert_verifier(clients_of(file)?),
-    };
-    let mut config = builder
-        .with_single_cert(chain, key.der().clone_key())
-        .map_err(unusable)?;
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(Arc::new(config))
-}
-
-fn clients_of(
-    file: &Path,
-) -> Result<Arc<dyn rustls::server::danger::ClientCertVerifier>, Explained> {
-    let mut roots = RootCertStore::empty();
-    for root in pem::certificates(&read(file)?).map_err(|error| bad(file, error))? {
-        roots.add(root).map_err(|error| bad(file, error))?;
-    }
-    let provider = Arc::new(aws_lc_rs::default_provider());
-    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
-        .build()
-        .map_err(|error| bad(file, error))
-}
-
-fn read(file: &Path) -> Result<Vec<u8>, Explained> {
-    std::fs::read(file).map_err(|error| bad(file, error))
-}
-
-fn bad(file: &Path, why: impl std::fmt::Display) -> Explained {
-    Explained::new(
-        Code::Usage,
-        format!(
-            "telemetry.Prometheus.tls: {} cannot be used",
-            file.display()
-        ),
-    )
-    .cause(why)
-    .hint("cert_file, key_file and client_ca_file are PEM files; key_file has the key of the first certificate")
 }
 
 #[cfg(test)]

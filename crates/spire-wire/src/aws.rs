@@ -65,7 +65,7 @@ impl Environment {
     /// Trusts the certificates of `AWS_CA_BUNDLE` alone where it is set, as AWS's SDKs do.
     fn client(&self) -> Result<HttpClient, String> {
         let Some(file) = self.variable("AWS_CA_BUNDLE") else {
-            return HttpClient::new(Roots::Machine, None);
+            return HttpClient::web();
         };
         let told = |why: String| format!("AWS_CA_BUNDLE: {file}: {why}");
         let roots = CertificateDer::pem_file_iter(file)

@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::Mutex;
 use zeroize::Zeroizing;
 
-use crate::http_client::{HttpClient, Roots};
+use crate::http_client::HttpClient;
 use crate::sigv4::percent_encoded;
 
 /// How long before its end a token is replaced.
@@ -361,7 +361,7 @@ async fn send<T: DeserializeOwned>(
         uri.authority().map_or("", |it| it.as_str()),
         uri.path()
     );
-    let answer = HttpClient::new(Roots::Machine, None)?.send(request).await?;
+    let answer = HttpClient::web()?.send(request).await?;
     if !answer.status().is_success() {
         let said = String::from_utf8_lossy(answer.body());
         let said: String = said.chars().take(MAX_TOLD).collect();

@@ -9,6 +9,7 @@ use url::Url;
 
 pub use crate::http_client::MAX_BYTES as MAX_DOCUMENT_BYTES;
 use crate::http_client::exchange;
+use crate::proxy;
 
 /// What a server answers.
 #[derive(Clone, Debug)]
@@ -30,16 +31,15 @@ pub fn host_of(url: &Url) -> Result<&str, String> {
     Ok(host.trim_matches(['[', ']']))
 }
 
-/// A connection to the host and port of `url`.
+/// A connection to the host and port of `url`, through this process's proxy if it has one.
 ///
 /// # Errors
 /// There is none to be had; the text names host and port.
 pub async fn dial(url: &Url) -> Result<TcpStream, String> {
     let host = host_of(url)?;
     let port = url.port_or_known_default().ok_or("it has no port")?;
-    TcpStream::connect((host, port))
-        .await
-        .map_err(|error| format!("{host}:{port}: {error}"))
+    let stream = proxy::connect(host, port).await;
+    stream.map_err(|error| format!("{host}:{port}: {error}"))
 }
 
 /// Asks for `url` over `stream`, as `agent` (`User-Agent`).

@@ -1,26 +1,27 @@
-//! Single requests over HTTP/1.1 to the services beside SPIRE: platforms, container engines, and whoever publishes a
+//! Requests over HTTP/1.1 to the services beside SPIRE: platforms, container engines, and whoever publishes a
 //! bundle.
 
 mod nameless;
+mod pool;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::uri::Scheme;
 use http::{HeaderValue, Request, Response, Uri, header};
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use hyper::body::Incoming;
 use rustls::crypto::aws_lc_rs;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
-use tokio_util::task::AbortOnDropHandle;
 
+use crate::proxy;
 use nameless::Nameless;
+use pool::{Open, Place, Pool};
 
 /// The largest answer that is read unless [`HttpClient::reading`] says otherwise, in bytes.
 pub const MAX_BYTES: usize = 4 * 1024 * 1024;
@@ -42,11 +43,14 @@ pub enum Roots {
     Unverified,
 }
 
-/// Sends requests, each over a connection of its own. Redirects are answers like others.
+/// Sends requests over connections that are kept for a while, TLS through the proxy that the environment names, if it
+/// names one ([`proxy`]). Redirects are answers like others. Clones have their connections together.
 #[derive(Clone)]
 pub struct HttpClient {
     tls: Arc<ClientConfig>,
+    pool: Arc<Pool>,
     most: usize,
+    direct: bool,
 }
 
 impl HttpClient {
@@ -81,8 +85,29 @@ impl HttpClient {
         };
         Ok(Self {
             tls: Arc::new(config),
+            pool: Arc::default(),
             most: MAX_BYTES,
+            direct: false,
         })
+    }
+
+    /// This process's client of the web, with the roots of the machine as they were when it was first asked for.
+    ///
+    /// # Errors
+    /// As [`Self::new`]; it is tried again the next time.
+    pub fn web() -> Result<Self, String> {
+        static WEB: OnceLock<HttpClient> = OnceLock::new();
+        match WEB.get() {
+            Some(web) => Ok(web.clone()),
+            None => Self::new(Roots::Machine, None).map(|web| WEB.get_or_init(|| web).clone()),
+        }
+    }
+
+    /// Passes the proxy by: for what is on this machine.
+    #[must_use]
+    pub fn direct(mut self) -> Self {
+        self.direct = true;
+        self
     }
 
     /// Reads answers of up to `most` bytes.
@@ -97,7 +122,8 @@ impl HttpClient {
         Self::new(Roots::Only(Vec::new()), None)
     }
 
-    /// The answer to `request`, whose URI is absolute: `https`, or `http` without TLS.
+    /// The answer to `request`, whose URI is absolute: `https`, or `http` without TLS. It is sent a second time where a
+    /// connection that was kept ends without a byte of an answer: servers end those whenever they like.
     ///
     /// # Errors
     /// Names the host and port, and what failed.
@@ -109,27 +135,66 @@ impl HttpClient {
             Some(scheme) if *scheme == Scheme::HTTP => false,
             _ => return Err(format!("{uri} is neither https:// nor http://")),
         };
-        let bare = host.trim_matches(['[', ']']);
-        let port = uri.port_u16().unwrap_or(if tls { 443 } else { 80 });
-        let whole = Box::pin(async {
-            let stream = TcpStream::connect((bare, port)).await;
-            let stream = stream.map_err(|error| error.to_string())?;
-            if tls {
-                let name = ServerName::try_from(bare.to_owned());
-                let name = name.map_err(|error| error.to_string())?;
-                let stream = TlsConnector::from(self.tls.clone())
-                    .connect(name, stream)
-                    .await;
-                let stream = stream.map_err(|error| format!("TLS: {error}"))?;
-                exchange(request, stream, self.most).await
-            } else {
-                exchange(request, stream, self.most).await
-            }
-        });
+        let place = Place {
+            tls,
+            host: host.trim_matches(['[', ']']).to_owned(),
+            port: uri.port_u16().unwrap_or(if tls { 443 } else { 80 }),
+        };
+        let whole = Box::pin(self.converse(request, &place));
         let answer = tokio::time::timeout(TIMEOUT, whole)
             .await
             .unwrap_or_else(|_| Err(format!("no answer within {}s", TIMEOUT.as_secs())));
-        answer.map_err(|error| format!("{host}:{port}: {error}"))
+        answer.map_err(|error| format!("{host}:{}: {error}", place.port))
+    }
+
+    async fn converse(
+        &self,
+        request: Request<Bytes>,
+        place: &Place,
+    ) -> Result<Response<Bytes>, String> {
+        let told = |error: hyper::Error| error.to_string();
+        let request = to_server(request)?;
+        let kept = match self.pool.take(place).await {
+            None => None,
+            Some(mut kept) => match kept.requests.send_request(request.clone()).await {
+                Ok(answer) => Some((kept, answer)),
+                Err(error) => {
+                    tracing::debug!(%error, host = place.host, "a kept connection had ended");
+                    None
+                }
+            },
+        };
+        let (open, answer) = match kept {
+            Some(answered) => answered,
+            None => {
+                let mut open = self.open(place).await?;
+                let answer = open.requests.send_request(request).await.map_err(told)?;
+                (open, answer)
+            }
+        };
+        let answer = whole(answer, self.most).await?;
+        self.pool.keep(place, open);
+        Ok(answer)
+    }
+
+    async fn open(&self, place: &Place) -> Result<Open, String> {
+        let Place { tls, host, port } = place;
+        if !*tls || self.direct {
+            let stream = TcpStream::connect((host.as_str(), *port)).await;
+            let stream = stream.map_err(|error| error.to_string())?;
+            if !*tls {
+                return Open::over(stream).await;
+            }
+            return self.secured(host, stream).await;
+        }
+        self.secured(host, proxy::connect(host, *port).await?).await
+    }
+
+    async fn secured(&self, host: &str, stream: TcpStream) -> Result<Open, String> {
+        let name = ServerName::try_from(host.to_owned()).map_err(|error| error.to_string())?;
+        let connector = TlsConnector::from(self.tls.clone());
+        let stream = connector.connect(name, stream).await;
+        Open::over(stream.map_err(|error| format!("TLS: {error}"))?).await
     }
 }
 
@@ -161,14 +226,21 @@ fn of_this_machine() -> Result<RootCertStore, String> {
 /// # Errors
 /// Says what is wrong with the request, the connection or the answer.
 pub async fn exchange<T>(
-    mut request: Request<Bytes>,
+    request: Request<Bytes>,
     stream: T,
     most: usize,
 ) -> Result<Response<Bytes>, String>
 where
     T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let told = |error: hyper::Error| error.to_string();
+    let request = to_server(request)?;
+    let mut open = Open::over(stream).await?;
+    let answer = open.requests.send_request(request).await;
+    whole(answer.map_err(|error| error.to_string())?, most).await
+}
+
+/// As servers are asked: by path, the host beside it.
+fn to_server(mut request: Request<Bytes>) -> Result<Request<Full<Bytes>>, String> {
     let uri = std::mem::take(request.uri_mut());
     // Without the user and password that an authority may have (RFC 9110 §7.2).
     let host = uri.host().unwrap_or("localhost");
@@ -181,11 +253,16 @@ where
         .path_and_query()
         .map_or("/", http::uri::PathAndQuery::as_str);
     *request.uri_mut() = target.parse::<Uri>().map_err(|error| error.to_string())?;
-    let (mut requests, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(told)?;
-    let _connection = AbortOnDropHandle::new(tokio::spawn(connection));
-    let answer = requests.send_request(request.map(Full::new)).await;
-    let (parts, body) = answer.map_err(told)?.into_parts();
+    Ok(request.map(Full::new))
+}
+
+/// The answer with all of its body, of up to `most` bytes.
+async fn whole(answer: Response<Incoming>, most: usize) -> Result<Response<Bytes>, String> {
+    let (parts, body) = answer.into_parts();
     let body = Limited::new(body, most).collect().await;
     let body = body.map_err(|error| error.to_string())?;
     Ok(Response::from_parts(parts, body.to_bytes()))
 }
+
+#[cfg(test)]
+mod tests;

@@ -17,6 +17,7 @@ pub mod encoded;
 pub mod http_client;
 pub mod jwt;
 pub mod model;
+pub mod proxy;
 mod public_key;
 mod serving;
 pub mod sigv4;

@@ -30,7 +30,7 @@ pub use fault::Concern;
 pub use key_exchange::key_exchanges;
 pub use peer::{PeerIdentity, PeerName, Refusal};
 pub use policy::{NearestRule, Policy, PolicyCell, Revocations, SanRules};
-pub use spiffe_client::{HandshakeFault, OwnKey, ServerTrust, SpiffeClient};
+pub use spiffe_client::{HandshakeFault, OwnKey, ServerTrust, SpiffeClient, certified};
 pub use spiffe_server::spiffe_server;
 pub use svid::{Severity, SvidFault, parse_spiffe_id, svid_faults};
 pub use verify::{

@@ -146,8 +146,11 @@ impl SpiffeClient {
     }
 }
 
-/// A chain, leaf first, with its key.
-pub(crate) fn certified(
+/// A chain, leaf first, with its key, as TLS shows it.
+///
+/// # Errors
+/// A key that TLS cannot use, or that is another certificate's.
+pub fn certified(
     chain: Vec<CertificateDer<'static>>,
     key: &OwnKey,
     provider: &CryptoProvider,

@@ -187,6 +187,15 @@ impl Site {
         self.run("spire-server", name, &["entry", "create"], &flags)
     }
 
+    /// The active X.509 authority of server `name`, and the prepared one.
+    fn authorities(&self, name: &str) -> (String, String) {
+        let words = ["localauthority", "x509", "show"];
+        let shown = self.ok(name, &words, &["-output", "json"]);
+        let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+        let id = |of: &str| shown[of]["authority_id"].as_str().unwrap().to_owned();
+        (id("active"), id("prepared"))
+    }
+
     /// What a workload is told by `api fetch` with `words`.
     fn fetch(&self, words: &[&str]) -> Finished {
         let fetch = [&["api", "fetch"], words].concat();
@@ -254,6 +263,19 @@ fn from_one_to_the_other(site: &Site) {
     // They found their CAs again.
     let bundle = site.ok("one", &["bundle", "show"], &[]);
     assert_eq!(bundle.matches("BEGIN CERTIFICATE").count(), 2, "{bundle}");
+
+    // The CA of each is replaced without force: what the agent acknowledges, it tells the one that it is connected to.
+    for (name, _) in SERVERS {
+        site.ok(name, &["localauthority", "x509", "prepare"], &[]);
+        let (old, new) = site.authorities(name);
+        for (verb, authority) in [("activate", &new), ("taint", &old), ("revoke", &old)] {
+            let words = ["localauthority", "x509", verb];
+            eventually(&format!("{name} may {verb}"), || {
+                let done = site.run("spire-server", name, &words, &["-authorityID", authority]);
+                (done.code == 0).then_some(())
+            });
+        }
+    }
 
     // Without a database workloads are served, and whoever asks for more is told what is wrong.
     site.database.stop();

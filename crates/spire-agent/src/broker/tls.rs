@@ -1,9 +1,9 @@
 //! The agent's side of TLS towards brokers: its own SVID, and theirs, which they have to show.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ah_identity_provider::{Clock, TrustBundles};
+use ah_identity_provider::Clock;
 use ah_tls::{PeerName, Policy, Trust, required_clients, spiffe_server, verify_executor};
 use rustls::{Error, ServerConfig};
 use rustls_pki_types::CertificateDer;
@@ -12,7 +12,6 @@ use tokio::sync::watch;
 
 use crate::bundles::Bundles;
 use crate::own::OwnIdentity;
-use crate::server_client::roots_of;
 
 /// The TLS configuration of the moment, built anew when SVID or bundles change.
 pub(super) struct Configs {
@@ -69,15 +68,7 @@ impl Configs {
     }
 
     fn build(&self, own: &OwnIdentity, bundles: &Bundles) -> Result<ServerConfig, Error> {
-        let domains: BTreeMap<_, _> = bundles
-            .0
-            .iter()
-            .map(|(domain, bundle)| (domain.clone(), roots_of(bundle)))
-            .collect();
-        let trust = Trust::new(&TrustBundles {
-            unscoped: Vec::new(),
-            domains,
-        });
+        let trust = Trust::new(&bundles.trust());
         let (brokers, clock) = (self.brokers.clone(), self.clock.clone());
         let clients = required_clients(move |chain| {
             let judged = judge(chain, &trust, &brokers, clock.as_ref());

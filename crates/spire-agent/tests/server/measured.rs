@@ -1,9 +1,12 @@
 //! Metrics of a real agent, as Prometheus reads them (inventory section 10.2).
 
-use ah_testkit::process::{DEADLINE, Process, eventually};
+use ah_testkit::process::{DEADLINE, Process, eventually, field};
 use nix::sys::signal::Signal;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
-use crate::fake::Fake;
+use crate::broker::client_of_agent;
+use crate::fake::{Ca, Fake};
 use crate::program::{Conf, fetch, get, program, serve_us, stdout};
 use crate::rig::Node;
 
@@ -170,4 +173,42 @@ async fn an_agent_tells_a_collector_what_it_counts() {
         let kept = "[C] 'spire_agent.node.attestor.new_svid.join_token.OK': Count: 1 Sum: 1.000";
         (agent.count(kept) > 0).then_some(())
     });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_are_shown_with_the_agent_s_svid_to_those_who_are_named() {
+    // Inventory section 10: Prometheus { tls { use_spire_svid, authorized_spiffe_ids } }
+    let fake = Fake::start().await;
+    serve_us(&fake);
+    let node = Node::new(&fake);
+    let mut conf = Conf::new(&node);
+    conf.more = r#"telemetry {
+        EnableHostnameLabel = false
+        Prometheus { host = "localhost" port = 0 tls {
+            use_spire_svid = true
+            authorized_spiffe_ids = ["spiffe://example.org/prometheus"]
+        } }
+    }"#
+    .into();
+    let agent = Process::start(&mut conf.command(&node, &fake, "run"));
+    let line = agent.wait_for("Serving metrics");
+    let address = field(&line, "address=").trim_matches('"').to_owned();
+    fake.called_in_all("SyncAuthorizedEntries", 2).await;
+    let ask = async |id: &str, ca: &Ca| -> std::io::Result<String> {
+        let client = client_of_agent(&fake, Some((id, ca)));
+        let client = client.of_host("localhost").unwrap();
+        let shaken = client.handshake(TcpStream::connect(&address).await?).await;
+        let (mut stream, _) = shaken.unwrap();
+        let request = b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+        stream.write_all(request).await?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await?;
+        Ok(text)
+    };
+    let ca = fake.state().ca.clone();
+    let named = "spiffe://example.org/prometheus";
+    let text = ask(named, &ca).await.unwrap();
+    assert!(text.contains("spire_agent_bootstrapped"), "{text}");
+    assert!(ask("spiffe://example.org/other", &ca).await.is_err());
+    assert!(ask(named, &Ca::new()).await.is_err());
 }

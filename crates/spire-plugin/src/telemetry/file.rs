@@ -1,5 +1,7 @@
 //! How `telemetry { }` and `health_checks { }` are written.
 
+use spiffe::SpiffeId;
+
 use super::{HealthConfig, M3, Prometheus, PrometheusTls, TelemetryConfig};
 use crate::check::{nonempty, or, port};
 use crate::config_block;
@@ -119,17 +121,32 @@ impl TelemetryBlock {
 
 impl PrometheusBlock {
     fn into_config(self) -> Result<Prometheus, ConfigError> {
-        let path = |text: String| nonempty(text).map(Into::into);
         Ok(Prometheus {
             host: or(self.host, "localhost"),
             port: port("telemetry.Prometheus.port", self.port)?,
-            tls: self.tls.map(|tls| PrometheusTls {
-                cert_file: path(tls.cert_file),
-                key_file: path(tls.key_file),
-                client_ca_file: path(tls.client_ca_file),
-                use_spire_svid: tls.use_spire_svid,
-                authorized_spiffe_ids: tls.authorized_spiffe_ids,
-            }),
+            tls: self.tls.map(TlsBlock::into_config).transpose()?,
+        })
+    }
+}
+
+impl TlsBlock {
+    fn into_config(self) -> Result<PrometheusTls, ConfigError> {
+        let path = |text: String| nonempty(text).map(Into::into);
+        let parse = |text: &String| {
+            SpiffeId::new(text).map_err(|why| {
+                ConfigError::Rule(format!(
+                    "telemetry.Prometheus.tls: invalid authorized SPIFFE ID {text:?}: {why}"
+                ))
+            })
+        };
+        Ok(PrometheusTls {
+            cert_file: path(self.cert_file),
+            key_file: path(self.key_file),
+            client_ca_file: path(self.client_ca_file),
+            use_spire_svid: self.use_spire_svid,
+            authorized_spiffe_ids: { self.authorized_spiffe_ids.iter() }
+                .map(parse)
+                .collect::<Result<_, _>>()?,
         })
     }
 }

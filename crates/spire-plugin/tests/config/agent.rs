@@ -304,10 +304,8 @@ fn every_key_beside_the_agent_s_own_arrives() {
         (tls.client_ca_file, tls.use_spire_svid),
         (Some("/t/ca.pem".into()), true)
     );
-    assert_eq!(
-        tls.authorized_spiffe_ids,
-        ["spiffe://example.org/prometheus"]
-    );
+    let ids = tls.authorized_spiffe_ids.iter().map(ToString::to_string);
+    assert_eq!(ids.collect::<Vec<_>>(), ["spiffe://example.org/prometheus"]);
     assert_eq!(telemetry.dog_statsd, ["localhost:8125"]);
     assert_eq!(
         telemetry.statsd,

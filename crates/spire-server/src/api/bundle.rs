@@ -24,7 +24,7 @@ use tonic::{Request, Response, Status};
 use super::audit::{self, Audit, Fields};
 use super::{Core, caller, count, failed, internal, invalid, item, mask, page, store_code};
 use crate::ids;
-use crate::store::{BundleDeletion, Store, StoreError};
+use crate::store::{BundleChange, BundleDeletion, Store, StoreError};
 
 pub(super) struct Bundles<S>(pub(super) Arc<Core<S>>);
 
@@ -93,7 +93,7 @@ impl<S: Store> Service for Bundles<S> {
         let appended = self
             .0
             .store
-            .update_bundle(&self.0.trust_domain, append)
+            .update_bundle(&self.0.trust_domain, BundleChange::Append, append)
             .await
             .map_err(|error| internal("failed to append bundle", error))?;
         let bundle = appended.ok_or_else(|| Status::internal("failed to append bundle"))?;
@@ -301,7 +301,8 @@ impl<S: Store> Bundles<S> {
             existed = stored.is_some();
             stored.is_none().then_some(given)
         };
-        let created = self.0.store.update_bundle(&domain, create).await;
+        let how = BundleChange::Create;
+        let created = self.0.store.update_bundle(&domain, how, create).await;
         let created = created.map_err(|error| internal("unable to create bundle", error))?;
         match created {
             Some(bundle) if !existed => {
@@ -355,7 +356,8 @@ impl<S: Store> Bundles<S> {
             }
             Some(bundle)
         };
-        match self.0.store.update_bundle(&domain, change).await {
+        let how = BundleChange::Update;
+        match self.0.store.update_bundle(&domain, how, change).await {
             Ok(Some(bundle)) => Ok(bundle),
             Ok(None) | Err(StoreError::NotFound(_)) => Err(Status::not_found("bundle not found")),
             Err(error) => Err(internal("failed to update bundle", error)),

@@ -43,7 +43,8 @@ impl<S: Store> Rotation for Rotations<S> {
             .filter(lives)
             .map(|agent| agent.id)
             .collect();
-        let behind = core.holdings.behind(&agents, bundle.sequence);
+        let behind = core.holdings.behind(&agents, bundle.sequence).await;
+        let behind = behind.map_err(|error| internal("failed to read acknowledgements", error))?;
         let behind = behind.into_iter().map(|(id, held)| {
             let reported = held.is_some();
             let held = held.unwrap_or_default();

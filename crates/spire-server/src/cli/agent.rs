@@ -219,7 +219,7 @@ fn done(out: &mut Output, text: &str) {
 fn print(out: &mut Output, agent: &Agent) {
     out.line(&format!("SPIFFE ID         : {}", id(agent)));
     out.line(&format!("Attestation type  : {}", agent.attestation_type));
-    let expires = moment::utc(agent.x509svid_expires_at);
+    let expires = moment::local(agent.x509svid_expires_at);
     out.line(&format!("Expiration time   : {expires}"));
     if agent.banned {
         out.line("Banned            : true");

@@ -71,7 +71,7 @@ fn told(answer: &GetAcknowledgementsResponse) -> String {
 
 fn why(agent: &AgentHoldings, newest: u64) -> String {
     if !agent.reported {
-        return "unknown (not connected to this server, or an agent that does not report)".into();
+        return "unknown (not connected, or an agent that does not report)".into();
     }
     if agent.bundle_sequence < newest {
         return format!("holds sequence number {}", agent.bundle_sequence);
@@ -124,7 +124,7 @@ mod tests {
             behind,
         });
         let head = "24 of 30 agents have not acknowledged the trust bundle (sequence number 7):
-  spiffe://example.org/spire/agent/1: unknown (not connected to this server, or an agent that does not report)
+  spiffe://example.org/spire/agent/1: unknown (not connected, or an agent that does not report)
   spiffe://example.org/spire/agent/2: holds sequence number 6
   spiffe://example.org/spire/agent/3: still has X509-SVIDs of a tainted authority: 4
 ";

@@ -9,9 +9,9 @@ use spiffe::{SpiffeId, TrustDomain};
 
 use super::EntryCache;
 use crate::store::{
-    Agent, AgentFilter, Agents, BundleDeletion, Bundles, Changed, Created, Entries, EntryFilter,
-    EntryMask, Federation, JoinToken, JoinTokens, Journals, Page, Paged, Relationship, Spender,
-    StoreError,
+    Agent, AgentFilter, Agents, BundleChange, BundleDeletion, Bundles, Changed, Created, Entries,
+    EntryFilter, EntryMask, Federation, JoinToken, JoinTokens, Journals, Page, Paged, Relationship,
+    Spender, StoreError,
 };
 
 /// What this server writes through it is in the cache when the call returns, and agents that listen are told.
@@ -209,6 +209,7 @@ impl<S: Bundles + Entries + Agents + JoinTokens + Federation + Journals + 'stati
     async fn update_bundle(
         &self,
         of: &TrustDomain,
+        how: BundleChange,
         change: impl FnOnce(Option<Bundle>) -> Option<Bundle> + Send,
     ) -> Result<Option<Bundle>, StoreError> {
         let mut differs = false;
@@ -217,7 +218,7 @@ impl<S: Bundles + Entries + Agents + JoinTokens + Federation + Journals + 'stati
             differs = after.is_some() && after != before;
             after
         };
-        let updated = self.store.update_bundle(of, change).await?;
+        let updated = self.store.update_bundle(of, how, change).await?;
         if differs {
             self.cache.bundles_changed();
         }

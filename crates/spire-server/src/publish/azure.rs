@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-use ah_spire_wire::http_client::{HttpClient, Roots};
+use ah_spire_wire::http_client::HttpClient;
 use ah_spire_wire::model::Bundle;
 use ah_spire_wire::sigv4::percent_encoded;
 use aws_lc_rs::hmac;
@@ -158,7 +158,7 @@ impl AzureBlob {
             .header("x-ms-version", VERSION)
             .body(Bytes::from(data))
             .map_err(|error| error.to_string())?;
-        let answer = HttpClient::new(Roots::Machine, None)?.send(request).await?;
+        let answer = HttpClient::web()?.send(request).await?;
         if answer.status().is_success() {
             return Ok(());
         }
@@ -170,7 +170,7 @@ impl AzureBlob {
     }
 
     async fn token(&self, identity: &AzureIdentity) -> Result<Zeroizing<String>, String> {
-        let client = HttpClient::new(Roots::Machine, None)?;
+        let client = HttpClient::web()?;
         let request = match identity {
             AzureIdentity::Secret {
                 tenant,

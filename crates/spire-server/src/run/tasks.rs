@@ -74,6 +74,11 @@ impl<S: Store> Started<S> {
                 core.entries.follow(core.store.as_ref(), &follow).await
             })),
         );
+        let core = self.core.clone();
+        tasks.spawn(
+            "acknowledgements",
+            until(Box::pin(async move { core.holdings.run().await })),
+        );
         let (core, pruner) = (self.core.clone(), self.pruner);
         let pruned = config.prune_attested_nodes;
         tasks.spawn(

@@ -7,17 +7,16 @@ use std::time::Duration;
 use ah_identity_provider::TrustBundles;
 use ah_spire_wire::model::Bundle;
 use rustls_pki_types::CertificateDer;
-use spiffe::TrustDomain;
+use spiffe::{SpiffeId, TrustDomain};
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::endpoints::ClientTrust;
 use crate::store::{Bundles, SqlStore, StoreError};
 
 /// How old a bundle may be that a certificate is judged by, as with upstream.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Follows the bundles of the own trust domain and of those that administrators come from.
+/// Follows the bundles of the own trust domain and of those that administrators and Prometheus come from.
 pub(super) struct Follower {
     store: SqlStore,
     ours: TrustDomain,
@@ -27,12 +26,17 @@ pub(super) struct Follower {
 }
 
 impl Follower {
-    pub(super) async fn start(store: SqlStore, clients: &ClientTrust) -> Result<Self, String> {
-        let foreign = clients.admin_ids.iter().map(|id| id.trust_domain().clone());
-        let domains = foreign.chain([clients.trust_domain.clone()]).collect();
+    /// Of `ours`, and of the trust domains of `known`.
+    pub(super) async fn start<'a>(
+        store: SqlStore,
+        ours: TrustDomain,
+        known: impl IntoIterator<Item = &'a SpiffeId>,
+    ) -> Result<Self, String> {
+        let foreign = known.into_iter().map(|id| id.trust_domain().clone());
+        let domains = foreign.chain([ours.clone()]).collect();
         let follower = Self {
             store,
-            ours: clients.trust_domain.clone(),
+            ours,
             domains,
             newest: watch::Sender::new(Arc::new(TrustBundles::default())),
             own: watch::Sender::new(None),

@@ -11,15 +11,16 @@ use spiffe::{SpiffeId, TrustDomain};
 use tonic::Code;
 
 use super::{
-    Agent, AgentFilter, Agents, BundleDeletion, Bundles, Changed, Created, Entries, EntryFilter,
-    EntryMask, Federation, JoinToken, JoinTokens, Journals, Page, Paged, Relationship, Spender,
-    StoreError,
+    Agent, AgentFilter, Agents, BundleChange, BundleDeletion, Bundles, Changed, Created, Entries,
+    EntryFilter, EntryMask, Federation, JoinToken, JoinTokens, Journals, Page, Paged, Relationship,
+    Spender, StoreError,
 };
 
 /// Counts `datastore.*` around `store`.
 pub struct Metered<S> {
     store: S,
     bundle: Object,
+    bundle_append: CallCounter,
     entry: Object,
     entry_event: Object,
     federation: Object,
@@ -70,6 +71,7 @@ impl<S> Metered<S> {
         Self {
             store,
             bundle: object("bundle"),
+            bundle_append: metrics.calls(&["datastore", "bundle", "append"], &[]),
             entry: object("registration_entry"),
             entry_event: object("registration_entry_event"),
             federation: object("federation_relationship"),
@@ -164,7 +166,8 @@ impl<S: Agents> Agents for Metered<S> {
     }
 
     async fn agent(&self, id: &SpiffeId) -> Result<Option<Agent>, StoreError> {
-        counted(&self.node.fetch, self.store.agent(id)).await
+        let fetch = counted(&self.node.fetch, self.store.agent(id));
+        counted(&self.node_selectors.fetch, fetch).await
     }
 
     async fn agents(&self, filter: &AgentFilter, page: &Page) -> Result<Paged<Agent>, StoreError> {
@@ -264,9 +267,16 @@ impl<S: Bundles> Bundles for Metered<S> {
     async fn update_bundle(
         &self,
         of: &TrustDomain,
+        how: BundleChange,
         change: impl FnOnce(Option<Bundle>) -> Option<Bundle> + Send,
     ) -> Result<Option<Bundle>, StoreError> {
-        counted(&self.bundle.update, self.store.update_bundle(of, change)).await
+        let calls = match how {
+            BundleChange::Append => &self.bundle_append,
+            BundleChange::Create => &self.bundle.create,
+            BundleChange::Prune => &self.bundle.prune,
+            BundleChange::Update => &self.bundle.update,
+        };
+        counted(calls, self.store.update_bundle(of, how, change)).await
     }
 
     async fn delete_bundle(

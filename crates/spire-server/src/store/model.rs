@@ -35,6 +35,18 @@ impl Agent {
     }
 }
 
+/// What an agent told one of the servers that it holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ToldHolding {
+    pub(crate) agent: SpiffeId,
+    /// Of the own trust domain's bundle.
+    pub(crate) bundle_sequence: u64,
+    /// X509-SVIDs of a tainted authority that are not replaced yet.
+    pub(crate) tainted_svids: u32,
+    /// Unix milliseconds, by that server's clock.
+    pub(crate) told_at: i64,
+}
+
 /// Lets one agent in.
 #[derive(Clone, PartialEq, Eq)]
 pub struct JoinToken {

@@ -10,6 +10,7 @@ mod entries;
 mod events;
 mod federation;
 mod filter;
+mod holdings;
 mod journals;
 mod mysql;
 mod place;

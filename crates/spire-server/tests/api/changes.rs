@@ -11,7 +11,7 @@ use ah_spire_wire::server::agent::BanAgentRequest;
 use ah_spire_wire::types::permission_denied_details::Reason;
 use spiffe::{SpiffeId, TrustDomain};
 use spire_server::entries::Follow;
-use spire_server::store::{Agents, Bundles, Entries};
+use spire_server::store::{Agents, BundleChange, Bundles, Entries};
 use tokio::time::Instant;
 use tonic::{Code, Status, Streaming};
 
@@ -62,12 +62,18 @@ async fn an_agent_is_told_of_its_entries_and_of_bundles() {
             bundle
         })
     };
-    rig.store.update_bundle(&ours, add_key).await.unwrap();
+    rig.store
+        .update_bundle(&ours, BundleChange::Update, add_key)
+        .await
+        .unwrap();
     heard(&mut news).await;
     heard(&mut others).await;
     // What changes nothing is no news.
     let bundles = rig.cache.subscribe_to_bundles();
-    rig.store.update_bundle(&ours, |same| same).await.unwrap();
+    rig.store
+        .update_bundle(&ours, BundleChange::Update, |same| same)
+        .await
+        .unwrap();
     let same = rig.store.bundle(&ours).await.unwrap().unwrap();
     rig.store.put_bundle(&same).await.unwrap();
     assert!(!bundles.has_changed().unwrap());

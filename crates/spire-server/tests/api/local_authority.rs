@@ -13,7 +13,7 @@ use ah_spire_wire::server::localauthority::local_authority_client::LocalAuthorit
 use ah_spire_wire::server::localauthority::*;
 use spiffe::TrustDomain;
 use spire_server::ca::{DiskAuthority, Files};
-use spire_server::store::{Agents, Bundles};
+use spire_server::store::{Agents, BundleChange, Bundles};
 use tonic::{Code, Status};
 
 use crate::commands::{fails, json, ok};
@@ -527,11 +527,13 @@ async fn a_rehearsal_that_fails_changes_nothing() {
     let new = new.as_str().unwrap();
     // As after a restored datastore.
     let ours = TrustDomain::new(DOMAIN).unwrap();
-    let without = rig.store.update_bundle(&ours, |bundle| {
-        let mut bundle = bundle?;
-        bundle.x509.pop();
-        Some(bundle)
-    });
+    let without = rig
+        .store
+        .update_bundle(&ours, BundleChange::Update, |bundle| {
+            let mut bundle = bundle?;
+            bundle.x509.pop();
+            Some(bundle)
+        });
     without.await.unwrap();
     let command = ["localauthority", "x509", "activate", "-authorityID", new];
     let error = fails(&rig, &[&command[..], &["-rehearse"]].concat()).await;

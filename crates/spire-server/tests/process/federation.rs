@@ -1,7 +1,11 @@
 //! Two servers that federate, one of them behind a certificate of the web (inventory section 11).
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
 use std::process::Command;
+use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use ah_testkit::ca::TestCa;
@@ -266,4 +270,75 @@ fn what_cannot_be_served_is_refused() {
             assert!(told.contains(why), "{why}: {told}");
         }
     }
+}
+
+/// Leads whoever asks to `port` of this machine, whatever they ask for. What each asked comes out.
+fn proxy(port: u16) -> (String, Receiver<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let (tell, asked) = channel();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut client = stream.unwrap();
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                client.read_exact(&mut byte).unwrap();
+                head.push(byte[0]);
+            }
+            tell.send(String::from_utf8(head).unwrap()).unwrap();
+            client.write_all(b"HTTP/1.1 200 OK\r\n\r\n").unwrap();
+            let server = TcpStream::connect(("127.0.0.1", port)).unwrap();
+            let ends = [(&client, &server), (&server, &client)];
+            for (from, to) in ends.map(|(a, b)| (a.try_clone().unwrap(), b.try_clone().unwrap())) {
+                std::thread::spawn(move || {
+                    let (mut from, mut to) = (from, to);
+                    let _ = std::io::copy(&mut from, &mut to);
+                    let _ = to.shutdown(std::net::Shutdown::Write);
+                });
+            }
+        }
+    });
+    (address, asked)
+}
+
+// Inventory section 11: `HTTPS_PROXY`, as upstream's transport heeds it.
+#[test]
+fn a_bundle_is_fetched_through_a_proxy() {
+    let folder = TempDir::new().unwrap();
+    let web = TestCa::new("web");
+    let roots = web.write(folder.path(), "roots");
+    let written = { web.leaf().dns("bundle.invalid").issue() }.write(folder.path(), "web");
+    let (cert, key) = (written.cert.display(), written.key.display());
+    let endpoint = format!(
+        r#"bundle_endpoint {{ address = "127.0.0.1" port = 9988
+            profile "https_web" {{ serving_cert_file {{ cert_file_path = "{cert}" key_file_path = "{key}" }} }} }}"#
+    );
+    let left = Server::start(&conf("left.test", &endpoint), &[]);
+    let (address, asked) = proxy(port(&left, r#""127.0.0.1" port = "#));
+    // The proxy alone knows the name.
+    let federates = r#"federates_with "left.test" {
+        bundle_endpoint_url = "https://bundle.invalid:8443/" bundle_endpoint_profile "https_web" {} }"#;
+    let url = format!("http://user:pa%20ss@{address}");
+    let environment = [
+        ("SSL_CERT_FILE", roots.as_path()),
+        ("HTTPS_PROXY", Path::new(&url)),
+        ("NO_PROXY", Path::new("left.test,127.0.0.0/8")),
+    ];
+    let right = Server::start(&conf("right.test", federates), &environment);
+    let theirs = command(&left, "bundle show");
+    eventually("the left bundle is on the right", || {
+        let list = command(&right, "bundle list");
+        list.contains(&theirs).then_some(())
+    });
+    let head = asked.recv().unwrap().to_lowercase();
+    assert!(
+        head.starts_with("connect bundle.invalid:8443 http/1.1\r\n"),
+        "{head}"
+    );
+    assert!(
+        head.contains("\r\nproxy-authorization: basic dxnlcjpwysbzcw==\r\n"),
+        "{head}"
+    );
+    assert!(!right.log().contains("pa%20ss"));
 }

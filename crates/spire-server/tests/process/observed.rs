@@ -99,6 +99,31 @@ async fn used() -> (Server, UnixDatagram, TempDir) {
     (server, systemd, folder)
 }
 
+// Inventory section 10: Prometheus { tls { use_spire_svid, authorized_spiffe_ids } }
+#[test]
+fn metrics_are_shown_with_the_server_s_svid_to_those_who_are_named() {
+    let tls = r#"port = 9988 tls {
+        use_spire_svid = true
+        authorized_spiffe_ids = ["spiffe://example.org/prometheus"]
+    }"#;
+    let server = Server::start(&CONF.replace("port = 9988", tls), &[]);
+    let port = port(&server, "port");
+    let ask = |id: &str| {
+        let asked = server.sh(&format!(
+            r"d=$(mktemp -d -p /run/spire)
+            spire-server x509 mint -socketPath /run/spire/server.sock -spiffeID spiffe://example.org/{id} -write $d
+            printf 'GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n' |
+                openssl s_client -quiet -verify_return_error -CAfile $d/bundle.pem -cert $d/svid.pem -key $d/key.pem -connect 127.0.0.1:{port} || true"
+        ));
+        assert!(asked.status.success(), "{asked:?}");
+        String::from_utf8(asked.stdout).unwrap()
+    };
+    let metrics = ask("prometheus");
+    assert!(metrics.contains("\nspire_server_started"), "{metrics}");
+    let refused = ask("other");
+    assert!(!refused.contains("spire_server_started"), "{refused}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_running_server_tells_what_it_does() {
     let (mut server, systemd, _folder) = used().await;
@@ -143,6 +168,11 @@ async fn a_running_server_tells_what_it_does() {
         .as_secs_f64();
     let ends = gauge("manager_x509_ca_rotate_expiration");
     assert!((now..=now + 86_400.0).contains(&ends), "{ends}");
+
+    // Section 9.1: the times of agents are in the zone of whoever asks.
+    let listed =
+        server.ok("TZ='<+0545>-5:45' spire-server agent list -socketPath /run/spire/server.sock");
+    assert!(listed.contains(" +0545 +0545\n"), "{listed}");
 
     // Inventory section 5.1: profiling_enabled, profiling_port.
     let profiled = get(port(&server, "profiling_port"), "/debug/pprof/cmdline");

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use ah_spire_plugin::telemetry::{Prometheus, TelemetryConfig};
 use ah_spire_telemetry::{Metrics, Program};
 use spire_server::store::{
-    Agents, BundleDeletion, Bundles, Entries, EntryFilter, EntryMask, JoinToken, JoinTokens,
-    Journals, Metered, Page, SqlStore, StoreError,
+    Agents, BundleChange, BundleDeletion, Bundles, Entries, EntryFilter, EntryMask, JoinToken,
+    JoinTokens, Journals, Metered, Page, SqlStore, StoreError,
 };
 
 use crate::common::{Database, add, agent, bundle, domain, entry, id, spender};
@@ -77,7 +77,14 @@ async fn operations_are_counted_with_what_came_of_them() {
 
     store.put_bundle(&bundle("example.org", 1)).await.unwrap();
     let of = domain("example.org");
-    store.update_bundle(&of, |bundle| bundle).await.unwrap();
+    for how in [
+        BundleChange::Append,
+        BundleChange::Create,
+        BundleChange::Prune,
+        BundleChange::Update,
+    ] {
+        store.update_bundle(&of, how, |same| same).await.unwrap();
+    }
     store
         .delete_bundle(&of, BundleDeletion::Restrict)
         .await
@@ -85,7 +92,10 @@ async fn operations_are_counted_with_what_came_of_them() {
     store.put_journal(None, "a", b"").await.unwrap();
 
     let expected = [
+        "bundle_append{status=\"OK\"} 1",
+        "bundle_create{status=\"OK\"} 1",
         "bundle_delete{status=\"OK\"} 1",
+        "bundle_prune{status=\"OK\"} 1",
         "bundle_set{status=\"OK\"} 1",
         "bundle_update{status=\"OK\"} 1",
         "ca_journal_set{status=\"OK\"} 1",
@@ -94,8 +104,9 @@ async fn operations_are_counted_with_what_came_of_them() {
         "join_token_delete{status=\"OK\"} 1",
         "join_token_fetch{status=\"OK\"} 2",
         "node_create{status=\"OK\"} 1",
-        // And `datastore_node_selectors_fetch`.
         "node_fetch{status=\"OK\"} 1",
+        // `datastore_node_selectors_fetch`: whoever reads an agent reads its selectors, too.
+        "node_selectors_fetch{status=\"OK\"} 1",
         "node_selectors_set{status=\"OK\"} 1",
         "registration_entry_create{status=\"OK\"} 1",
         "registration_entry_delete{status=\"NotFound\"} 1",

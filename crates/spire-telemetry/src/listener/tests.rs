@@ -1,10 +1,15 @@
 use std::path::PathBuf;
+use std::sync::Mutex;
+use std::time::SystemTime;
 
-use ah_spire_plugin::telemetry::TelemetryConfig;
+use ah_identity_provider::{SystemClock, TrustBundles};
+use ah_spire_plugin::telemetry::{PrometheusTls, TelemetryConfig};
 use ah_testkit::ca::{TestCa, TestLeaf};
-use rustls::ClientConfig;
-use rustls_pki_types::{PrivateKeyDer, ServerName};
-use spiffe::TrustDomain;
+use ah_tls::{HandshakeFault, OwnKey, ServerTrust, SpiffeClient, Trust};
+use rustls::crypto::aws_lc_rs;
+use rustls::{ClientConfig, RootCertStore};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use spiffe::{SpiffeId, TrustDomain};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -30,8 +35,35 @@ fn tls(cert_file: PathBuf, key_file: PathBuf) -> PrometheusTls {
     }
 }
 
+/// A program with what it has of SPIFFE.
+#[derive(Default)]
+struct Has {
+    svid: Mutex<Option<TestLeaf>>,
+    bundles: Mutex<TrustBundles>,
+}
+
+impl Known for Has {
+    fn svid(&self) -> Option<(Vec<CertificateDer<'static>>, OwnKey)> {
+        let svid = self.svid.lock().unwrap();
+        let svid = svid.as_ref()?;
+        Some((svid.chain().to_vec(), OwnKey::Here(svid.key())))
+    }
+
+    fn bundles(&self) -> TrustBundles {
+        self.bundles.lock().unwrap().clone()
+    }
+
+    fn now(&self) -> SystemTime {
+        SystemTime::now()
+    }
+}
+
 /// Metrics with one counter in them, served.
 async fn serving(config: Prometheus) -> (SocketAddr, CancellationToken) {
+    serving_as(config, Arc::new(Has::default())).await
+}
+
+async fn serving_as(config: Prometheus, has: Arc<Has>) -> (SocketAddr, CancellationToken) {
     let telemetry = TelemetryConfig {
         prometheus: Some(config.clone()),
         ..TelemetryConfig::default()
@@ -39,7 +71,7 @@ async fn serving(config: Prometheus) -> (SocketAddr, CancellationToken) {
     let trust_domain = TrustDomain::new("example.org").unwrap();
     let (metrics, _) = Metrics::new(&telemetry, Program::Agent, &trust_domain).unwrap();
     metrics.counter(&["sds_api", "connection"], &[]).increment();
-    let listener = PrometheusListener::bind(&config, metrics, false)
+    let listener = PrometheusListener::bind(&config, metrics, has, false)
         .await
         .unwrap();
     let address = listener.address().unwrap();
@@ -125,40 +157,152 @@ async fn with_tls_it_shows_its_certificate_and_may_want_the_clients() {
     stop.cancel();
 }
 
+/// Asks `server`, as `client`.
+async fn asked_by_spiffe(
+    address: SocketAddr,
+    server: &str,
+    ca: &TestCa,
+    client: Option<&TestLeaf>,
+) -> Result<String, HandshakeFault> {
+    let own = client.map(|leaf| (leaf.chain().to_vec(), OwnKey::Here(leaf.key())));
+    let client = SpiffeClient::new(
+        SpiffeId::new(server).unwrap(),
+        ServerTrust::Roots(Arc::new(Trust::new(&ca.svid_bundles()))),
+        own.as_ref().map(|(chain, key)| (chain.clone(), key)),
+        false,
+        Arc::new(SystemClock),
+    );
+    let client = client.unwrap().of_host("localhost").unwrap();
+    let stream = TcpStream::connect(address).await.unwrap();
+    let (stream, _) = client.handshake(stream).await?;
+    asked(stream).await.map_err(HandshakeFault::Ended)
+}
+
+fn of_spiffe(ids: &[&str]) -> PrometheusTls {
+    PrometheusTls {
+        cert_file: None,
+        key_file: None,
+        client_ca_file: None,
+        use_spire_svid: true,
+        authorized_spiffe_ids: ids.iter().map(|id| SpiffeId::new(id).unwrap()).collect(),
+    }
+}
+
 #[tokio::test]
-async fn what_is_not_done_is_refused_by_name() {
-    // Inventory §10: use_spire_svid, authorized_spiffe_ids
+async fn it_shows_the_svid_of_the_moment() {
+    // Inventory §10: use_spire_svid; SV-9
+    let (first, second) = (TestCa::new("example.org"), TestCa::new("example.org"));
+    let server = "spiffe://example.org/server";
+    let has = Arc::new(Has::default());
+    let (address, stop) = serving_as(config(Some(of_spiffe(&[]))), has.clone()).await;
+    let nothing = asked_by_spiffe(address, server, &first, None).await;
+    assert!(nothing.is_err(), "there is no SVID yet");
+    for ca in [&first, &second] {
+        let svid = ca.leaf().spiffe(server).issue();
+        *has.svid.lock().unwrap() = Some(svid);
+        let answer = asked_by_spiffe(address, server, ca, None).await.unwrap();
+        assert!(answer.ends_with(METRIC), "{answer}");
+    }
+    let old = asked_by_spiffe(address, server, &first, None).await;
+    assert!(matches!(old, Err(HandshakeFault::Refused(_))));
+    stop.cancel();
+
+    // Upstream passes over client_ca_file here, and lets everybody ask.
+    let directory = tempfile::tempdir().unwrap();
+    let clients = TestCa::new("clients.example");
+    let closed = PrometheusTls {
+        client_ca_file: Some(clients.write(directory.path(), "clients")),
+        ..of_spiffe(&[])
+    };
+    let (address, stop) = serving_as(config(Some(closed)), has).await;
+    let stranger = asked_by_spiffe(address, server, &second, None).await;
+    assert!(stranger.is_err());
+    let known = clients.leaf().client_only().issue();
+    let answer = asked_by_spiffe(address, server, &second, Some(&known)).await;
+    assert!(answer.unwrap().ends_with(METRIC));
+    stop.cancel();
+}
+
+#[tokio::test]
+async fn whom_it_answers_is_named_by_spiffe_id() {
+    // Inventory §10: authorized_spiffe_ids; SV-52
+    let directory = tempfile::tempdir().unwrap();
+    let (ours, theirs) = (TestCa::new("example.org"), TestCa::new("other.org"));
+    let server = "spiffe://example.org/server";
+    let has = Arc::new(Has::default());
+    let svid = ours.leaf().spiffe(server).dns("localhost").issue();
+    let files = svid.write(directory.path(), "server");
+    *has.svid.lock().unwrap() = Some(svid);
+    let mut bundles = ours.svid_bundles();
+    bundles.domains.extend(theirs.svid_bundles().domains);
+    *has.bundles.lock().unwrap() = bundles;
+    let ids = [
+        "spiffe://example.org/prometheus",
+        "spiffe://other.org/prometheus",
+    ];
+    let with_files = PrometheusTls {
+        authorized_spiffe_ids: of_spiffe(&ids).authorized_spiffe_ids,
+        ..tls(files.cert, files.key)
+    };
+    for tls in [of_spiffe(&ids), with_files] {
+        let (address, stop) = serving_as(config(Some(tls)), has.clone()).await;
+        let ask = async |ca: &TestCa, id: &str| {
+            let client = ca.leaf().spiffe(id).issue();
+            asked_by_spiffe(address, server, &ours, Some(&client)).await
+        };
+        for (ca, id) in [(&ours, ids[0]), (&theirs, ids[1])] {
+            let answer = ask(ca, id).await.unwrap();
+            assert!(answer.ends_with(METRIC), "{answer}");
+        }
+        assert!(ask(&ours, "spiffe://example.org/other").await.is_err());
+        assert!(ask(&theirs, ids[0]).await.is_err(), "of another's bundle");
+        let nobody = asked_by_spiffe(address, server, &ours, None).await;
+        assert!(nobody.is_err());
+        stop.cancel();
+    }
+    // A bundle that is gone: nobody of that trust domain is known any more.
+    let (address, stop) = serving_as(config(Some(of_spiffe(&ids))), has.clone()).await;
+    has.bundles.lock().unwrap().domains.clear();
+    let client = ours.leaf().spiffe(ids[0]).issue();
+    let late = asked_by_spiffe(address, server, &ours, Some(&client)).await;
+    assert!(late.is_err());
+    stop.cancel();
+}
+
+#[tokio::test]
+async fn what_does_not_go_together_is_refused_by_name() {
+    // Inventory §10: tls { }, with upstream's texts
     let whole = tls("c.pem".into(), "k.pem".into());
     let refused = async |tls| {
-        let fault = PrometheusListener::bind(&config(Some(tls)), Metrics::off(), false).await;
+        let config = config(Some(tls));
+        let fault = PrometheusListener::bind(&config, Metrics::off(), nobody(), false).await;
         let fault = fault.err().unwrap();
         assert!(fault.hint.is_some());
         fault.text
     };
-    let svid = PrometheusTls {
+    let both = PrometheusTls {
         use_spire_svid: true,
         ..whole.clone()
     };
-    assert!(
-        refused(svid)
-            .await
-            .ends_with("use_spire_svid is not supported")
-    );
-    let ids = PrometheusTls {
-        authorized_spiffe_ids: vec!["spiffe://example.org/p".into()],
-        ..whole.clone()
-    };
-    assert!(
-        refused(ids)
-            .await
-            .ends_with("authorized_spiffe_ids is not supported")
-    );
+    let text = refused(both).await;
+    assert!(text.ends_with("cannot be configured when use_spire_svid is enabled"));
     let half = PrometheusTls {
         key_file: None,
         ..whole.clone()
     };
-    assert!(refused(half).await.ends_with("must both be set"));
+    let text = refused(half).await;
+    assert!(text.ends_with("must both be configured unless use_spire_svid is enabled"));
+    let twice = PrometheusTls {
+        client_ca_file: Some("ca.pem".into()),
+        ..of_spiffe(&["spiffe://example.org/p"])
+    };
+    let text = refused(twice).await;
+    assert!(text.ends_with("client_ca_file cannot be configured with authorized_spiffe_ids"));
     assert!(refused(whole).await.ends_with("c.pem cannot be used"));
+}
+
+fn nobody() -> Arc<Has> {
+    Arc::default()
 }
 
 #[tokio::test]
@@ -169,7 +313,7 @@ async fn an_address_that_is_taken_is_named() {
         port,
         ..config(None)
     };
-    let fault = PrometheusListener::bind(&config, Metrics::off(), false).await;
+    let fault = PrometheusListener::bind(&config, Metrics::off(), nobody(), false).await;
     let text = fault.err().unwrap().text;
     assert_eq!(
         text,

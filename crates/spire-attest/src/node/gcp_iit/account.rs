@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use ah_identity_provider::pem;
-use ah_spire_wire::http_client::{HttpClient, Roots};
+use ah_spire_wire::http_client::HttpClient;
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{RSA_PKCS1_SHA256, RsaKeyPair};
 use base64::Engine as _;
@@ -78,7 +78,7 @@ impl Account {
         let request = Request::get(&url).header("Metadata-Flavor", "Google");
         let request = request.body(Bytes::new());
         let request = request.map_err(|error| error.to_string())?;
-        let answer = HttpClient::new(Roots::Machine, None)?.send(request).await?;
+        let answer = HttpClient::web()?.send(request).await?;
         if !answer.status().is_success() {
             return Err(format!("{url}: the answer is {}", answer.status()));
         }
@@ -115,7 +115,7 @@ impl Account {
             }
         };
         let uri = request.uri().clone();
-        let answer = HttpClient::new(Roots::Machine, None)?.send(request).await?;
+        let answer = HttpClient::web()?.send(request).await?;
         let answer: Answer = read(&uri.to_string(), &answer)?;
         Ok(AccessToken {
             secret: answer.access_token,
@@ -135,7 +135,7 @@ impl AccessToken {
             .map_err(|_| "the access token has characters that no token has".to_owned())?;
         bearer.set_sensitive(true);
         request.headers_mut().insert(header::AUTHORIZATION, bearer);
-        HttpClient::new(Roots::Machine, None)?.send(request).await
+        HttpClient::web()?.send(request).await
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use ah_identity_provider::pem;
-use ah_spire_wire::http_client::{HttpClient, Roots};
+use ah_spire_wire::http_client::HttpClient;
 use bytes::Bytes;
 use http::{Request, StatusCode, header};
 use time::OffsetDateTime;
@@ -47,7 +47,7 @@ impl GoogleKeys {
 async fn fetch(url: &str) -> Result<(SystemTime, Keys), String> {
     let request = Request::get(url).body(Bytes::new());
     let request = request.map_err(|error| format!("{url}: {error}"))?;
-    let answer = HttpClient::new(Roots::Machine, None)?.send(request).await?;
+    let answer = HttpClient::web()?.send(request).await?;
     if answer.status() != StatusCode::OK {
         return Err(format!(
             "unexpected status code: {}",

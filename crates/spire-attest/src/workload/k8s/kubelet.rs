@@ -141,7 +141,7 @@ impl Kubelet {
             }
         }
         Ok(Access {
-            client: HttpClient::new(roots, shown)?.reading(MAX_BYTES),
+            client: HttpClient::new(roots, shown)?.direct().reading(MAX_BYTES),
             authorization,
         })
     }

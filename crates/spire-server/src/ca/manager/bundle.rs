@@ -8,7 +8,7 @@ use super::{CaError, Manager};
 use crate::ca::authority::{Certificate, Token, from_unix, to_unix};
 use crate::ca::metrics::done;
 use crate::keys::KeyManager;
-use crate::store::{Bundles, Journals};
+use crate::store::{BundleChange, Bundles, Journals};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// How long a key that has expired stays in the bundle.
@@ -37,7 +37,7 @@ impl<S: Bundles + Journals + 'static, K: KeyManager> Manager<S, K> {
         let of = &self.authorities.profile().trust_domain;
         let bundle = self
             .store
-            .update_bundle(of, |bundle| {
+            .update_bundle(of, BundleChange::Append, |bundle| {
                 let mut bundle = bundle.unwrap_or_else(|| Bundle {
                     trust_domain: of.clone(),
                     x509: Vec::new(),
@@ -85,8 +85,9 @@ impl<S: Bundles + Journals + 'static, K: KeyManager> Manager<S, K> {
             return Ok(false);
         };
         let (mut left_empty, mut pruned) = (None, false);
+        let of = &self.authorities.profile().trust_domain;
         self.store
-            .update_bundle(&self.authorities.profile().trust_domain, |bundle| {
+            .update_bundle(of, BundleChange::Prune, |bundle| {
                 let mut bundle = bundle?;
                 let sizes =
                     |bundle: &Bundle| [bundle.x509.len(), bundle.jwt.len(), bundle.wit.len()];

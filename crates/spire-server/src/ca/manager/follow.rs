@@ -12,7 +12,7 @@ use super::{CaError, Manager, State};
 use crate::ca::slots::{Slot, Status};
 use crate::ca::upstream::{UpstreamBundle, UpstreamError, check_chain};
 use crate::keys::KeyManager;
-use crate::store::{Bundles, Journals};
+use crate::store::{BundleChange, Bundles, Journals};
 
 /// Between two attempts to leave a tainted upstream authority that signs with it still.
 const LEAVE_EVERY: Duration = Duration::from_secs(60);
@@ -25,7 +25,7 @@ impl<S: Bundles + Journals + 'static, K: KeyManager> Manager<S, K> {
         let of = &self.authorities.profile().trust_domain;
         let mut fresh = Vec::new();
         self.store
-            .update_bundle(of, |bundle| {
+            .update_bundle(of, BundleChange::Update, |bundle| {
                 let mut bundle = bundle?;
                 fresh = take_over(&mut bundle, upstream);
                 Some(bundle)
@@ -36,7 +36,7 @@ impl<S: Bundles + Journals + 'static, K: KeyManager> Manager<S, K> {
         }
         self.leave(&mut *self.state.lock().await, &fresh).await?;
         self.store
-            .update_bundle(of, |bundle| {
+            .update_bundle(of, BundleChange::Update, |bundle| {
                 let mut bundle = bundle?;
                 for root in &mut bundle.x509 {
                     root.tainted |= fresh.contains(&root.der);

@@ -7,7 +7,7 @@ use crate::ca::authority::{Certificate, Token, X509Authority, hex};
 use crate::ca::rehearse;
 use crate::ca::slots::{Authority, AuthorityState, Slot, Slots, Status};
 use crate::keys::KeyManager;
-use crate::store::{Bundles, Journals};
+use crate::store::{BundleChange, Bundles, Journals};
 
 /// The authorities of a kind: at most one of each status.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -247,8 +247,9 @@ impl<S: Bundles + Journals + 'static, K: KeyManager> Manager<S, K> {
         change: impl FnOnce(&mut Bundle) -> Result<(), &'static str> + Send,
     ) -> Result<(), CaError> {
         let mut refused = Some("trust domain bundle is missing");
+        let of = &self.authorities.profile().trust_domain;
         self.store
-            .update_bundle(&self.authorities.profile().trust_domain, |bundle| {
+            .update_bundle(of, BundleChange::Update, |bundle| {
                 let mut bundle = bundle?;
                 refused = change(&mut bundle).err();
                 refused.is_none().then_some(bundle)

@@ -322,13 +322,17 @@ async fn an_upstream_authority_that_another_server_taints_is_left() {
 
     // An upstream authority that has nothing else is not asked over and over.
     tainted.mark_unchanged();
-    use crate::store::Bundles as _;
+    use crate::store::{BundleChange, Bundles as _};
     let taint_all = |bundle: Option<ah_spire_wire::model::Bundle>| {
         let mut bundle = bundle?;
         bundle.x509.iter_mut().for_each(|root| root.tainted = true);
         Some(bundle)
     };
-    store.update_bundle(&domain(), taint_all).await.unwrap();
+    let how = BundleChange::Update;
+    store
+        .update_bundle(&domain(), how, taint_all)
+        .await
+        .unwrap();
     other.rotate().await.unwrap();
     let first = other.x509_states().await.unwrap();
     assert_eq!(first.active, active);

@@ -11,7 +11,7 @@ use spiffe::TrustDomain;
 use super::connection::{Connection, Kind};
 use super::entries::{delete_federated, touch_federated};
 use super::{SqlStore, after, cut, limit, now};
-use crate::store::{BundleDeletion, Bundles, Page, Paged, StoreError};
+use crate::store::{BundleChange, BundleDeletion, Bundles, Page, Paged, StoreError};
 
 impl Bundles for SqlStore {
     async fn bundle(&self, of: &TrustDomain) -> Result<Option<Bundle>, StoreError> {
@@ -62,6 +62,7 @@ impl Bundles for SqlStore {
     async fn update_bundle(
         &self,
         of: &TrustDomain,
+        _how: BundleChange,
         change: impl FnOnce(Option<Bundle>) -> Option<Bundle> + Send,
     ) -> Result<Option<Bundle>, StoreError> {
         let mut db = self.begin().await?;

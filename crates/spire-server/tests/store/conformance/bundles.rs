@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use ah_spire_wire::model::Bundle;
 use spire_server::store::{
-    BundleDeletion, Bundles, Entries, Federation, Page, Profile, Relationship, StoreError,
+    BundleChange, BundleDeletion, Bundles, Entries, Federation, Page, Profile, Relationship,
+    StoreError,
 };
 
 use super::page;
@@ -63,7 +64,7 @@ async fn a_bundle_comes_back_as_it_went_in(database: &Database) {
     );
 
     let same = store
-        .update_bundle(&given.trust_domain, |old| old)
+        .update_bundle(&given.trust_domain, BundleChange::Update, |old| old)
         .await
         .unwrap();
     assert_eq!(
@@ -72,12 +73,12 @@ async fn a_bundle_comes_back_as_it_went_in(database: &Database) {
         "nothing changed, nothing counts"
     );
     let none = store
-        .update_bundle(&given.trust_domain, |_| None)
+        .update_bundle(&given.trust_domain, BundleChange::Update, |_| None)
         .await
         .unwrap();
     assert_eq!(none.as_ref(), Some(&given));
     let grown = store
-        .update_bundle(&given.trust_domain, |old| {
+        .update_bundle(&given.trust_domain, BundleChange::Update, |old| {
             let mut old = old.unwrap();
             old.jwt.clear();
             Some(old)
@@ -92,7 +93,7 @@ async fn a_bundle_comes_back_as_it_went_in(database: &Database) {
         Some(given)
     );
     let nothing = store
-        .update_bundle(&domain("x.test"), |old| old)
+        .update_bundle(&domain("x.test"), BundleChange::Update, |old| old)
         .await
         .unwrap();
     assert_eq!(nothing, None);
@@ -108,7 +109,7 @@ async fn bundles_that_are_appended_at_once_keep_all_keys(database: &Database) {
             let (store, of) = (stores[usize::from(key % 2)].clone(), of.clone());
             tokio::spawn(async move {
                 store
-                    .update_bundle(&of, |old| {
+                    .update_bundle(&of, BundleChange::Update, |old| {
                         let new = bundle("example.org", key);
                         let Some(mut old) = old else { return Some(new) };
                         old.x509.extend(new.x509);

@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 
 use super::domain;
 use crate::keys::{DiskKeys, KeyError, KeyManager, KeyType, SigningKey};
-use crate::store::{BundleDeletion, Bundles, Journals, Page, Paged, StoreError};
+use crate::store::{BundleChange, BundleDeletion, Bundles, Journals, Page, Paged, StoreError};
 
 /// Counts what a process does outside of itself, and stops it for ever at one of these steps.
 #[derive(Default)]
@@ -165,6 +165,7 @@ impl Bundles for MemoryStore {
     async fn update_bundle(
         &self,
         of: &TrustDomain,
+        _: BundleChange,
         change: impl FnOnce(Option<Bundle>) -> Option<Bundle> + Send,
     ) -> Result<Option<Bundle>, StoreError> {
         self.life.step().await;
