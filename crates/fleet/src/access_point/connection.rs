@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use ah_tls::Accepted;
 use futures_util::Stream;
+use futures_util::future::OptionFuture;
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -61,7 +62,8 @@ pub(super) fn serve(
             .initial_connection_window_size(2 * WINDOW_BYTES)
             .max_send_buf_size(MAX_MESSAGE_BYTES)
             .serve_connection(
-                TokioIo::new(Opening::new(accepted.stream)),
+                // Boxed, as both parts fit their places in the heap better than the whole.
+                TokioIo::new(Opening::new(Box::new(accepted.stream))),
                 TowerToHyperService::new(service),
             ),
     );
@@ -70,19 +72,28 @@ pub(super) fn serve(
         let first_call_within = shared.handshake_timeout();
         let mut idle_for = first_call_within;
         let ended = loop {
+            // Boxed, and made where there is no call, so that a session carries no room for it.
+            let idle = calls.none().then(|| {
+                let shared = Arc::clone(&shared);
+                Box::pin(async move {
+                    tokio::select! {
+                        () = tokio::time::sleep(idle_for) => {}
+                        // A call that is on its way when we say so is still answered.
+                        () = shared.draining.cancelled() => {}
+                    }
+                })
+            });
             tokio::select! {
                 ended = connection.as_mut() => break Some(ended),
                 () = calls.changed.notified() => idle_for = LINGER,
-                () = tokio::time::sleep(idle_for), if calls.none() => break None,
-                // A call that is on its way when we say so is still answered.
-                () = shared.draining.cancelled(), if calls.none() => break None,
+                Some(()) = OptionFuture::from(idle) => break None,
             }
         };
         let ended = match ended {
             Some(ended) => ended,
             None => {
                 connection.as_mut().graceful_shutdown();
-                match tokio::time::timeout(FLUSH, connection).await {
+                match Box::pin(tokio::time::timeout(FLUSH, connection)).await {
                     Ok(ended) => ended,
                     Err(_) => return,
                 }
