@@ -115,6 +115,10 @@ pub trait AcceptObserver: Send + Sync + 'static {
     fn closed(&self, remote: SocketAddr) {
         let _ = remote;
     }
+    /// The next connection waited this long for a place, found or not.
+    fn waited(&self, time: Duration) {
+        let _ = time;
+    }
     /// A handshake has a place.
     fn started(&self) {}
     /// A handshake succeeded, this long after its ClientHello.
@@ -228,22 +232,25 @@ pub async fn serve<F, Fut>(
         };
         failures.over();
         let open = Open::new(observer.clone(), remote);
-        {
-            let mut room = pin!(excess.room(&handshakes.running));
-            let room = loop {
+        let room = {
+            let mut room = pin!(excess.room(&handshakes.running, &handshakes.waiting));
+            loop {
                 tokio::select! {
                     biased;
                     () = &mut stop => break 'accepting,
                     Some(ended) = tasks.join_next() => report_panic(ended),
                     room = &mut room => break room,
                 }
-            };
-            if !room {
-                // A retry storm sends ten thousands of these a second: no task, no read.
-                reset(&stream);
-                observer.shed(remote);
-                continue;
             }
+        };
+        if !room.waited.is_zero() {
+            observer.waited(room.waited);
+        }
+        if !room.found {
+            // A retry storm sends ten thousands of these a second: no task, no read.
+            reset(&stream);
+            observer.shed(remote);
+            continue;
         }
         // Taken here, so that no more are accepted than there are places for.
         let place = match look(&stream) {
@@ -272,14 +279,14 @@ pub async fn serve<F, Fut>(
         };
         let on_connection = on_connection.clone();
         let mut stopped = stopped.clone();
+        // Boxed, and out here, so that a connection carries neither the memory of its handshake nor room for it.
+        let handshake = Box::pin(async move {
+            let accepted = task.run(stream, place).await?;
+            // As is what follows: handed on, it would take its place more than once.
+            Some(Box::pin(on_connection(accepted)))
+        });
         tasks.spawn(async move {
             let _open = open;
-            // Boxed, so that a connection carries neither the memory of its handshake nor room for it.
-            let handshake = Box::pin(async move {
-                let accepted = task.run(stream, place).await?;
-                // As is what follows: handed on, it would take its place more than once.
-                Some(Box::pin(on_connection(accepted)))
-            });
             let connection = tokio::select! {
                 connection = handshake => connection,
                 _ = stopped.changed() => None,
