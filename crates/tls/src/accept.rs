@@ -233,7 +233,7 @@ pub async fn serve<F, Fut>(
         failures.over();
         let open = Open::new(observer.clone(), remote);
         let room = {
-            let mut room = pin!(excess.room(&handshakes.running, &handshakes.waiting));
+            let mut room = pin!(excess.room(&handshakes.running));
             loop {
                 tokio::select! {
                     biased;
@@ -279,14 +279,14 @@ pub async fn serve<F, Fut>(
         };
         let on_connection = on_connection.clone();
         let mut stopped = stopped.clone();
-        // Boxed, and out here, so that a connection carries neither the memory of its handshake nor room for it.
-        let handshake = Box::pin(async move {
-            let accepted = task.run(stream, place).await?;
-            // As is what follows: handed on, it would take its place more than once.
-            Some(Box::pin(on_connection(accepted)))
-        });
         tasks.spawn(async move {
             let _open = open;
+            // Boxed, so that a connection carries neither the memory of its handshake nor room for it.
+            let handshake = Box::pin(async move {
+                let accepted = task.run(stream, place).await?;
+                // As is what follows: handed on, it would take its place more than once.
+                Some(Box::pin(on_connection(accepted)))
+            });
             let connection = tokio::select! {
                 connection = handshake => connection,
                 _ = stopped.changed() => None,

@@ -60,24 +60,15 @@ impl Slots {
         })
     }
 
-    /// How many places there are now, also at the expense of holders that have had their time, but no more than one of
-    /// those; and how many were given back so far.
-    fn places(&self) -> (usize, u64) {
+    /// Whether there is no place now, nor a holder that has had its time; and how many were given back so far.
+    fn full(&self) -> (bool, u64) {
         let taken = self.lock();
-        let had_its_time = taken
-            .holders
-            .first_key_value()
-            .is_some_and(|(_, (since, _))| since.elapsed() >= self.patience);
-        let free = self.max.saturating_sub(taken.holders.len());
-        (free.max(had_its_time.into()), taken.given_back)
-    }
-
-    /// Whether `count` holders or more are younger than `age`.
-    fn has_young(&self, count: usize, age: Duration) -> bool {
-        let taken = self.lock();
-        let mut young = taken.holders.values().rev();
-        let last = count.checked_sub(1).map(|last| young.nth(last));
-        last.is_none_or(|last| last.is_some_and(|(since, _)| since.elapsed() < age))
+        let full = taken.holders.len() >= self.max
+            && taken
+                .holders
+                .first_key_value()
+                .is_none_or(|(_, (since, _))| since.elapsed() < self.patience);
+        (full, taken.given_back)
     }
 
     /// Sends the `count` oldest holders away.
@@ -127,10 +118,6 @@ impl Drop for Slot {
     }
 }
 
-/// Who came within this time and has sent nothing yet will want a place: a client says hello at once. Later it is one of the
-/// silent, who may be many and keep nobody out.
-const JUST_NOW: Duration = Duration::from_millis(200);
-
 /// Patience with those who come while all places are taken: used up by waiting, won back with each place that is given
 /// back. So those behind wait for as long as handshakes come to an end, and for no time where none does.
 #[derive(Debug)]
@@ -160,31 +147,23 @@ impl Excess {
         }
     }
 
-    /// Waits for a place of `running` that none of those `waiting` who came just now will want, or until patience is at
-    /// its end.
-    pub(crate) async fn room(&mut self, running: &Slots, waiting: &Slots) -> Room {
+    /// Waits for a place of `slots`, or until patience is at its end.
+    pub(crate) async fn room(&mut self, slots: &Slots) -> Room {
         let mut waited = Duration::ZERO;
         loop {
-            let mut freed = pin!(running.freed.notified());
-            let mut left = pin!(waiting.freed.notified());
+            let mut freed = pin!(slots.freed.notified());
             // What is given back from here on is heard of.
             freed.as_mut().enable();
-            left.as_mut().enable();
-            let (places, given_back) = running.places();
+            let (full, given_back) = slots.full();
             let more = u32::try_from(given_back - self.given_back).unwrap_or(u32::MAX);
             self.given_back = given_back;
             self.left = (self.left + self.for_each.saturating_mul(more)).min(self.most);
-            let wanted = waiting.has_young(places, JUST_NOW);
-            if !wanted || self.left.is_zero() {
-                let found = places > 0;
+            if !full || self.left.is_zero() {
+                let found = !full;
                 return Room { found, waited };
             }
             let since = Instant::now();
-            tokio::select! {
-                () = freed => {}
-                () = left => {}
-                () = tokio::time::sleep(self.left) => {}
-            }
+            let _ = tokio::time::timeout(self.left, freed).await;
             let time = since.elapsed();
             waited += time;
             self.left = self.left.saturating_sub(time);
@@ -218,30 +197,29 @@ mod tests {
         // AP-16
         let millis = Duration::from_millis;
         let slots = Slots::new(1, Duration::from_secs(2));
-        let waiting = Slots::new(10, Duration::ZERO);
         let mut excess = Excess::new(millis(100), millis(4));
         let room = |found, waited| Room {
             found,
             waited: millis(waited),
         };
-        assert_eq!(excess.room(&slots, &waiting).await, room(true, 0));
+        assert_eq!(excess.room(&slots).await, room(true, 0));
 
         // None comes free: once patience is used up, nobody waits.
         let holder = slots.take().unwrap();
-        assert_eq!(excess.room(&slots, &waiting).await, room(false, 100));
-        assert_eq!(excess.room(&slots, &waiting).await, room(false, 0));
+        assert_eq!(excess.room(&slots).await, room(false, 100));
+        assert_eq!(excess.room(&slots).await, room(false, 0));
 
         // One that comes free is worth a short wait.
         drop(holder);
-        assert_eq!(excess.room(&slots, &waiting).await, room(true, 0));
+        assert_eq!(excess.room(&slots).await, room(true, 0));
         let holder = slots.take().unwrap();
-        assert_eq!(excess.room(&slots, &waiting).await, room(false, 4));
+        assert_eq!(excess.room(&slots).await, room(false, 4));
 
         // Where each is given back in that time, nobody is turned away.
         drop(holder);
         for _ in 0..1000 {
             let holder = slots.take().unwrap();
-            let (found, ()) = tokio::join!(excess.room(&slots, &waiting), async {
+            let (found, ()) = tokio::join!(excess.room(&slots), async {
                 tokio::time::sleep(millis(3)).await;
                 drop(holder);
             });
@@ -250,42 +228,6 @@ mod tests {
         // Nor is it where a holder has had its time.
         let _holder = slots.take().unwrap();
         tokio::time::advance(Duration::from_secs(2)).await;
-        assert_eq!(excess.room(&slots, &waiting).await, room(true, 0));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn who_came_just_now_will_want_a_place() {
-        // AP-16
-        let millis = Duration::from_millis;
-        let slots = Slots::new(2, Duration::from_secs(2));
-        let waiting = Slots::new(10, Duration::ZERO);
-        let mut excess = Excess::new(Duration::from_secs(9), millis(4));
-        let room = |waited| Room {
-            found: true,
-            waited: millis(waited),
-        };
-        let holder = slots.take().unwrap();
-        assert_eq!(excess.room(&slots, &waiting).await, room(0));
-        let first = waiting.take().unwrap();
-        // Until it goes, has its place, or has said nothing for too long.
-        let (found, ()) = tokio::join!(excess.room(&slots, &waiting), async {
-            tokio::time::sleep(millis(7)).await;
-            drop(first);
-        });
-        assert_eq!(found, room(7));
-        let _second = waiting.take().unwrap();
-        let (found, ()) = tokio::join!(excess.room(&slots, &waiting), async {
-            tokio::time::sleep(millis(8)).await;
-            drop(holder);
-        });
-        assert_eq!(found, room(8));
-        let _third = waiting.take().unwrap();
-        tokio::time::advance(millis(200)).await;
-        assert_eq!(excess.room(&slots, &waiting).await, room(0));
-        // However many are silent, they keep nobody out.
-        let mut excess = Excess::new(millis(100), millis(4));
-        let _silent: Vec<_> = (0..5).map(|_| waiting.take().unwrap()).collect();
-        assert_eq!(excess.room(&slots, &waiting).await, room(100));
-        assert_eq!(excess.room(&slots, &waiting).await, room(0));
+        assert_eq!(excess.room(&slots).await, room(true, 0));
     }
 }

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use ah_tls::Accepted;
 use futures_util::Stream;
-use futures_util::future::OptionFuture;
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -72,28 +71,19 @@ pub(super) fn serve(
         let first_call_within = shared.handshake_timeout();
         let mut idle_for = first_call_within;
         let ended = loop {
-            // Boxed, and made where there is no call, so that a session carries no room for it.
-            let idle = calls.none().then(|| {
-                let shared = Arc::clone(&shared);
-                Box::pin(async move {
-                    tokio::select! {
-                        () = tokio::time::sleep(idle_for) => {}
-                        // A call that is on its way when we say so is still answered.
-                        () = shared.draining.cancelled() => {}
-                    }
-                })
-            });
             tokio::select! {
                 ended = connection.as_mut() => break Some(ended),
                 () = calls.changed.notified() => idle_for = LINGER,
-                Some(()) = OptionFuture::from(idle) => break None,
+                () = tokio::time::sleep(idle_for), if calls.none() => break None,
+                // A call that is on its way when we say so is still answered.
+                () = shared.draining.cancelled(), if calls.none() => break None,
             }
         };
         let ended = match ended {
             Some(ended) => ended,
             None => {
                 connection.as_mut().graceful_shutdown();
-                match Box::pin(tokio::time::timeout(FLUSH, connection)).await {
+                match tokio::time::timeout(FLUSH, connection).await {
                     Ok(ended) => ended,
                     Err(_) => return,
                 }
