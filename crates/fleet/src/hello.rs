@@ -29,7 +29,7 @@ pub(crate) struct Greeting {
     /// Tells a process that comes back from another with the same certificate. Never shown to anyone.
     pub(crate) instance: Box<str>,
     pub(crate) version: String,
-    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) labels: Labels,
     pub(crate) host: HostRecord,
     pub(crate) provider: Option<ProviderKind>,
     /// Its clock when it said hello, where it told.
@@ -69,7 +69,7 @@ impl Greeting {
             name: hello.name,
             instance: hello.instance_id.into(),
             version: hello.version,
-            labels: hello.labels.into_iter().collect(),
+            labels: Labels::new(hello.labels),
             host: HostRecord {
                 hostname: host.hostname,
                 os: host.os,
@@ -81,6 +81,29 @@ impl Greeting {
             provider: provider(&hello.provider),
             clock: moment(hello.clock_unix_ms),
         })
+    }
+}
+
+/// The labels of an executor, as small as they can be kept: a map has room for eleven from its first one on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Labels(Box<[(Box<str>, Box<str>)]>);
+
+impl Labels {
+    fn new(labels: impl IntoIterator<Item = (String, String)>) -> Self {
+        let labels = labels.into_iter();
+        let mut labels: Box<[(Box<str>, Box<str>)]> = labels
+            .map(|(key, value)| (key.into(), value.into()))
+            .collect();
+        labels.sort_unstable();
+        Self(labels)
+    }
+
+    /// By their keys.
+    pub(crate) fn to_map(&self) -> BTreeMap<String, String> {
+        let labels = self.0.iter();
+        labels
+            .map(|(key, value)| (key.to_string(), value.to_string()))
+            .collect()
     }
 }
 

@@ -157,6 +157,10 @@ impl CertificateFacts {
                 _ => {}
             }
         }
+        // Kept for as long as a session lasts.
+        facts.uris.shrink_to_fit();
+        facts.dns.shrink_to_fit();
+        facts.ips.shrink_to_fit();
         Ok(facts)
     }
 

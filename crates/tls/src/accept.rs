@@ -1,22 +1,21 @@
 //! The access point's accept loop: bounded, with a deadline for each handshake, one task for each peer (AP-16).
 //!
 //! A socket that sends nothing, or a ClientHello byte by byte, costs a task and no TLS state: the kernel holds what came
-//! until a whole record is there. A place among the handshakes is taken only when a whole ClientHello is there, and who finds
+//! until a whole record is there. A place among the handshakes is taken only when a whole record is there, and who finds
 //! none is reset before any cryptography: a server that queues handshakes instead finishes them for clients that have given
-//! up, and never recovers.
+//! up, and never recovers. While places come free, the next connections wait in the kernel's queue, which is short, and
+//! what does not fit into that costs nothing.
 
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsRawFd;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ah_identity_provider::{CertificateFacts, Code, Explained};
-use nix::sys::socket::{MsgFlags, recv};
 use rustls::server::Acceptor;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -25,8 +24,9 @@ use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use crate::alert::{explain_accept, find_tls};
+use crate::first_record::{First, first_record, look};
 use crate::handshake::with_verdict;
-use crate::slots::{Slot, Slots};
+use crate::slots::{Excess, Slot, Slots};
 use crate::{PeerIdentity, ServerConfigs};
 
 /// Admission control (AP-16).
@@ -38,6 +38,9 @@ pub struct HandshakeLimits {
     pub timeout: Duration,
     /// Sockets that have not yet sent a whole ClientHello; above that the longest silent is reset.
     pub max_waiting: usize,
+    /// How long the next connections wait for a place before they are reset, where places do not come free faster than
+    /// they are wanted.
+    pub patience: Duration,
 }
 
 impl Default for HandshakeLimits {
@@ -46,6 +49,7 @@ impl Default for HandshakeLimits {
             max_handshakes: 256,
             timeout: Duration::from_secs(10),
             max_waiting: 4096,
+            patience: Duration::from_millis(100),
         }
     }
 }
@@ -54,6 +58,7 @@ impl Default for HandshakeLimits {
 #[derive(Clone, Debug)]
 pub struct Handshakes {
     timeout: Duration,
+    patience: Duration,
     /// Also those that are told why they were refused.
     waiting: Slots,
     running: Slots,
@@ -64,6 +69,7 @@ impl Handshakes {
     pub fn new(limits: HandshakeLimits) -> Self {
         Self {
             timeout: limits.timeout,
+            patience: limits.patience,
             waiting: Slots::new(limits.max_waiting.max(1), Duration::ZERO),
             running: Slots::new(limits.max_handshakes.max(1), STALLED),
         }
@@ -108,6 +114,10 @@ pub trait AcceptObserver: Send + Sync + 'static {
     /// A connection that was opened is done with, whatever became of it: exactly once for each.
     fn closed(&self, remote: SocketAddr) {
         let _ = remote;
+    }
+    /// The next connection waited this long for a place, found or not.
+    fn waited(&self, time: Duration) {
+        let _ = time;
     }
     /// A handshake has a place.
     fn started(&self) {}
@@ -170,6 +180,9 @@ pub fn bind(addr: SocketAddr) -> Result<TcpListener, Explained> {
 /// that give up after a second, a queue of seconds is work for those who have left. Whoever finds no room is not answered,
 /// and the peer's kernel asks again after a second.
 const BACKLOG: u32 = 128;
+/// What each place that comes free adds to the patience with the next connections: the last of the queue waits half a
+/// second in all, or it is reset.
+const PATIENCE_FOR_EACH: Duration = Duration::from_millis(4);
 
 /// Accepts connections on `listener` and runs `on_connection` for each whose peer was verified.
 ///
@@ -191,7 +204,8 @@ pub async fn serve<F, Fut>(
     let (stopping, stopped) = watch::channel(false);
     let mut tasks = JoinSet::new();
     let mut failures = AcceptFailures::default();
-    loop {
+    let mut excess = Excess::new(handshakes.patience, PATIENCE_FOR_EACH);
+    'accepting: loop {
         let accepted = tokio::select! {
             biased;
             () = &mut stop => break,
@@ -217,14 +231,45 @@ pub async fn serve<F, Fut>(
             }
         };
         failures.over();
-        if handshakes.running.full() {
-            // A retry storm sends ten thousands of these a second: no task, no read, no ClientHello parsed.
-            observer.opened(remote);
+        let open = Open::new(observer.clone(), remote);
+        let room = {
+            let mut room = pin!(excess.room(&handshakes.running));
+            loop {
+                tokio::select! {
+                    biased;
+                    () = &mut stop => break 'accepting,
+                    Some(ended) = tasks.join_next() => report_panic(ended),
+                    room = &mut room => break room,
+                }
+            }
+        };
+        if !room.waited.is_zero() {
+            observer.waited(room.waited);
+        }
+        if !room.found {
+            // A retry storm sends ten thousands of these a second: no task, no read.
             reset(&stream);
             observer.shed(remote);
-            observer.closed(remote);
             continue;
         }
+        // Taken here, so that no more are accepted than there are places for.
+        let place = match look(&stream) {
+            Ok(First::Record) => match handshakes.running.take() {
+                Some(place) => Some(place),
+                // Somebody else was faster.
+                None => {
+                    reset(&stream);
+                    observer.shed(remote);
+                    continue;
+                }
+            },
+            Ok(First::Other | First::Part) => None,
+            // Gave up before we came to it.
+            Ok(First::End) | Err(_) => {
+                observer.abandoned(remote);
+                continue;
+            }
+        };
         let task = Handshake {
             remote,
             deadline: Instant::now() + handshakes.timeout,
@@ -234,13 +279,13 @@ pub async fn serve<F, Fut>(
         };
         let on_connection = on_connection.clone();
         let mut stopped = stopped.clone();
-        let open = Open::new(observer.clone(), remote);
         tasks.spawn(async move {
             let _open = open;
             // Boxed, so that a connection carries neither the memory of its handshake nor room for it.
             let handshake = Box::pin(async move {
-                let accepted = task.run(stream).await?;
-                Some(on_connection(accepted))
+                let accepted = task.run(stream, place).await?;
+                // As is what follows: handed on, it would take its place more than once.
+                Some(Box::pin(on_connection(accepted)))
             });
             let connection = tokio::select! {
                 connection = handshake => connection,
@@ -351,21 +396,19 @@ struct Handshake {
 }
 
 impl Handshake {
-    async fn run(self, stream: TcpStream) -> Option<Accepted> {
+    async fn run(self, stream: TcpStream, place: Option<Slot>) -> Option<Accepted> {
         let _ = stream.set_nodelay(true);
-        let waiting = self.first_record(&stream).await?;
+        let place = match place {
+            Some(place) => place,
+            None => self.first_record(&stream).await?,
+        };
         // Boxed, so that neither a peer that sends no ClientHello nor a connection after its handshake carries the
         // memory of a handshake.
-        Box::pin(self.handshake(stream, waiting)).await
+        Box::pin(self.handshake(stream, place)).await
     }
 
-    async fn handshake(self, stream: TcpStream, waiting: Slot) -> Option<Accepted> {
-        let hello = self.client_hello(stream, waiting).await?;
-        let Some(mut slot) = self.handshakes.running.take() else {
-            reset(&hello.io);
-            self.observer.shed(self.remote);
-            return None;
-        };
+    async fn handshake(self, stream: TcpStream, mut slot: Slot) -> Option<Accepted> {
+        let hello = self.client_hello(stream, &mut slot).await?;
         self.observer.started();
         let started = Instant::now();
         let tls = self.configs.current();
@@ -411,7 +454,7 @@ impl Handshake {
         }
     }
 
-    /// Waits until there is something to do for TLS, and hands on the place that the peer waits at.
+    /// Waits until there is something to do for TLS, and takes a place for it.
     async fn first_record(&self, stream: &TcpStream) -> Option<Slot> {
         let Some(mut slot) = self.handshakes.waiting.take() else {
             reset(stream);
@@ -430,18 +473,23 @@ impl Handshake {
                 return None;
             }
         };
-        if arrived.is_err() {
+        if !matches!(arrived, Ok(First::Record | First::Part | First::Other)) {
             self.observer.abandoned(self.remote);
             return None;
         }
-        Some(slot)
+        let place = self.handshakes.running.take();
+        if place.is_none() {
+            reset(stream);
+            self.observer.shed(self.remote);
+        }
+        place
     }
 
     /// Waits for a whole ClientHello.
     async fn client_hello(
         &self,
         stream: TcpStream,
-        mut slot: Slot,
+        slot: &mut Slot,
     ) -> Option<tokio_rustls::StartHandshake<TcpStream>> {
         let mut acceptor = Box::pin(LazyConfigAcceptor::new(Acceptor::default(), stream));
         tokio::select! {
@@ -514,45 +562,6 @@ impl Handshake {
     }
 }
 
-/// Waits for the whole first record of TLS (RFC 8446 section 5.1), or for what cannot become one; it stays in the kernel.
-async fn first_record(stream: &TcpStream) -> io::Result<()> {
-    loop {
-        // An accepted socket counts as readable before anything came; what is not there is found out by the reading.
-        let ready = stream.ready(Interest::READABLE).await?;
-        let peeked = stream.try_io(Interest::READABLE, || {
-            let mut start = [0; MOST_PEEKED];
-            let there = recv(stream.as_raw_fd(), &mut start, MsgFlags::MSG_PEEK)?;
-            let all = there == 0 || there == MOST_PEEKED || ready.is_read_closed();
-            if all || !may_become_a_record(start.get(..there).unwrap_or_default()) {
-                return Ok(());
-            }
-            // The next that arrives makes the socket readable again.
-            Err(io::ErrorKind::WouldBlock.into())
-        });
-        match peeked {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            done => return done,
-        }
-    }
-}
-
-/// Whether `start` is what a handshake record begins with, and not the whole of it.
-fn may_become_a_record(start: &[u8]) -> bool {
-    match start {
-        [] => true,
-        [kind, ..] if *kind != HANDSHAKE_RECORD => false,
-        [_, _, _, high, low, rest @ ..] => {
-            rest.len() < usize::from(u16::from_be_bytes([*high, *low]))
-        }
-        _ => true,
-    }
-}
-
-/// ContentType of handshake messages (RFC 8446 section 5.1).
-const HANDSHAKE_RECORD: u8 = 22;
-/// More of a first record than any client needs. A larger one is read as it comes.
-const MOST_PEEKED: usize = 4096;
-
 /// What a refused peer may still send before it is cut.
 const MAX_SCRAP: usize = 64 * 1024;
 
@@ -564,25 +573,6 @@ fn reset(stream: &TcpStream) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_first_record_is_waited_for_whole() {
-        // AP-16
-        let record = [22, 3, 1, 1, 2].into_iter().chain([7; 258]);
-        let record: Vec<u8> = record.collect();
-        for length in 0..record.len() {
-            assert!(may_become_a_record(&record[..length]), "{length}");
-        }
-        assert!(!may_become_a_record(&record));
-        // The alert, or the reason, of what is no TLS must not wait for more of it.
-        for other in [
-            b"GET / HTTP/1.1".as_slice(),
-            b"\x15",
-            b"\x17\x03\x03\x00\x01",
-        ] {
-            assert!(!may_become_a_record(other));
-        }
-    }
 
     #[test]
     fn peers_are_known_by_the_address_that_they_have() {

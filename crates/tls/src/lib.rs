@@ -6,6 +6,7 @@ mod clients;
 mod configs;
 mod connect;
 mod fault;
+mod first_record;
 mod handshake;
 mod key_exchange;
 mod peer;

@@ -1,10 +1,11 @@
 //! A bounded number of places, from which the longest holder can be sent away.
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
 /// At most so many peers at once. Clones share the places.
@@ -14,11 +15,15 @@ pub(crate) struct Slots {
     /// A holder of at least this age makes room when all places are taken.
     patience: Duration,
     taken: Arc<Mutex<Taken>>,
+    /// News of places that were given back.
+    freed: Arc<Notify>,
 }
 
 #[derive(Debug, Default)]
 struct Taken {
     next: u64,
+    /// How many places were given back so far.
+    given_back: u64,
     /// Oldest first. Dropping the sender sends its holder away.
     holders: BTreeMap<u64, (Instant, oneshot::Sender<()>)>,
 }
@@ -29,6 +34,7 @@ impl Slots {
             max,
             patience,
             taken: Arc::default(),
+            freed: Arc::default(),
         }
     }
 
@@ -54,14 +60,15 @@ impl Slots {
         })
     }
 
-    /// Whether there is no place now, nor a holder that has had its time.
-    pub(crate) fn full(&self) -> bool {
+    /// Whether there is no place now, nor a holder that has had its time; and how many were given back so far.
+    fn full(&self) -> (bool, u64) {
         let taken = self.lock();
-        taken.holders.len() >= self.max
+        let full = taken.holders.len() >= self.max
             && taken
                 .holders
                 .first_key_value()
-                .is_none_or(|(_, (since, _))| since.elapsed() < self.patience)
+                .is_none_or(|(_, (since, _))| since.elapsed() < self.patience);
+        (full, taken.given_back)
     }
 
     /// Sends the `count` oldest holders away.
@@ -102,7 +109,65 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.slots.lock().holders.remove(&self.number);
+        let mut taken = self.slots.lock();
+        if taken.holders.remove(&self.number).is_some() {
+            taken.given_back += 1;
+            drop(taken);
+            self.slots.freed.notify_waiters();
+        }
+    }
+}
+
+/// Patience with those who come while all places are taken: used up by waiting, won back with each place that is given
+/// back. So those behind wait for as long as handshakes come to an end, and for no time where none does.
+#[derive(Debug)]
+pub(crate) struct Excess {
+    most: Duration,
+    for_each: Duration,
+    left: Duration,
+    given_back: u64,
+}
+
+/// What became of waiting for a place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Room {
+    /// Whether there is one.
+    pub(crate) found: bool,
+    pub(crate) waited: Duration,
+}
+
+impl Excess {
+    /// At most `most` of it; each place that is given back adds `for_each`.
+    pub(crate) fn new(most: Duration, for_each: Duration) -> Self {
+        Self {
+            most,
+            for_each,
+            left: most,
+            given_back: 0,
+        }
+    }
+
+    /// Waits for a place of `slots`, or until patience is at its end.
+    pub(crate) async fn room(&mut self, slots: &Slots) -> Room {
+        let mut waited = Duration::ZERO;
+        loop {
+            let mut freed = pin!(slots.freed.notified());
+            // What is given back from here on is heard of.
+            freed.as_mut().enable();
+            let (full, given_back) = slots.full();
+            let more = u32::try_from(given_back - self.given_back).unwrap_or(u32::MAX);
+            self.given_back = given_back;
+            self.left = (self.left + self.for_each.saturating_mul(more)).min(self.most);
+            if !full || self.left.is_zero() {
+                let found = !full;
+                return Room { found, waited };
+            }
+            let since = Instant::now();
+            let _ = tokio::time::timeout(self.left, freed).await;
+            let time = since.elapsed();
+            waited += time;
+            self.left = self.left.saturating_sub(time);
+        }
     }
 }
 
@@ -125,5 +190,44 @@ mod tests {
         assert_eq!(slots.held(), 2, "a holder that was cut gives nothing back");
         drop((second, third));
         assert_eq!(slots.held(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_comes_to_a_full_house_waits_while_places_come_free() {
+        // AP-16
+        let millis = Duration::from_millis;
+        let slots = Slots::new(1, Duration::from_secs(2));
+        let mut excess = Excess::new(millis(100), millis(4));
+        let room = |found, waited| Room {
+            found,
+            waited: millis(waited),
+        };
+        assert_eq!(excess.room(&slots).await, room(true, 0));
+
+        // None comes free: once patience is used up, nobody waits.
+        let holder = slots.take().unwrap();
+        assert_eq!(excess.room(&slots).await, room(false, 100));
+        assert_eq!(excess.room(&slots).await, room(false, 0));
+
+        // One that comes free is worth a short wait.
+        drop(holder);
+        assert_eq!(excess.room(&slots).await, room(true, 0));
+        let holder = slots.take().unwrap();
+        assert_eq!(excess.room(&slots).await, room(false, 4));
+
+        // Where each is given back in that time, nobody is turned away.
+        drop(holder);
+        for _ in 0..1000 {
+            let holder = slots.take().unwrap();
+            let (found, ()) = tokio::join!(excess.room(&slots), async {
+                tokio::time::sleep(millis(3)).await;
+                drop(holder);
+            });
+            assert_eq!(found, room(true, 3));
+        }
+        // Nor is it where a holder has had its time.
+        let _holder = slots.take().unwrap();
+        tokio::time::advance(Duration::from_secs(2)).await;
+        assert_eq!(excess.room(&slots).await, room(true, 0));
     }
 }

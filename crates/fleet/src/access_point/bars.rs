@@ -166,7 +166,7 @@ impl Shared {
         let mut ended = 0;
         for session in self.registry.sessions() {
             if let Err(refusal) = session.peer.still_admitted(&policy) {
-                session.end(End::Refused(told_to_executor(&refusal)));
+                session.end(End::Refused(Box::new(told_to_executor(&refusal))));
                 ended += 1;
             }
         }

@@ -61,7 +61,8 @@ pub(super) fn serve(
             .initial_connection_window_size(2 * WINDOW_BYTES)
             .max_send_buf_size(MAX_MESSAGE_BYTES)
             .serve_connection(
-                TokioIo::new(Opening::new(accepted.stream)),
+                // Boxed, as both parts fit their places in the heap better than the whole.
+                TokioIo::new(Opening::new(Box::new(accepted.stream))),
                 TowerToHyperService::new(service),
             ),
     );

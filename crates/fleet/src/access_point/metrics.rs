@@ -42,6 +42,7 @@ pub(crate) struct Metrics {
     pub(super) handshakes_timed_out: Counter,
     pub(super) handshakes_abandoned: Counter,
     pub(super) accept_failures: Counter,
+    pub(super) accept_waited: Counter<f64, AtomicU64>,
     pub(super) handshake_seconds: Histogram,
     rejections: Family<Reason, Counter>,
     opened: Family<Kind, Counter>,
@@ -102,6 +103,7 @@ impl Metrics {
             handshakes_timed_out: Counter::default(),
             handshakes_abandoned: Counter::default(),
             accept_failures: Counter::default(),
+            accept_waited: Counter::default(),
             handshake_seconds: Histogram::new(exponential_buckets(0.000_5, 2.0, 15)),
             rejections: Family::default(),
             opened: Family::default(),
@@ -158,6 +160,12 @@ impl Metrics {
             "accept_failures",
             "Times that the operating system gave no connection",
             self.accept_failures.clone(),
+        );
+        to.register_with_unit(
+            "accept_waited",
+            "Time in which the next connection waited for a place among --max-handshakes",
+            Unit::Seconds,
+            self.accept_waited.clone(),
         );
         to.register(
             "handshakes_timed_out",

@@ -380,7 +380,7 @@ impl Shared {
             coming_and_going: self.comebacks.often(),
             sessions: sessions
                 .iter()
-                .map(|session| (session.not_after, session.silence()))
+                .map(|session| (session.not_after(), session.silence()))
                 .collect(),
             identity: self.health.borrow().clone(),
             store_up: store.ok,

@@ -25,6 +25,10 @@ impl AcceptObserver for Shared {
         self.metrics.accept_failures.inc();
     }
 
+    fn waited(&self, time: Duration) {
+        self.metrics.accept_waited.inc_by(time.as_secs_f64());
+    }
+
     fn abandoned(&self, remote: SocketAddr) {
         tracing::debug!(peer = %remote, "peer went away before the handshake was done");
         self.metrics.handshakes_abandoned.inc();

@@ -144,10 +144,10 @@ impl Operator {
                 format!("{} is not connected", id.0),
             )));
         };
-        session.end(End::Refused(Explained::new(
+        session.end(End::Refused(Box::new(Explained::new(
             Code::Unavailable,
             "an operator disconnected the executor",
-        )));
+        ))));
         Ok(id)
     }
 
@@ -348,7 +348,7 @@ impl super::Shared {
                 .map(|greeting| greeting.name.clone())
                 .unwrap_or_default(),
             labels: greeting
-                .map(|greeting| greeting.labels.clone())
+                .map(|greeting| greeting.labels.to_map())
                 .unwrap_or_default(),
             reason: reason.map(str::to_owned),
         });

@@ -31,8 +31,8 @@ pub enum Duplicates {
 /// Why a session is to end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum End {
-    /// The access point refuses to go on; the executor is told this.
-    Refused(Explained),
+    /// The access point refuses to go on; the executor is told this. Boxed, as each session has room for it.
+    Refused(Box<Explained>),
     /// The same process came back on a new connection: finish quietly.
     Superseded,
     /// The access point is going away: tell the executor when to come back.
@@ -64,8 +64,6 @@ pub(crate) struct Session {
     pub(crate) executor: ExecutorId,
     pub(crate) greeting: Greeting,
     pub(crate) peer: PeerIdentity,
-    pub(crate) certificate: CertificateRecord,
-    pub(crate) not_after: SystemTime,
     pub(crate) remote: SocketAddr,
     pub(crate) enrolled_at: SystemTime,
     /// How far its clock was from ours, either way, where it told.
@@ -108,8 +106,6 @@ impl Session {
             clock_skew: greeting.clock.map(|theirs| apart(theirs, now)),
             executor: caller.executor(),
             greeting,
-            certificate: CertificateRecord::from(caller.peer.leaf()),
-            not_after: caller.peer.not_after(),
             peer: caller.peer.clone(),
             remote: caller.remote,
             enrolled_at: now,
@@ -121,6 +117,16 @@ impl Session {
             wake: Notify::new(),
             answered: Notify::new(),
         }
+    }
+
+    /// What is written down of its certificate.
+    pub(crate) fn certificate(&self) -> CertificateRecord {
+        CertificateRecord::from(self.peer.leaf())
+    }
+
+    /// When its certificate, or an earlier one of the path, ends; and the session with it.
+    pub(crate) fn not_after(&self) -> SystemTime {
+        self.peer.not_after()
     }
 
     /// Asks the serving task to end the session. The first reason stands, but a drain gives way to a refusal.
@@ -269,7 +275,7 @@ impl Registry {
                 Code::Unavailable,
                 "session was silent and another replaced it",
             );
-            rival.end(End::Refused(silent));
+            rival.end(End::Refused(Box::new(silent)));
             self.leave(&rival);
         }
     }
@@ -301,7 +307,7 @@ impl Registry {
                 }
             }
             Some(old) if old.greeting.instance == session.greeting.instance => Admission::Moved {
-                new_certificate: old.certificate.sha256 != session.certificate.sha256,
+                new_certificate: old.peer.leaf().sha256 != session.peer.leaf().sha256,
             },
             Some(_) if limits.duplicates == Duplicates::Replace => Admission::Again,
             Some(old) => return Ok(Err(Arc::clone(old))),
@@ -314,7 +320,7 @@ impl Registry {
         if let Some(old) = previous {
             old.end(match admission {
                 Admission::Moved { .. } => End::Superseded,
-                _ => End::Refused(replaced(session)),
+                _ => End::Refused(Box::new(replaced(session))),
             });
         }
         Ok(Ok(admission))

@@ -57,7 +57,7 @@ pub(super) async fn serve(
         finished: false,
     };
     if spoke && let Some(welcome) = call.next().await {
-        call.unsent = welcome?.kind;
+        call.unsent = welcome?.kind.map(Box::new);
     }
     Ok(futures_util::stream::unfold(call, |mut call| async move {
         let item = call.next().await?;
@@ -71,8 +71,8 @@ struct Call {
     inbound: Streaming<ExecutorMessage>,
     /// What arrived on `inbound` before the response began.
     first: Option<Result<Option<ExecutorMessage>, Status>>,
-    /// What is sent next.
-    unsent: Option<Outgoing>,
+    /// What is sent next. Boxed, as most of the time there is nothing.
+    unsent: Option<Box<Outgoing>>,
     enrolled: Option<Enrolled>,
     /// The peer sent a message above the limit, which has a status of its own.
     oversized: bool,
@@ -86,7 +86,7 @@ impl Call {
             return None;
         }
         if let Some(kind) = self.unsent.take() {
-            return Some(Ok(AccessPointMessage { kind: Some(kind) }));
+            return Some(Ok(AccessPointMessage { kind: Some(*kind) }));
         }
         let step = if self.enrolled.is_none() {
             // Boxed, so that an idle session carries no room for its beginning.
@@ -222,7 +222,7 @@ impl Call {
                 biased;
                 order = enrolled.session.order() => match order {
                     Order::Ping => return Ok(Some(enrolled.heartbeat())),
-                    Order::End(End::Refused(explained)) => return Err(explained),
+                    Order::End(End::Refused(explained)) => return Err(*explained),
                     Order::End(End::Superseded) => {
                         enrolled.why = "superseded";
                         let stay = enrolled.session.patience().max(FAREWELL);
@@ -249,7 +249,7 @@ impl Call {
                         Some(Incoming::Heartbeat(heartbeat)) => {
                             enrolled.shared.metrics.heartbeat_received();
                             // Ours rides along, so that an idle executor wakes us once an interval.
-                            self.unsent = Some(enrolled.heartbeat());
+                            self.unsent = Some(Box::new(enrolled.heartbeat()));
                             return Ok(Some(Outgoing::HeartbeatReply(HeartbeatReply {
                                 sequence: heartbeat.sequence,
                             })));

@@ -72,7 +72,7 @@ pub(super) async fn follow_trust(shared: Arc<Shared>) {
             let now = shared.clock.now();
             for session in shared.registry.sessions() {
                 if let Err(error) = session.peer.still_trusted(current.trust(), &policy, now) {
-                    session.end(End::Refused(told_to_executor(&error)));
+                    session.end(End::Refused(Box::new(told_to_executor(&error))));
                 }
             }
         });

@@ -57,6 +57,7 @@ async fn every_connection_is_counted_once_however_it_ends() {
         ("ah_handshakes_timed_out_total", 1.0),
         ("ah_handshakes_abandoned_total", 1.0),
         ("ah_handshakes_shed_total", 0.0),
+        ("ah_accept_waited_seconds_total", 0.0),
         ("ah_handshake_duration_seconds_count", 2.0),
         (
             "ah_rejections_total{reason=\"client_unknown_authority\"}",

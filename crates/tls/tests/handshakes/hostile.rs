@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ah_identity_provider::Code;
-use ah_tls::{ClientConfigs, HandshakeLimits};
+use ah_tls::{ClientConfigs, HandshakeLimits, connect};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -58,6 +58,45 @@ async fn ap_16_without_a_place_a_peer_is_reset_and_silence_takes_no_place() {
     ping(&mut dial(&server, &configs).await.unwrap())
         .await
         .unwrap();
+}
+
+#[tokio::test]
+async fn ap_16_while_a_place_comes_free_the_next_waits_for_it() {
+    // AP-16
+    let Pki { ca, serve, agent } = pki();
+    let limits = HandshakeLimits {
+        max_handshakes: 1,
+        patience: SOON,
+        ..limits()
+    };
+    let mut server = Server::start(&serve, &[&ca], limits);
+    let configs = client(&agent, &[&ca], serve_id());
+    let mut stalled = TcpStream::connect(server.addr).await.unwrap();
+    stalled.write_all(&client_hello(&configs)).await.unwrap();
+    server.until(|event| matches!(event, Event::Started)).await;
+
+    // One that gives up and one that does not, while the only place is taken.
+    drop(TcpStream::connect(server.addr).await.unwrap());
+    server.until(|event| matches!(event, Event::Opened)).await;
+    let port = server.addr.port();
+    let free = async {
+        drop(stalled);
+        let mut started = 0;
+        let mut gone = 0;
+        server
+            .until(|event| {
+                assert!(!matches!(event, Event::Shed));
+                started += u32::from(matches!(event, Event::Started));
+                gone += u32::from(matches!(event, Event::Abandoned));
+                matches!(event, Event::Completed)
+            })
+            .await;
+        (started, gone)
+    };
+    let dial = connect("127.0.0.1", port, &configs, SOON);
+    let (connected, (started, gone)) = tokio::join!(dial, free);
+    assert_eq!((started, gone), (1, 2));
+    ping(&mut connected.unwrap()).await.unwrap();
 }
 
 #[tokio::test]

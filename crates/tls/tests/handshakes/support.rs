@@ -21,6 +21,7 @@ pub(crate) const SOON: Duration = Duration::from_secs(20);
 
 #[derive(Debug)]
 pub(crate) enum Event {
+    Opened,
     Started,
     Completed,
     Shed,
@@ -32,6 +33,9 @@ pub(crate) enum Event {
 struct Observer(mpsc::UnboundedSender<Event>);
 
 impl AcceptObserver for Observer {
+    fn opened(&self, _remote: SocketAddr) {
+        let _ = self.0.send(Event::Opened);
+    }
     fn started(&self) {
         let _ = self.0.send(Event::Started);
     }
@@ -113,7 +117,7 @@ impl Server {
         }
     }
 
-    pub(crate) async fn until(&mut self, wanted: impl Fn(&Event) -> bool) -> Event {
+    pub(crate) async fn until(&mut self, mut wanted: impl FnMut(&Event) -> bool) -> Event {
         tokio::time::timeout(SOON, async {
             loop {
                 let event = self.events.recv().await.expect("the server lives");

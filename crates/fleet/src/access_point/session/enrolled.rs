@@ -45,7 +45,7 @@ impl Enrolled {
         }
         let life = self
             .session
-            .not_after
+            .not_after()
             .duration_since(self.shared.clock.now())
             .unwrap_or_default();
         if life.is_zero() {
@@ -90,9 +90,9 @@ impl Enrolled {
                 name: session.greeting.name.clone(),
                 provider: session.greeting.provider,
                 version: session.greeting.version.clone(),
-                labels: session.greeting.labels.clone(),
+                labels: session.greeting.labels.to_map(),
                 host: session.greeting.host.clone(),
-                certificate: session.certificate.clone(),
+                certificate: session.certificate(),
                 at: session.enrolled_at.into(),
             })));
         let what = match event {
@@ -104,8 +104,8 @@ impl Enrolled {
             executor.id = %session.executor.0,
             executor.name = %session.greeting.name,
             peer = %session.remote,
-            cert.serial = %session.certificate.serial,
-            cert.not_after = %rfc3339(session.not_after),
+            cert.serial = %session.peer.leaf().serial,
+            cert.not_after = %rfc3339(session.not_after()),
             "{what}"
         );
         self.shared.metrics.session_opened(event);
@@ -142,7 +142,7 @@ impl Enrolled {
             outcome: Outcome::Success,
             executor_id: Some(self.session.executor.clone()),
             peer: Some(self.session.remote),
-            certificate: Some(self.session.certificate.clone()),
+            certificate: Some(self.session.certificate()),
             provider: self.session.greeting.provider,
             reason,
         }
@@ -180,7 +180,7 @@ fn expired(session: &Session) -> Explained {
     )
     .cause(format!(
         "the certificate that opened this session ended at {}",
-        session.certificate.not_after
+        session.certificate().not_after
     ))
     .hint(
         "renew the executor's certificate; the executor reconnects by itself once it has a new one",
