@@ -35,13 +35,7 @@ impl Postgres {
     /// `None` when PostgreSQL is not installed: one line then says that `test` was skipped. With `CI=true`
     /// in the environment that is a failure instead.
     pub fn shared(test: &str) -> Option<Arc<Self>> {
-        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(running) = shared.upgrade() {
-            return Some(running);
-        }
-        let started = Arc::new(Self::private(test)?);
-        *shared = Arc::downgrade(&started);
-        Some(started)
+        server::shared(&SHARED, || Self::private(test))
     }
 
     /// A server of the test's own, to be stopped and started. `None` as in [`Postgres::shared`].

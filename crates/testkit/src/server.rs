@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 use std::process::{Child, Command};
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError, Weak, mpsc};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -13,6 +13,20 @@ use tempfile::TempDir;
 
 /// How long a server may take to answer before the test fails.
 const START_DEADLINE: Duration = Duration::from_secs(60);
+
+/// The server that `slot` has while any test holds it, or a new one.
+pub(crate) fn shared<T>(
+    slot: &Mutex<Weak<T>>,
+    start: impl FnOnce() -> Option<T>,
+) -> Option<Arc<T>> {
+    let mut shared = slot.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(running) = shared.upgrade() {
+        return Some(running);
+    }
+    let started = Arc::new(start()?);
+    *shared = Arc::downgrade(&started);
+    Some(started)
+}
 
 /// Databases refuse to run as root, or had better not: then it is `name`.
 pub(crate) fn user(name: &str) -> Option<User> {
