@@ -275,7 +275,7 @@ fn what_is_wrong_with_a_policy_is_told_with_file_and_line() {
         )
     );
     let error = of("allow if re_match(\"^/a\", input.caller)");
-    let place = format!("{here}/p.rego:8:10: there is no function \"re_match\" here");
+    let place = format!("{here}/p.rego:8:18: there is no function \"re_match\" here");
     assert!(error.ends_with(&place), "{error}");
     // Where no sample gets to.
     let error = of("allow if {\n  input.caller == \"never\"\n  http.send({}).status == 200\n}");
@@ -287,7 +287,7 @@ fn what_is_wrong_with_a_policy_is_told_with_file_and_line() {
     let error =
         of("a(x) := b(x)\nb(x) := data.spire.a(x)\nallow if { input.caller == \"never\"; a(1) }");
     assert!(
-        error.ends_with("p.rego:8:9: function \"a\" calls itself"),
+        error.ends_with("p.rego:8:10: function \"a\" calls itself"),
         "{error}"
     );
     // What the policy itself defines is there.
