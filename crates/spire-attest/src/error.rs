@@ -19,6 +19,12 @@ pub enum AttestError {
     /// Something that is needed does not answer now: try again (`Unavailable`).
     #[error("{0}")]
     Unavailable(Explained),
+    /// What was named is not there (`NotFound`).
+    #[error("{0}")]
+    NotFound(Explained),
+    /// This side is not set up for what was asked (`FailedPrecondition`).
+    #[error("{0}")]
+    NotSetUp(Explained),
     /// Broken on this side (`Internal`).
     #[error("{0}")]
     Internal(Explained),
@@ -37,6 +43,16 @@ impl AttestError {
         Self::Unavailable(Explained::new(Code::Unavailable, text.to_string()).hint(hint))
     }
 
+    #[cfg(target_os = "linux")]
+    pub(crate) fn not_found(text: impl fmt::Display, hint: impl Into<String>) -> Self {
+        Self::NotFound(Explained::new(Code::Other, text.to_string()).hint(hint))
+    }
+
+    #[cfg(target_os = "linux")]
+    pub(crate) fn not_set_up(text: impl fmt::Display, hint: impl Into<String>) -> Self {
+        Self::NotSetUp(Explained::new(Code::Other, text.to_string()).hint(hint))
+    }
+
     pub(crate) fn internal(text: impl fmt::Display, hint: impl Into<String>) -> Self {
         Self::Internal(Explained::new(Code::Other, text.to_string()).hint(hint))
     }
@@ -44,7 +60,12 @@ impl AttestError {
     /// What to tell.
     pub fn explained(&self) -> &Explained {
         match self {
-            Self::Invalid(e) | Self::Refused(e) | Self::Unavailable(e) | Self::Internal(e) => e,
+            Self::Invalid(e)
+            | Self::Refused(e)
+            | Self::Unavailable(e)
+            | Self::NotFound(e)
+            | Self::NotSetUp(e)
+            | Self::Internal(e) => e,
         }
     }
 
@@ -67,6 +88,8 @@ impl AttestError {
             Self::Invalid(e) => Self::Invalid(change(e)),
             Self::Refused(e) => Self::Refused(change(e)),
             Self::Unavailable(e) => Self::Unavailable(change(e)),
+            Self::NotFound(e) => Self::NotFound(change(e)),
+            Self::NotSetUp(e) => Self::NotSetUp(change(e)),
             Self::Internal(e) => Self::Internal(change(e)),
         }
     }

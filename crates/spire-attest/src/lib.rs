@@ -26,7 +26,7 @@
 //! | name | selectors |
 //! |---|---|
 //! | `docker` | `label`, `env`, `image_id`, `image_config_digest` of the container, in Docker or Podman |
-//! | `k8s` | `ns`, `ns-label`, `sa`, `container-name`, `container-image`, `node-name`, `pod-label`, `pod-owner`, `pod-owner-uid`, `pod-uid`, `pod-name`, `pod-image`, `pod-image-count`, `pod-init-image`, `pod-init-image-count` |
+//! | `k8s` | `ns`, `ns-label`, `sa`, `container-name`, `container-image`, `node-name`, `pod-label`, `pod-owner`, `pod-owner-uid`, `pod-uid`, `pod-name`, `pod-image`, `pod-image-count`, `pod-init-image`, `pod-init-image-count`; of other objects that brokers name `uid`, `resource`, `plural`, `group`, `version`, `apiVersion`, `kind`, `name`, `namespace`, `key`, `label`, `owner-key`, `owner-uid`, `controller-key`, `controller-uid` |
 //! | `slurm` | `job_id` or `sluid`, and `step` |
 //! | `systemd` | `id` and `fragment_path` of the unit |
 //! | `unix` | `uid`, `user`, `gid`, `group`, `supplementary_gid`, `supplementary_group`; with `discover_workload_path` also `path` and `sha256` |

@@ -51,6 +51,9 @@ pub trait WorkloadAttestor: Send + Sync {
 /// The type URL of a reference to a process by its number.
 pub const PID_REFERENCE: &str = "type.googleapis.com/spiffe.broker.WorkloadPIDReference";
 
+/// The type URL of a reference to an object of Kubernetes.
+pub const OBJECT_REFERENCE: &str = "type.googleapis.com/spiffe.broker.KubernetesObjectReference";
+
 /// A workload as a broker names it.
 #[derive(Clone, Copy, Debug)]
 pub struct Reference<'a> {

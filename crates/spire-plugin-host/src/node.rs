@@ -204,6 +204,8 @@ pub(crate) fn attest_error(status: &Status) -> AttestError {
     match status.code() {
         tonic::Code::InvalidArgument => AttestError::Invalid(told),
         tonic::Code::PermissionDenied | tonic::Code::Unauthenticated => AttestError::Refused(told),
+        tonic::Code::NotFound => AttestError::NotFound(told),
+        tonic::Code::FailedPrecondition => AttestError::NotSetUp(told),
         tonic::Code::Unavailable | tonic::Code::DeadlineExceeded => AttestError::Unavailable(
             told.hint("look into the log for what the plugin says, and why it ended"),
         ),

@@ -172,6 +172,8 @@ fn refused(error: &AttestError) -> Status {
         AttestError::Invalid(_) => Status::invalid_argument(text),
         AttestError::Refused(_) => Status::permission_denied(text),
         AttestError::Unavailable(_) => Status::unavailable(text),
+        AttestError::NotFound(_) => Status::not_found(text),
+        AttestError::NotSetUp(_) => Status::failed_precondition(text),
         _ => Status::internal(text),
     }
 }

@@ -29,6 +29,16 @@ async fn settings_that_can_be_used_are_valid() {
             node_name_env = "NODE" disable_container_selectors = true use_new_container_locator = true
             enable_namespace_labels = true verbose_container_locator_logs = true
         }"#,
+        r#""k8s" { plugin_data {
+            disable_kubelet_client = true
+            experimental {
+                api_server { cache { enabled = false } }
+                broker {
+                    access_policy = "enforced"
+                    brokers = [ { id = "spiffe://example.org/broker" pod_reference_scope = "cluster" } ]
+                }
+            }
+        }"#,
         r#""systemd" {"#,
         r#""slurm" { plugin_data {}"#,
     ] {
@@ -63,11 +73,45 @@ async fn settings_that_cannot_be_used_are_named() {
         ),
         (
             r#""k8s" { plugin_data { experimental { broker {} } }"#,
-            "experimental is not supported",
+            "experimental.broker.access_policy: must be specified as one of [permissive, enforced]",
         ),
         (
-            r#""k8s" { plugin_data { disable_kubelet_client = true }"#,
-            "disable_kubelet_client is not supported",
+            r#""k8s" { plugin_data { experimental { broker { access_policy = "some" } } }"#,
+            "experimental.broker.access_policy: unsupported value \"some\"",
+        ),
+        (
+            r#""k8s" { plugin_data { experimental { broker { access_policy = "enforced" } } }"#,
+            "experimental.broker.brokers: at least one broker is required",
+        ),
+        (
+            r#""k8s" { plugin_data { experimental { broker { access_policy = "enforced" brokers = [ { id = "x" } ] } } }"#,
+            "experimental.broker.brokers[x].id: ",
+        ),
+        (
+            r#""k8s" { plugin_data { experimental { broker { access_policy = "enforced" brokers = [
+                { id = "spiffe://a/b" pod_reference_scope = "all" }
+            ] } } }"#,
+            "pod_reference_scope: unsupported value \"all\"",
+        ),
+        (
+            r#""k8s" { plugin_data { experimental { broker { access_policy = "enforced" brokers = [
+                { id = "spiffe://a/b" }, { id = "spiffe://a/b" }
+            ] } } }"#,
+            "duplicate broker id",
+        ),
+        (
+            r#""k8s" { plugin_data { disable_kubelet_client = true experimental { broker {
+                access_policy = "enforced" brokers = [ { id = "spiffe://a/b" } ]
+            } } }"#,
+            "pod_reference_scope must be \"cluster\" when disable_kubelet_client is true",
+        ),
+        (
+            r#""k8s" { plugin_data { disable_kubelet_client = true token_path = "/x" }"#,
+            "disable_kubelet_client cannot be used with token_path",
+        ),
+        (
+            r#""k8s" { plugin_data { experimental { api_server { cache { enabled = true } } } }"#,
+            "experimental.api_server.cache is not supported",
         ),
         (
             r#""k8s" { plugin_data { poll_retry_interval = "5" }"#,
@@ -91,7 +135,8 @@ async fn settings_that_cannot_be_used_are_named() {
         ),
     ] {
         conf.unix = beside_unix(block);
-        let checked = conf.command(&node, &fake, "validate").output().unwrap();
+        let mut command = conf.command(&node, &fake, "validate");
+        let checked = command.env("TUF_ROOT", "/nowhere").output().unwrap();
         let told = stderr(&checked);
         assert!(told.contains(why), "{block}: {told}");
         assert!(told.contains("hint:"), "{block}: {told}");

@@ -9,11 +9,12 @@ use ah_identity_provider::{CertificateFacts, PrivateKey, SystemClock, TrustBundl
 use ah_spire_wire::Channel;
 use ah_spire_wire::broker::api_client::ApiClient;
 use ah_spire_wire::broker::{
-    FetchJwtsvidRequest, KubernetesObjectReference, SubscribeToJwtBundlesRequest,
-    SubscribeToX509BundlesRequest, SubscribeToX509svidRequest, SubscribeToX509svidResponse,
-    WorkloadPidReference, WorkloadReference,
+    FetchJwtsvidRequest, KubernetesObjectKey, KubernetesObjectReference, KubernetesObjectType,
+    SubscribeToJwtBundlesRequest, SubscribeToX509BundlesRequest, SubscribeToX509svidRequest,
+    SubscribeToX509svidResponse, WorkloadPidReference, WorkloadReference,
 };
 use ah_testkit::process::{Process, field};
+use ah_testkit::web::Web;
 use ah_tls::{OwnKey, ServerTrust, SpiffeClient, Trust};
 use prost::Message;
 use prost_types::Any;
@@ -65,6 +66,11 @@ impl Drop for Rig {
 
 impl Rig {
     async fn start() -> Self {
+        Self::beside("").await
+    }
+
+    /// With `attestors` beside that of `unix`, the last block still open.
+    async fn beside(attestors: &str) -> Self {
         let fake = Fake::start().await;
         let other = Ca::new();
         fake.federate("other.org", &other);
@@ -79,6 +85,9 @@ impl Rig {
         conf.experimental = format!(
             r#"broker {{ socket_path = {socket:?} bind_address = "127.0.0.1:0" {BROKERS} }}"#
         );
+        if !attestors.is_empty() {
+            conf.unix = format!("plugin_data {{}} }} {attestors}");
+        }
         conf.more = r#"telemetry {
             EnableHostnameLabel = false
             Prometheus { host = "localhost" port = 0 }
@@ -353,6 +362,73 @@ async fn a_reference_has_to_be_one_that_the_broker_may_use_there() {
     );
     let mut stream = rig.x509_svids(&mut far, rig.workload()).await.unwrap();
     assert_eq!(ids(&next(&mut stream).await), ["spiffe://example.org/a"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_is_named_by_its_object() {
+    let kubelet = Web::start().await;
+    kubelet.answers(
+        "/pods",
+        serde_json::json!({"items": [{
+            "metadata": {"uid": "u-1", "name": "server", "namespace": "shop"},
+            "spec": {"serviceAccountName": "shop-server"},
+            "status": {},
+        }]}),
+    );
+    let port = kubelet.address.port();
+    let rig = Rig::beside(&format!(
+        r#"WorkloadAttestor "k8s" {{ plugin_data {{
+            kubelet_read_only_port = "{port}"
+            experimental {{ broker {{
+                access_policy = "permissive"
+                brokers = [ {{ id = "spiffe://other.org/far" pod_reference_scope = "agent_node" }} ]
+            }} }}
+        }}"#
+    ))
+    .await;
+    rig.fake.set_entry("k", "/in-a-pod", |entry| {
+        entry.selectors = ["ns:shop", "sa:shop-server", "pod-name:server"]
+            .map(|value| ah_spire_wire::types::Selector {
+                r#type: "k8s".into(),
+                value: value.into(),
+            })
+            .into();
+    });
+    let pod = |uid: &str| {
+        let object = KubernetesObjectReference {
+            r#type: Some(KubernetesObjectType {
+                plural: "pods".into(),
+                group: "core".into(),
+            }),
+            key: Some(KubernetesObjectKey {
+                namespace: "shop".into(),
+                name: "server".into(),
+            }),
+            uid: uid.into(),
+        };
+        reference(OBJECT, object.encode_to_vec())
+    };
+    let mut far = rig.over_tcp("spiffe://other.org/far", &rig.other).await;
+    let mut stream = rig.x509_svids(&mut far, pod("u-1")).await.unwrap();
+    // The entry may come after the first answer.
+    while ids(&next(&mut stream).await) != ["spiffe://example.org/in-a-pod"] {}
+    refused(
+        rig.x509_svids(&mut far, pod("u-2")).await,
+        Code::NotFound,
+        "workload attestation failed: workloadattestor(k8s): pod shop/server has UID u-1, expected u-2",
+    );
+    let nothing = reference(OBJECT, KubernetesObjectReference::default().encode_to_vec());
+    refused(
+        rig.x509_svids(&mut far, nothing).await,
+        Code::InvalidArgument,
+        "workload attestation failed: workloadattestor(k8s): object reference is missing type",
+    );
+    // It names no other broker, whatever the agent allows that one: unix alone answers.
+    let mut near = rig.near().await;
+    let mut stream = rig.x509_svids(&mut near, rig.workload()).await.unwrap();
+    assert_eq!(ids(&next(&mut stream).await), ["spiffe://example.org/a"]);
+    let line = rig.agent.wait_for("is not configured");
+    assert!(line.contains("spiffe://example.org/near"), "{line}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

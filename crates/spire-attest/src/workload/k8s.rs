@@ -3,6 +3,9 @@
 //! The container is found by the process's control groups, and the kubelet is asked for its pods (`/pods`), over its
 //! read-only port or the secure one. A container that has just started is not among them yet: the kubelet is asked
 //! again every `poll_retry_interval`, once for all who wait.
+//!
+//! Brokers may name pods and other objects instead (`KubernetesObjectReference`): those are looked up with the kubelet,
+//! or in the Kubernetes API.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,15 +14,20 @@ use std::time::Duration;
 use crate::node::k8s::Api;
 use crate::peer::PeerInfo;
 use crate::workload::container::{Found, Locator, add, legacy};
-use crate::workload::{ProcRoot, Reference, WorkloadAttestor, cgroup};
+use crate::workload::{Named, OBJECT_REFERENCE, ProcRoot, Reference, WorkloadAttestor, cgroup};
 use crate::{AttestError, Builtin, Selector};
 
+mod broker;
 mod kubelet;
 mod lists;
+mod objects;
 mod pods;
 
+use broker::Told;
+pub use broker::{AccessPolicy, BrokerConfig, PodScope};
 use kubelet::Kubelet;
 use lists::Lists;
+use objects::Objects;
 use pods::Pod;
 
 /// How often the kubelet is asked.
@@ -66,6 +74,10 @@ pub struct K8sConfig {
     pub enable_namespace_labels: bool,
     /// How to reach that API; empty for the pod's own way.
     pub kubeconfig: PathBuf,
+    /// The kubelet is not asked: no process is told anything of, and brokers need [`PodScope::Cluster`].
+    pub disable_kubelet_client: bool,
+    /// Who may name workloads; none may.
+    pub brokers: Option<BrokerConfig>,
 }
 
 /// The attestor. Cheap to clone; clones share what the kubelet said.
@@ -75,12 +87,15 @@ pub struct K8s(Arc<Inner>);
 struct Inner {
     locator: Locator,
     old_locator: bool,
-    lists: Lists,
+    /// Unless there is `disable_kubelet_client`.
+    lists: Option<Lists>,
     polls: u32,
     interval: Duration,
     /// `disable_container_selectors`
     pods_alone: bool,
     namespaces: Option<Api>,
+    objects: Objects,
+    brokers: Option<BrokerConfig>,
 }
 
 impl K8s {
@@ -91,15 +106,32 @@ impl K8s {
     pub async fn configure(config: &K8sConfig, proc: ProcRoot) -> Result<Self, AttestError> {
         let or = |set: Duration, default| if set.is_zero() { default } else { set };
         let interval = or(config.poll_retry_interval, INTERVAL);
-        let kubelet = Kubelet::new(config)?;
-        let lists = Lists::new(kubelet, interval, or(config.reload_interval, RELOAD));
-        lists.check().await.map_err(|why| {
-            AttestError::invalid(
-                why,
-                "let kubelet_ca_path, token_path, certificate_path and private_key_path name files that the agent's \
-                 user may read",
-            )
-        })?;
+        let lists = match config.disable_kubelet_client {
+            true => None,
+            false => {
+                let kubelet = Kubelet::new(config)?;
+                let lists = Lists::new(kubelet, interval, or(config.reload_interval, RELOAD));
+                lists.check().await.map_err(|why| {
+                    AttestError::invalid(
+                        why,
+                        "let kubelet_ca_path, token_path, certificate_path and private_key_path name files that the \
+                         agent's user may read",
+                    )
+                })?;
+                Some(lists)
+            }
+        };
+        for (broker, scope) in config.brokers.iter().flat_map(|config| &config.brokers) {
+            if lists.is_none() && *scope == PodScope::AgentNode {
+                return Err(AttestError::invalid(
+                    format!(
+                        "experimental.broker.brokers[{broker}].pod_reference_scope must be \"cluster\" when \
+                         disable_kubelet_client is true"
+                    ),
+                    "set pod_reference_scope = \"cluster\": the kubelet alone knows the pods of the node",
+                ));
+            }
+        }
         let polls = u32::try_from(config.max_poll_attempts).unwrap_or(0);
         Ok(Self(Arc::new(Inner {
             locator: Locator {
@@ -115,6 +147,8 @@ impl K8s {
             namespaces: config
                 .enable_namespace_labels
                 .then(|| Api::new(config.kubeconfig.clone(), "spire-agent")),
+            objects: Objects::new(config.kubeconfig.clone()),
+            brokers: config.brokers.clone(),
         })))
     }
 }
@@ -131,26 +165,36 @@ impl WorkloadAttestor for K8s {
     }
 
     async fn attest(&self, peer: &PeerInfo) -> Result<Vec<Selector>, AttestError> {
-        let found = self.0.locate(peer.pid())?;
-        let Some(container) = &found.container else {
-            return Ok(Vec::new());
-        };
-        let values = self.0.values(container, found.pod.as_deref()).await?;
-        let selector = |value| Selector::new(Builtin::K8s.name(), value);
-        Ok(values.into_iter().map(selector).collect())
+        let told = self.0.told(peer.pid()).await?;
+        Ok(told.map(|told| selectors(told.values)).unwrap_or_default())
     }
 
-    /// Who may act for pods is for its own settings to say, as upstream's has them (`experimental.broker`), which are not
-    /// supported: so nobody may.
     async fn attest_reference(
         &self,
-        _: &Reference<'_>,
+        reference: &Reference<'_>,
     ) -> Result<Option<Vec<Selector>>, AttestError> {
-        Err(AttestError::refused(
-            "broker configuration missing",
-            "this attestor tells brokers nothing yet; others, such as unix, are asked all the same",
-        ))
+        if let Named::Other(other) = reference.workload
+            && other.type_url != OBJECT_REFERENCE
+        {
+            return Ok(None);
+        }
+        let values = self.0.referenced(reference).await?;
+        Ok(Some(selectors(values)))
     }
+}
+
+fn selectors(values: Vec<String>) -> Vec<Selector> {
+    let selector = |value| Selector::new(Builtin::K8s.name(), value);
+    values.into_iter().map(selector).collect()
+}
+
+/// What is said to whoever would need the kubelet.
+fn no_kubelet() -> AttestError {
+    AttestError::not_set_up(
+        "kubelet client is disabled",
+        "take disable_kubelet_client out of the attestor's plugin_data, or the attestor out of the file where no broker \
+         needs it",
+    )
 }
 
 impl Inner {
@@ -167,18 +211,34 @@ impl Inner {
         Ok(found)
     }
 
-    /// Values of selectors of `container`, in the pod `pod` where its control groups name one.
-    async fn values(&self, container: &str, pod: Option<&str>) -> Result<Vec<String>, AttestError> {
+    /// What is told of the process `pid`; nothing of one in no container.
+    async fn told(&self, pid: i32) -> Result<Option<Told>, AttestError> {
+        let lists = self.lists.as_ref().ok_or_else(no_kubelet)?;
+        let found = self.locate(pid)?;
+        let Some(container) = &found.container else {
+            return Ok(None);
+        };
+        let told = self.listed(lists, container, found.pod.as_deref());
+        told.await.map(Some)
+    }
+
+    /// What is told of `container`, in the pod `pod` where its control groups name one.
+    async fn listed(
+        &self,
+        lists: &Lists,
+        container: &str,
+        pod: Option<&str>,
+    ) -> Result<Told, AttestError> {
         let mut seen = 0;
         let mut failed = None;
         for attempt in 1..=self.polls {
-            let (number, list) = self.lists.next(seen).await;
+            let (number, list) = lists.next(seen).await;
             seen = number;
             failed = match list {
                 Ok(pods) => {
                     if let Some((pod, mut values)) = self.find(&pods, container, pod)? {
-                        values.extend(self.namespace_labels(pod).await?);
-                        return Ok(values);
+                        values.extend(self.namespace_labels(pod.namespace()).await?);
+                        return Ok(Told::of_pod(pod, values));
                     }
                     None
                 }
@@ -237,11 +297,11 @@ impl Inner {
         Ok(found)
     }
 
-    async fn namespace_labels(&self, pod: &Pod) -> Result<Vec<String>, AttestError> {
+    /// Values of selectors, if they are wanted.
+    async fn namespace_labels(&self, namespace: &str) -> Result<Vec<String>, AttestError> {
         let Some(api) = &self.namespaces else {
             return Ok(Vec::new());
         };
-        let namespace = pod.namespace();
         let labels = api.namespace_labels(namespace).await.map_err(|error| {
             AttestError::unavailable(
                 format!("unable to get namespace labels for {namespace:?}: {error}"),

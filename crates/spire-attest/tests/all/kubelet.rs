@@ -27,17 +27,17 @@ use crate::web::{Site, Web};
 const ID: &str = "9bca8d63d5fa610783847915bcff0ecac1273e5b4bed3f6fa1b07350e0135961";
 const OTHER_ID: &str = "45490e76e0878aaa4d9808f7d2eefba37f093c3efbba9838b6d8ab804d9bd814";
 const INIT_ID: &str = "b2a102854b4969b2ce98dc329c86b4fb2b06e4ad2cc8da9d8a7578c9cd2004a2";
-const POD: &str = "2c48913c-b29f-11e7-9350-020968147796";
-const DIGEST: &str = "registry.example/server@sha256:bf862e5f5eca0a73e7e538224578c5cf867ce2be91b5eaed22afc153c00363eb";
+pub(crate) const POD: &str = "2c48913c-b29f-11e7-9350-020968147796";
+pub(crate) const DIGEST: &str = "registry.example/server@sha256:bf862e5f5eca0a73e7e538224578c5cf867ce2be91b5eaed22afc153c00363eb";
 
-fn cgroup() -> String {
+pub(crate) fn cgroup() -> String {
     format!(
         "0::/kubepods.slice/kubepods-pod{}.slice/cri-containerd-{ID}.scope\n",
         POD.replace('-', "_")
     )
 }
 
-fn container(name: &str, id: &str) -> Value {
+pub(crate) fn container(name: &str, id: &str) -> Value {
     json!({
         "name": name,
         "state": {"running": {"startedAt": "2026-03-01T10:00:00Z"}},
@@ -52,7 +52,7 @@ fn container(name: &str, id: &str) -> Value {
 }
 
 /// A pod as a kubelet shows it.
-fn pod(uid: &str, containers: Value) -> Value {
+pub(crate) fn pod(uid: &str, containers: Value) -> Value {
     json!({
         "metadata": {
             "name": "server-7d4b9c",
@@ -85,11 +85,11 @@ fn pod(uid: &str, containers: Value) -> Value {
     })
 }
 
-fn list(pods: &[Value]) -> Value {
+pub(crate) fn list(pods: &[Value]) -> Value {
     json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": pods})
 }
 
-fn our_pod() -> Value {
+pub(crate) fn our_pod() -> Value {
     pod(
         POD,
         json!([container("server", ID), container("sidecar", OTHER_ID)]),
@@ -113,7 +113,7 @@ const OF_POD: [&str; 14] = [
     "pod-owner-uid:ReplicaSet:3b1f6c1e-0000-4000-8000-000000000001",
 ];
 
-fn of_pod() -> Vec<String> {
+pub(crate) fn of_pod() -> Vec<String> {
     let digests = ["pod-image", "pod-init-image"].map(|key| format!("{key}:{DIGEST}"));
     OF_POD
         .iter()
@@ -122,7 +122,7 @@ fn of_pod() -> Vec<String> {
         .collect()
 }
 
-fn of_container() -> Vec<String> {
+pub(crate) fn of_container() -> Vec<String> {
     vec![
         "container-name:server".to_owned(),
         "container-image:registry.example/server:1.2".to_owned(),
@@ -130,15 +130,15 @@ fn of_container() -> Vec<String> {
     ]
 }
 
-fn sorted(mut values: Vec<String>) -> Vec<String> {
+pub(crate) fn sorted(mut values: Vec<String>) -> Vec<String> {
     values.sort();
     values
 }
 
 /// The kubelet's read-only port.
-struct Rig {
-    kubelet: Web,
-    proc: FakeProc,
+pub(crate) struct Rig {
+    pub(crate) kubelet: Web,
+    pub(crate) proc: FakeProc,
 }
 
 impl Rig {
@@ -150,13 +150,13 @@ impl Rig {
     }
 
     /// Which lists `pods`.
-    async fn listing(pods: &[Value]) -> Self {
+    pub(crate) async fn listing(pods: &[Value]) -> Self {
         let rig = Self::new(&cgroup()).await;
         rig.kubelet.answers("/pods", list(pods));
         rig
     }
 
-    fn config(&self) -> K8sConfig {
+    pub(crate) fn config(&self) -> K8sConfig {
         K8sConfig {
             kubelet_read_only_port: self.kubelet.address.port().into(),
             poll_retry_interval: Duration::from_millis(5),

@@ -25,6 +25,8 @@ mod k8s;
 #[cfg(target_os = "linux")]
 mod kubelet;
 #[cfg(target_os = "linux")]
+mod kubernetes_objects;
+#[cfg(target_os = "linux")]
 mod peer;
 #[cfg(target_os = "linux")]
 mod processes;

@@ -458,6 +458,8 @@ fn status(error: &AttestError) -> Status {
         AttestError::Invalid(_) => Code::InvalidArgument,
         AttestError::Refused(_) => Code::PermissionDenied,
         AttestError::Unavailable(_) => Code::Unavailable,
+        AttestError::NotFound(_) => Code::NotFound,
+        AttestError::NotSetUp(_) => Code::FailedPrecondition,
         _ => Code::Internal,
     };
     tracing::error!(error = %error.explained().report(), "Node attestation failed");

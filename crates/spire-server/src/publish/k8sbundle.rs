@@ -107,7 +107,9 @@ impl K8sBundle {
     ) -> Result<(), KubeError> {
         let found = cluster.api.send(Method::GET, path, None).await;
         let found = found.map_err(|error| match error {
-            KubeError::Other(error) => KubeError::Other(format!("unable to get object: {error}")),
+            KubeError::NotFound(error) | KubeError::Other(error) => {
+                KubeError::Other(format!("unable to get object: {error}"))
+            }
             conflict => conflict,
         })?;
         let object = read(&found).map_err(KubeError::Other)?;

@@ -18,6 +18,8 @@ use ah_spire_wire::model::Selector;
 
 use super::data;
 
+mod k8s;
+
 config_block! {
     /// `WorkloadAttestor "docker"`
     struct DockerData {
@@ -29,32 +31,6 @@ config_block! {
         use_new_container_locator: Option<bool> = "use_new_container_locator",
         verbose_container_locator_logs: bool = "verbose_container_locator_logs",
         sigstore: Deferred = "sigstore",
-    }
-}
-
-config_block! {
-    /// `WorkloadAttestor "k8s"`
-    struct K8sData {
-        kubelet_read_only_port: i64 = "kubelet_read_only_port",
-        kubelet_secure_port: i64 = "kubelet_secure_port",
-        disable_kubelet_client: bool = "disable_kubelet_client",
-        max_poll_attempts: i64 = "max_poll_attempts",
-        poll_retry_interval: String = "poll_retry_interval",
-        kubelet_ca_path: String = "kubelet_ca_path",
-        skip_kubelet_verification: bool = "skip_kubelet_verification",
-        token_path: String = "token_path",
-        certificate_path: String = "certificate_path",
-        private_key_path: String = "private_key_path",
-        use_anonymous_authentication: bool = "use_anonymous_authentication",
-        node_name_env: String = "node_name_env",
-        node_name: String = "node_name",
-        reload_interval: String = "reload_interval",
-        disable_container_selectors: bool = "disable_container_selectors",
-        use_new_container_locator: Option<bool> = "use_new_container_locator",
-        verbose_container_locator_logs: bool = "verbose_container_locator_logs",
-        enable_namespace_labels: bool = "enable_namespace_labels",
-        sigstore: Deferred = "sigstore",
-        experimental: Deferred = "experimental",
     }
 }
 
@@ -85,7 +61,7 @@ impl BuiltInWorkload {
     pub(super) fn read(plugin: &PluginConfig) -> Result<Option<Self>, Explained> {
         Ok(Some(match plugin.name.as_str() {
             "docker" => Self::Docker(docker(plugin)?),
-            "k8s" => Self::K8s(Box::new(k8s(plugin)?)),
+            "k8s" => Self::K8s(Box::new(k8s::read(plugin)?)),
             "slurm" => {
                 let data: NoData = data(plugin)?;
                 known(plugin, &data.unknown)?;
@@ -138,44 +114,6 @@ fn docker(plugin: &PluginConfig) -> Result<DockerConfig, Explained> {
         container_id_cgroup_matchers: data.container_id_cgroup_matchers,
         use_new_container_locator: data.use_new_container_locator,
         verbose_container_locator_logs: data.verbose_container_locator_logs,
-    })
-}
-
-fn k8s(plugin: &PluginConfig) -> Result<K8sConfig, Explained> {
-    let data: K8sData = data(plugin)?;
-    known(plugin, &data.unknown)?;
-    without(plugin, "sigstore", &data.sigstore)?;
-    without(plugin, "experimental", &data.experimental)?;
-    if data.disable_kubelet_client {
-        return Err(
-            refused(plugin, "disable_kubelet_client is not supported").hint(
-                "without the kubelet this attestor knows nothing: take the key out, or the block",
-            ),
-        );
-    }
-    let node_name = match (data.node_name, data.node_name_env.as_str()) {
-        (name, _) if !name.is_empty() => name,
-        (_, "") => variable("MY_NODE_NAME"),
-        (_, name) => variable(name),
-    };
-    Ok(K8sConfig {
-        kubelet_read_only_port: data.kubelet_read_only_port,
-        kubelet_secure_port: data.kubelet_secure_port,
-        max_poll_attempts: data.max_poll_attempts,
-        poll_retry_interval: span(plugin, "poll_retry_interval", &data.poll_retry_interval)?,
-        kubelet_ca_path: data.kubelet_ca_path.into(),
-        skip_kubelet_verification: data.skip_kubelet_verification,
-        token_path: data.token_path.into(),
-        certificate_path: data.certificate_path.into(),
-        private_key_path: data.private_key_path.into(),
-        use_anonymous_authentication: data.use_anonymous_authentication,
-        node_name,
-        reload_interval: span(plugin, "reload_interval", &data.reload_interval)?,
-        disable_container_selectors: data.disable_container_selectors,
-        use_new_container_locator: data.use_new_container_locator,
-        verbose_container_locator_logs: data.verbose_container_locator_logs,
-        enable_namespace_labels: data.enable_namespace_labels,
-        kubeconfig: variable("KUBECONFIG").into(),
     })
 }
 

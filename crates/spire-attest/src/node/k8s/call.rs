@@ -22,6 +22,9 @@ pub enum KubeError {
     /// Somebody else changed the object meanwhile: it has to be read again.
     #[error("{0}")]
     Conflict(String),
+    /// There is no such object.
+    #[error("{0}")]
+    NotFound(String),
     /// Anything else, in the API's own words where it has some.
     #[error("{0}")]
     Other(String),
@@ -48,6 +51,22 @@ impl KubeApi {
         path: &str,
         body: Option<(&str, Bytes)>,
     ) -> Result<Bytes, KubeError> {
+        self.ask(method, path, "application/json", body).await
+    }
+
+    /// As [`Self::send`], of what is there at `path`, in one of the forms that `accept` names.
+    #[cfg(target_os = "linux")]
+    pub(crate) async fn read(&self, path: &str, accept: &str) -> Result<Bytes, KubeError> {
+        self.ask(Method::GET, path, accept, None).await
+    }
+
+    async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        accept: &str,
+        body: Option<(&str, Bytes)>,
+    ) -> Result<Bytes, KubeError> {
         let access = Access::load(&self.kubeconfig).await;
         let access = access.map_err(|error| {
             KubeError::Other(format!("unable to create client config: {error}"))
@@ -55,7 +74,7 @@ impl KubeApi {
         let mut request = Request::builder()
             .method(method)
             .uri(format!("{}{path}", access.server))
-            .header(header::ACCEPT, "application/json")
+            .header(header::ACCEPT, accept)
             .header(header::USER_AGENT, self.program);
         if let Some((kind, _)) = &body {
             request = request.header(header::CONTENT_TYPE, *kind);
@@ -73,6 +92,7 @@ impl KubeApi {
             .map_err(KubeError::Other)?;
         match answer.status() {
             status if status.is_success() => Ok(answer.into_body()),
+            StatusCode::NOT_FOUND => Err(KubeError::NotFound(refusal(&answer))),
             StatusCode::CONFLICT => Err(KubeError::Conflict(refusal(&answer))),
             _ => Err(KubeError::Other(refusal(&answer))),
         }

@@ -21,27 +21,32 @@ pub(super) struct Pod {
     status: Status,
 }
 
+/// `ObjectMeta` of any object.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Metadata {
+pub(super) struct Metadata {
     #[serde(default)]
-    uid: String,
+    pub(super) uid: String,
     #[serde(default)]
-    name: String,
+    pub(super) name: String,
+    /// Empty for an object of the whole cluster.
     #[serde(default)]
-    namespace: String,
+    pub(super) namespace: String,
     #[serde(default, deserialize_with = "or_default")]
-    labels: BTreeMap<String, String>,
+    pub(super) labels: BTreeMap<String, String>,
     #[serde(default, deserialize_with = "or_default")]
-    owner_references: Vec<Owner>,
+    pub(super) owner_references: Vec<Owner>,
 }
 
 #[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Owner {
-    kind: String,
-    name: String,
-    uid: String,
+#[serde(default, rename_all = "camelCase")]
+pub(super) struct Owner {
+    pub(super) api_version: String,
+    pub(super) kind: String,
+    pub(super) name: String,
+    pub(super) uid: String,
+    #[serde(deserialize_with = "or_default")]
+    pub(super) controller: bool,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -73,7 +78,7 @@ pub(super) struct Container {
 }
 
 /// What is `null` is as what is not there.
-fn or_default<'de, T, D>(from: D) -> Result<T, D::Error>
+pub(super) fn or_default<'de, T, D>(from: D) -> Result<T, D::Error>
 where
     T: Default + Deserialize<'de>,
     D: Deserializer<'de>,
@@ -91,8 +96,18 @@ pub(super) fn read(json: &[u8]) -> Result<Vec<Pod>, String> {
 }
 
 impl Pod {
+    /// Reads one pod, as the Kubernetes API shows it.
+    pub(super) fn read(json: &[u8]) -> Result<Self, String> {
+        serde_json::from_slice(json)
+            .map_err(|error| format!("the answer is not what was asked for: {error}"))
+    }
+
     pub(super) fn uid(&self) -> &str {
         &self.metadata.uid
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.metadata.name
     }
 
     pub(super) fn namespace(&self) -> &str {
@@ -134,7 +149,10 @@ impl Pod {
         values.extend(images_of("pod-init-image", init_images));
         let labels = metadata.labels.iter();
         values.extend(labels.map(|(key, value)| format!("pod-label:{key}:{value}")));
-        for Owner { kind, name, uid } in &metadata.owner_references {
+        for Owner {
+            kind, name, uid, ..
+        } in &metadata.owner_references
+        {
             values.push(format!("pod-owner:{kind}:{name}"));
             values.push(format!("pod-owner-uid:{kind}:{uid}"));
         }

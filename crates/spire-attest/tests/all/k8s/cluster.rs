@@ -31,6 +31,8 @@ pub(crate) struct State {
     pub(crate) reviews: HashMap<String, Value>,
     pub(crate) objects: HashMap<String, Value>,
     pub(crate) asked: Vec<String>,
+    /// What was posted that is no token.
+    pub(crate) posted: Vec<Value>,
 }
 
 pub(crate) struct Cluster {
@@ -187,6 +189,10 @@ async fn answer(
         let status = state.reviews.get(token);
         let status = status.cloned().unwrap_or(json!({"authenticated": false}));
         return told(StatusCode::CREATED, json!({"status": status}));
+    }
+    if parts.method == Method::POST {
+        let posted = serde_json::from_slice(&body.unwrap()).unwrap();
+        state.posted.push(posted);
     }
     match state.objects.get(&path) {
         Some(object) => told(StatusCode::OK, object.clone()),
