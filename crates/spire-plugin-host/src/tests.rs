@@ -9,13 +9,14 @@ use std::time::{Duration, Instant};
 
 use ah_identity_provider::hex;
 use ah_spire_attest::peer::PeerInfo;
-use ah_spire_attest::workload::WorkloadAttestor;
+use ah_spire_attest::workload::{Named, Reference, WorkloadAttestor};
 use ah_spire_attest::{AttestError, Selector};
 use ah_spire_plugin::catalog::{PluginConfig, PluginData, PluginType};
 use ah_spire_plugin::hcl::Position;
 use ah_spire_telemetry::Metrics;
 use aws_lc_rs::digest::{SHA256, digest};
-use spiffe::TrustDomain;
+use prost_types::Any;
+use spiffe::{SpiffeId, TrustDomain};
 use tempfile::TempDir;
 
 use crate::program::Program;
@@ -277,6 +278,46 @@ async fn a_plugin_is_loaded_asked_and_ended() {
     assert!(case.path("deinitialised").exists());
     let error = attest(&plugin).await.unwrap_err();
     assert!(matches!(error, AttestError::Unavailable(_)), "{error}");
+}
+
+#[tokio::test]
+async fn a_brokers_reference_goes_to_the_plugin_as_it_is_with_the_brokers_name() {
+    let case = Case::fake("good");
+    let plugin = case.start().await.unwrap();
+    let broker = SpiffeId::new("spiffe://example.org/broker").unwrap();
+    let workloads = Workloads::new(plugin.clone());
+    let ask = async |workload: Named<'_>| {
+        let broker = &broker;
+        workloads
+            .attest_reference(&Reference { broker, workload })
+            .await
+    };
+    let object = |value: &[u8]| Any {
+        type_url: "type.googleapis.com/example.Thing".to_owned(),
+        value: value.to_vec(),
+    };
+    let selectors = |values: &[&str]| {
+        let each = values.iter().map(|value| Selector::new("test", *value));
+        Some(each.collect::<Vec<_>>())
+    };
+    assert_eq!(
+        ask(Named::Other(&object(b"x\xff"))).await.unwrap(),
+        selectors(&[
+            "type.googleapis.com/example.Thing x\\xff",
+            "for spiffe://example.org/broker",
+        ])
+    );
+    let own = PeerInfo::of_process(i32::try_from(std::process::id()).unwrap()).unwrap();
+    assert_eq!(
+        ask(Named::Process(&own)).await.unwrap(),
+        selectors(&["", "for spiffe://example.org/broker"])
+    );
+    let error = ask(Named::Other(&object(b"gone"))).await.unwrap_err();
+    assert!(matches!(error, AttestError::NotFound(_)), "{error:?}");
+    assert_eq!(error.to_string(), "there is no such thing");
+    // A kind that it does not know is no fault: others may.
+    assert_eq!(ask(Named::Other(&object(b"unknown"))).await, Ok(None));
+    plugin.stop().await;
 }
 
 #[tokio::test]

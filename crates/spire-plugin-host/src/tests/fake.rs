@@ -151,12 +151,24 @@ impl workload::workload_attestor_server::WorkloadAttestor for &'static Fake {
         &self,
         request: Request<workload::AttestReferenceRequest>,
     ) -> Result<Response<workload::AttestReferenceResponse>, Status> {
+        let broker = request.metadata().get("spire-agent-broker-caller-id");
+        let broker = broker.map(|id| format!("for {}", id.to_str().unwrap()));
         let reference = request.into_inner().reference.unwrap();
-        assert!(
-            reference
-                .type_url
-                .ends_with("spiffe.broker.WorkloadPIDReference")
-        );
+        if !reference
+            .type_url
+            .ends_with("spiffe.broker.WorkloadPIDReference")
+        {
+            return match reference.value.as_slice() {
+                b"gone" => Err(Status::not_found("there is no such thing")),
+                b"unknown" => Err(Status::unimplemented("not this kind")),
+                value => Ok(Response::new(workload::AttestReferenceResponse {
+                    selector_values: vec![
+                        format!("{} {}", reference.type_url, value.escape_ascii()),
+                        broker.unwrap(),
+                    ],
+                })),
+            };
+        }
         match self.behaviour.as_str() {
             "mortal" if is_first() => std::process::exit(3),
             "freezing" if is_first() => {
@@ -170,7 +182,10 @@ impl workload::workload_attestor_server::WorkloadAttestor for &'static Fake {
             _ => {}
         }
         Ok(Response::new(workload::AttestReferenceResponse {
-            selector_values: vec![self.told.lock().unwrap().clone()],
+            selector_values: [self.told.lock().unwrap().clone()]
+                .into_iter()
+                .chain(broker)
+                .collect(),
         }))
     }
 }
