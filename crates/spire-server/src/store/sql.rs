@@ -4,6 +4,8 @@
 //! [`connection`] knows how little SQLite differs.
 
 mod agents;
+mod arg;
+mod batch;
 mod bundles;
 mod connection;
 mod entries;
@@ -88,6 +90,8 @@ impl SqlStore {
                 let pool = || {
                     SqlitePoolOptions::new()
                         .acquire_timeout(ACQUIRE_TIMEOUT)
+                        // It would wake the thread of the database, which is gone only when the connection is.
+                        .test_before_acquire(false)
                         .idle_timeout(None)
                         .max_lifetime(lifetime)
                 };
@@ -98,7 +102,7 @@ impl SqlStore {
                     .connect_lazy_with(options.pragma("query_only", "ON"));
                 let pools = Pools::Sqlite {
                     path,
-                    writers: Writers::new(writer),
+                    writers: Writers::new(writer, lifetime),
                     readers,
                 };
                 (place, pools)
@@ -175,7 +179,7 @@ impl SqlStore {
         match &self.pools {
             Pools::Sqlite { readers, .. } => {
                 let connection = readers.acquire().await.map_err(fault)?;
-                Connection::sqlite(connection, "BEGIN").await
+                Ok(Connection::sqlite(connection))
             }
             Pools::Postgres { primary, .. } => Connection::snapshot(primary).await,
         }

@@ -5,63 +5,16 @@
 
 use std::borrow::Cow;
 
-use serde::de::DeserializeOwned;
+use futures_util::StreamExt;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgPool, PgRow, Postgres};
 use sqlx::sqlite::{Sqlite, SqliteRow};
-use sqlx::{AssertSqlSafe, FromRow};
+use sqlx::{AssertSqlSafe, Either, Executor, FromRow};
 
+pub(super) use super::arg::Arg;
+use super::batch::insertion;
 use super::writers::Turn;
 use crate::store::StoreError;
-
-/// Most values in one statement: SQLite counts them in 15 bits.
-const MOST_VALUES: usize = 30_000;
-
-/// A bound value.
-#[derive(Clone)]
-pub(super) enum Arg {
-    Null,
-    Int(i64),
-    Bool(bool),
-    Text(String),
-    Bytes(Vec<u8>),
-}
-
-impl From<i64> for Arg {
-    fn from(value: i64) -> Self {
-        Self::Int(value)
-    }
-}
-
-impl From<i32> for Arg {
-    fn from(value: i32) -> Self {
-        Self::Int(value.into())
-    }
-}
-
-impl From<bool> for Arg {
-    fn from(value: bool) -> Self {
-        Self::Bool(value)
-    }
-}
-
-impl From<&str> for Arg {
-    fn from(value: &str) -> Self {
-        Self::Text(value.to_owned())
-    }
-}
-
-impl From<String> for Arg {
-    fn from(value: String) -> Self {
-        Self::Text(value)
-    }
-}
-
-impl From<Vec<u8>> for Arg {
-    fn from(value: Vec<u8>) -> Self {
-        Self::Bytes(value)
-    }
-}
 
 /// What a row can be read into: a tuple of what both databases have.
 pub(super) trait Row:
@@ -85,6 +38,17 @@ pub(super) struct Connection {
     live: Option<Live>,
     /// That of a writer who shares the connection with others.
     turn: Option<Turn>,
+    progress: Progress,
+}
+
+/// How far a transaction is.
+#[derive(Debug, Default)]
+struct Progress {
+    /// What goes along with the next statement: what begins an SQLite transaction, or a part of one.
+    ahead: String,
+    begun: bool,
+    /// Committed along with its last statement.
+    committed: bool,
 }
 
 macro_rules! bind {
@@ -95,7 +59,7 @@ macro_rules! bind {
                 Arg::Null => query.bind(None::<String>),
                 Arg::Int(value) => query.bind(value),
                 Arg::Bool(value) => query.bind(value),
-                Arg::Text(value) => query.bind(value),
+                Arg::Text(value) | Arg::EntryRow(value) => query.bind(value),
                 Arg::Bytes(value) => query.bind(value),
             };
         }
@@ -104,11 +68,11 @@ macro_rules! bind {
 }
 
 impl Connection {
-    pub(super) async fn sqlite(
-        connection: PoolConnection<Sqlite>,
-        begin: &'static str,
-    ) -> Result<Self, StoreError> {
-        Self::begin(Live::Sqlite(connection), begin).await
+    /// A transaction that reads. It begins with its first statement.
+    pub(super) fn sqlite(connection: PoolConnection<Sqlite>) -> Self {
+        let mut db = Self::of(Live::Sqlite(connection));
+        db.ahead("BEGIN");
+        db
     }
 
     pub(super) async fn postgres(
@@ -120,6 +84,7 @@ impl Connection {
 
     async fn begin(live: Live, begin: &'static str) -> Result<Self, StoreError> {
         let mut connection = Self::of(live);
+        connection.progress.begun = true;
         connection.script(begin).await?;
         Ok(connection)
     }
@@ -128,6 +93,7 @@ impl Connection {
         Self {
             live: Some(live),
             turn: None,
+            progress: Progress::default(),
         }
     }
 
@@ -139,6 +105,23 @@ impl Connection {
     pub(super) fn in_turn(mut self, turn: Turn) -> Self {
         self.turn = Some(turn);
         self
+    }
+
+    /// Has `sql` run before the next statement, as one with it: SQLite's thread is woken once.
+    pub(super) fn ahead(&mut self, sql: &str) {
+        let ahead = &mut self.progress.ahead;
+        ahead.push_str(sql);
+        ahead.push_str("; ");
+    }
+
+    /// Whether [`Connection::last`] has committed it.
+    pub(super) fn is_committed(&self) -> bool {
+        self.progress.committed
+    }
+
+    /// Whether nothing was run since [`Connection::ahead`].
+    pub(super) fn is_untouched(&self) -> bool {
+        !self.progress.ahead.is_empty()
     }
 
     pub(super) async fn snapshot(pool: &PgPool) -> Result<Self, StoreError> {
@@ -168,7 +151,8 @@ impl Connection {
     ) -> Result<Vec<T>, StoreError> {
         let rows = match self.live.as_mut().ok_or_else(ended)? {
             Live::Sqlite(connection) => {
-                let query = sqlx::query_as::<Sqlite, T>(AssertSqlSafe(plain(sql)));
+                let sql = self.progress.with_ahead(plain(sql));
+                let query = sqlx::query_as::<Sqlite, T>(AssertSqlSafe(sql));
                 bind!(query.persistent(!args.is_empty()), args)
                     .fetch_all(&mut **connection)
                     .await
@@ -183,22 +167,28 @@ impl Connection {
         rows.map_err(fault)
     }
 
-    /// All rows of `columns` from `from`, as one text: a driver takes a microsecond and more for each row and column.
-    pub(super) async fn json<T: DeserializeOwned>(
+    /// All rows of `columns` from `from`, as one text of JSON: a driver takes a microsecond and more for each row and column.
+    pub(super) async fn json(
         &mut self,
         columns: &str,
         from: &str,
         args: &[Arg],
-    ) -> Result<Vec<T>, StoreError> {
+    ) -> Result<String, StoreError> {
+        let row = self.json_array(columns);
         let all = match self.is_sqlite() {
-            true => format!("json_group_array(json_array({columns}))"),
-            false => format!("coalesce(CAST(json_agg(json_build_array({columns})) AS TEXT), '[]')"),
+            true => format!("json_group_array({row})"),
+            false => format!("coalesce(CAST(json_agg({row}) AS TEXT), '[]')"),
         };
         let sql = format!("SELECT {all} FROM {from}");
-        match self.row::<(String,)>(&sql, args).await? {
-            Some((text,)) => serde_json::from_str(&text)
-                .map_err(|error| StoreError::Broken(format!("rows as JSON: {error}"))),
-            None => Ok(Vec::new()),
+        let rows = self.row::<(String,)>(&sql, args).await?;
+        Ok(rows.map_or_else(|| "[]".to_owned(), |(text,)| text))
+    }
+
+    /// These columns as an array of JSON.
+    pub(super) fn json_array(&self, columns: &str) -> String {
+        match self.is_sqlite() {
+            true => format!("json_array({columns})"),
+            false => format!("json_build_array({columns})"),
         }
     }
 
@@ -215,11 +205,19 @@ impl Connection {
     pub(super) async fn execute(&mut self, sql: &str, args: &[Arg]) -> Result<u64, StoreError> {
         let done = match self.live.as_mut().ok_or_else(ended)? {
             Live::Sqlite(connection) => {
-                let query = sqlx::query::<Sqlite>(AssertSqlSafe(plain(sql)));
-                let done = bind!(query.persistent(!args.is_empty()), args)
-                    .execute(&mut **connection)
-                    .await;
-                done.map(|done| done.rows_affected())
+                let sql = self.progress.with_ahead(plain(sql));
+                let query = bind!(sqlx::query::<Sqlite>(AssertSqlSafe(sql)), args);
+                let mut steps = connection.fetch_many(query.persistent(!args.is_empty()));
+                let mut changed = Ok(0);
+                // One for each statement and row; a statement that changes nothing says what the one before it did.
+                while let Some(step) = steps.next().await {
+                    changed = match step {
+                        Ok(Either::Left(done)) => Ok(done.rows_affected()),
+                        Ok(Either::Right(_)) => changed,
+                        Err(error) => Err(error),
+                    };
+                }
+                changed
             }
             Live::Postgres(connection) => {
                 let query = sqlx::query::<Postgres>(AssertSqlSafe(sql.to_owned()));
@@ -232,13 +230,27 @@ impl Connection {
         done.map_err(fault)
     }
 
+    /// [`Batch::run_last`](super::batch::Batch::run_last).
+    pub(super) async fn last(&mut self, mut sql: String, args: &[Arg]) -> Result<(), StoreError> {
+        let commits = self.turn.as_ref().is_some_and(Turn::is_alone);
+        if commits {
+            sql.push_str("; COMMIT");
+        }
+        self.execute(&sql, args).await?;
+        self.progress.committed = commits;
+        Ok(())
+    }
+
     /// Several statements of ours, without values.
     pub(super) async fn script(&mut self, sql: &'static str) -> Result<(), StoreError> {
         let done = match self.live.as_mut().ok_or_else(ended)? {
-            Live::Sqlite(connection) => sqlx::raw_sql(sql)
-                .execute(&mut **connection)
-                .await
-                .map(drop),
+            Live::Sqlite(connection) => {
+                let sql = self.progress.with_ahead(sql.to_owned());
+                sqlx::raw_sql(AssertSqlSafe(sql))
+                    .execute(&mut **connection)
+                    .await
+                    .map(drop)
+            }
             Live::Postgres(connection) => sqlx::raw_sql(sql)
                 .execute(&mut **connection)
                 .await
@@ -247,29 +259,14 @@ impl Connection {
         done.map_err(fault)
     }
 
-    /// `insert` ends before `VALUES`; every row has the same number of values, and the last is the time of two
-    /// columns, `created_at` and `updated_at`.
+    /// [`insertion`].
     pub(super) async fn insert(
         &mut self,
         insert: &str,
         rows: Vec<Vec<Arg>>,
     ) -> Result<(), StoreError> {
-        let width = rows.first().map_or(1, Vec::len).max(1);
-        for chunk in rows.chunks(MOST_VALUES / width) {
-            let values: Vec<_> = (0..chunk.len())
-                .map(|row| {
-                    let values: Vec<_> = (1..width)
-                        .map(|n| format!("${}", row * width + n))
-                        .collect();
-                    let time = format!("${}::timestamptz", (row + 1) * width);
-                    format!("({}, {time}, {time})", values.join(", "))
-                })
-                .collect();
-            let sql = format!(
-                "{insert} VALUES {} ON CONFLICT DO NOTHING",
-                values.join(", ")
-            );
-            self.execute(&sql, &chunk.concat()).await?;
+        for (sql, args) in insertion(insert, &rows) {
+            self.execute(&sql, &args).await?;
         }
         Ok(())
     }
@@ -278,27 +275,53 @@ impl Connection {
     pub(super) async fn end<T>(mut self, result: Result<T, StoreError>) -> Result<T, StoreError> {
         match self.turn.take() {
             Some(turn) => turn.end(self, result).await,
-            None => self.finish(result).await,
+            None => self.finish(result).await.0,
         }
     }
 
-    /// Ends the transaction, whoever wrote in it.
+    /// Ends the transaction, whoever wrote in it. The connection is there for another one where it is sound.
     pub(super) async fn finish<T>(
         mut self,
         result: Result<T, StoreError>,
-    ) -> Result<T, StoreError> {
-        let last = if result.is_ok() { "COMMIT" } else { "ROLLBACK" };
-        let ended = self.script(last).await;
+    ) -> (Result<T, StoreError>, Option<Self>) {
+        let Progress {
+            begun, committed, ..
+        } = std::mem::take(&mut self.progress);
+        let ended = match (&result, begun && !committed) {
+            (_, false) => Ok(()),
+            (Ok(_), true) => self.last_word("COMMIT").await,
+            (Err(_), true) => self.last_word("ROLLBACK").await,
+        };
         // SQLite ends a transaction by itself when the disk fails or is full, and a PostgreSQL that restarts
         // takes the connection along: such a connection is not used again.
         let sound = ended.is_ok() && !matches!(result, Err(StoreError::Unavailable(_)));
-        if sound {
-            drop(self.live.take());
-        }
-        match result {
+        let result = match result {
             Ok(value) => ended.map(|()| value),
             Err(error) => Err(error),
+        };
+        if !sound {
+            self.progress.begun = true;
         }
+        (result, sound.then_some(self))
+    }
+
+    async fn last_word(&mut self, sql: &'static str) -> Result<(), StoreError> {
+        self.progress.begun = true;
+        self.script(sql).await?;
+        self.progress.begun = false;
+        Ok(())
+    }
+}
+
+impl Progress {
+    fn with_ahead(&mut self, sql: String) -> String {
+        self.begun = true;
+        if self.ahead.is_empty() {
+            return sql;
+        }
+        let mut all = std::mem::take(&mut self.ahead);
+        all.push_str(&sql);
+        all
     }
 }
 
@@ -306,12 +329,25 @@ impl Drop for Connection {
     fn drop(&mut self) {
         if let Some(turn) = self.turn.take() {
             let live = self.live.take();
-            turn.take_back(Self { live, turn: None }, None);
+            let progress = std::mem::take(&mut self.progress);
+            turn.take_back(
+                Self {
+                    live,
+                    turn: None,
+                    progress,
+                },
+                None,
+            );
         }
-        match &mut self.live {
-            Some(Live::Sqlite(connection)) => connection.close_on_drop(),
-            Some(Live::Postgres(connection)) => connection.close_on_drop(),
-            None => {}
+        // The pool takes a connection back in a task.
+        let has_runtime = tokio::runtime::Handle::try_current().is_ok();
+        match self.live.take() {
+            Some(Live::Sqlite(connection)) if !has_runtime => drop(connection.detach()),
+            Some(Live::Sqlite(mut connection)) if self.progress.begun => connection.close_on_drop(),
+            Some(Live::Postgres(mut connection)) if self.progress.begun => {
+                connection.close_on_drop();
+            }
+            _ => {}
         }
     }
 }
