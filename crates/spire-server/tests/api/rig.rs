@@ -386,7 +386,7 @@ impl Rig {
             attestors: Arc::new(Echo),
             admin_ids: admin_ids.clone(),
             rpc: RpcMetrics::default(),
-            limits: RateLimits::new(false, true),
+            limits: RateLimits::new(false, true, &ah_spire_telemetry::Metrics::off()),
             clock: clock.clone(),
             agent_id_as_selector: false,
             log: Arc::new(Level(AtomicI32::new(types::LogLevel::Info.into()))),
