@@ -30,6 +30,7 @@ use crate::ca::{Authorities, Manager, Profile, ServerSvids, Settings, Subject};
 use crate::endpoints::{ClientTrust, Configs, LocalSocket, Network, bind};
 use crate::entries::{CachedStore, EntryCache};
 use crate::federation::{self, Endpoint};
+use crate::keys::MeteredKeys;
 use crate::plugins::external::{self, Offered, Running};
 use crate::plugins::{NodeAttestors, OutsideWanted, OwnAuthorities, Reload, Wanted};
 use crate::publish::Outside;
@@ -150,7 +151,7 @@ struct Started<S> {
     log: Arc<Log>,
     reload: Reload,
     core: Arc<Core<S>>,
-    manager: Arc<Manager<S, Keys>>,
+    manager: Arc<Manager<S, MeteredKeys<Keys>>>,
     svids: ServerSvids,
     trust: trust::Follower,
     outside: Outside,
@@ -199,6 +200,7 @@ async fn start(
     let upstream = wanted.upstream(&ours, clock.clone(), running)?;
     let composers = wanted.composers(running)?;
     let keys = Keys::open(wanted.keys, running, clock.clone()).await?;
+    let keys = MeteredKeys::new(keys, &metrics);
     let profile = Profile {
         ca_ttl: config.ca_ttl,
         ca_subject: Subject {
@@ -295,7 +297,11 @@ async fn start(
         admin_ids,
         policy: policy.map(Arc::new),
         rpc: RpcMetrics::new(&metrics),
-        limits: RateLimits::new(config.rate_limit.attestation, config.rate_limit.signing),
+        limits: RateLimits::new(
+            config.rate_limit.attestation,
+            config.rate_limit.signing,
+            &metrics,
+        ),
         clock: clock.clone(),
         agent_id_as_selector: config.experimental.agent_spiffe_id_as_selector,
         log: log.clone(),

@@ -23,4 +23,4 @@ pub use listener::{Known, PrometheusListener};
 pub use log::{Log, describe_levels, level_asked_for, level_named};
 pub use metrics::{CallCounter, Counter, Gauge, Metrics, Program, Running, Sinks, Summary};
 pub use profiling::profile;
-pub use rpc::{Counted, RpcMetrics};
+pub use rpc::{Counted, RpcMetrics, rate_limits};

@@ -26,7 +26,7 @@ impl RpcMetrics {
         let mut by_path = HashMap::new();
         for (service, methods) in SERVICES {
             for method in *methods {
-                let key = metric_key(service, method);
+                let key = metric_key("rpc", service, method);
                 let parts = key.iter().map(String::as_str).collect::<Vec<_>>();
                 let calls = metrics.calls(&parts, &[]);
                 by_path.insert(format!("/{service}/{method}"), calls);
@@ -39,6 +39,13 @@ impl RpcMetrics {
         let calls = self.0.as_ref()?.get(path)?;
         Some(calls.start())
     }
+}
+
+/// Waits for a turn to call `method`, where that is limited: `rateLimit.<service>.<method>`.
+pub fn rate_limits(metrics: &Metrics, service: &str, method: &str) -> CallCounter {
+    let key = metric_key("rateLimit", service, method);
+    let key = key.iter().map(String::as_str).collect::<Vec<_>>();
+    metrics.calls(&key, &[])
 }
 
 impl<S> Layer<S> for RpcMetrics {

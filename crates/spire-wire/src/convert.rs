@@ -92,15 +92,22 @@ pub fn selector_from_wire(selector: &types::Selector) -> Result<Selector, Invali
 
 /// All fields.
 pub fn entry_to_wire(entry: &Entry) -> types::Entry {
-    let more = types::entry::AdditionalAttributes {
-        disable_x509_svid_prefetch: entry.disable_x509_svid_prefetch,
-        jwt_svid_include_jti: entry.jwt_svid_include_jti,
-    };
     types::Entry {
         id: entry.id.clone(),
         spiffe_id: Some(spiffe_id_to_wire(&entry.spiffe_id)),
         parent_id: Some(spiffe_id_to_wire(&entry.parent_id)),
         selectors: entry.selectors.iter().cloned().map(Into::into).collect(),
+        ..entry_rest_to_wire(entry)
+    }
+}
+
+/// The fields after the selectors.
+pub(crate) fn entry_rest_to_wire(entry: &Entry) -> types::Entry {
+    let more = types::entry::AdditionalAttributes {
+        disable_x509_svid_prefetch: entry.disable_x509_svid_prefetch,
+        jwt_svid_include_jti: entry.jwt_svid_include_jti,
+    };
+    types::Entry {
         x509_svid_ttl: entry.x509_svid_ttl,
         federates_with: entry
             .federates_with
@@ -117,6 +124,7 @@ pub fn entry_to_wire(entry: &Entry) -> types::Entry {
         hint: entry.hint.clone(),
         created_at: entry.created_at,
         additional_attributes: (more != Default::default()).then_some(more),
+        ..types::Entry::default()
     }
 }
 

@@ -126,7 +126,7 @@ impl<S: Store> Service for Agents<S> {
             audit.about(|| Fields::default().with("csr", audit::sha256(&params.csr)));
         }
         let address = caller.address().map(|address| address.ip());
-        self.0.limits.x509.wait(address, 1).await?;
+        self.0.limits.renew.wait(address, 1).await?;
         let id = caller_id(&caller)?;
         let agent = self.0.store.agent(id).await;
         let agent = agent.map_err(|error| internal("failed to fetch agent", error))?;

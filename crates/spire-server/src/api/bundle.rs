@@ -116,7 +116,7 @@ impl<S: Store> Service for Bundles<S> {
             });
         }
         let address = caller(&request)?.address().map(|address| address.ip());
-        self.0.limits.push_key.wait(address, 1).await?;
+        self.0.limits.publish_jwt.wait(address, 1).await?;
         let key = request.into_inner().jwt_authority;
         let key = key.ok_or_else(|| Status::invalid_argument("missing JWT authority"))?;
         let key = jwt_key_from_wire(&key).map_err(|why| invalid("invalid JWT authority", why))?;

@@ -2,11 +2,12 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use ah_spire_telemetry::{CallCounter, Metrics, rate_limits};
 use tokio::time::Instant;
-use tonic::Status;
+use tonic::{Code, Status};
 
 /// Addresses that are remembered at a time. Those with a full bucket are forgotten to make room.
 const MOST_ADDRESSES: usize = 64 * 1024;
@@ -14,42 +15,74 @@ const MOST_ADDRESSES: usize = 64 * 1024;
 /// A call that would wait longer is refused: its caller has given up by then.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
-/// The limits of all methods (inventory section 8).
+const AGENT: &str = "spire.api.server.agent.v1.Agent";
+const BUNDLE: &str = "spire.api.server.bundle.v1.Bundle";
+const SVID: &str = "spire.api.server.svid.v1.SVID";
+
+/// The limits of all methods (inventory section 8). Those that sign X.509 share one.
 #[derive(Debug)]
 pub struct RateLimits {
-    pub(super) attest: Limit,
-    /// X509-SVIDs and CAs.
-    pub(super) x509: Limit,
-    pub(super) jwt: Limit,
-    pub(super) wit: Limit,
-    pub(super) push_key: Limit,
-    pub(super) post_status: Limit,
+    pub(super) attest: Limited,
+    pub(super) renew: Limited,
+    pub(super) post_status: Limited,
+    pub(super) publish_jwt: Limited,
+    pub(super) x509: Limited,
+    pub(super) downstream: Limited,
+    pub(super) jwt: Limited,
+    pub(super) wit: Limited,
 }
 
 impl RateLimits {
-    /// `attestation` and `signing` are the switches of `server.ratelimit`.
-    pub fn new(attestation: bool, signing: bool) -> Self {
+    /// `attestation` and `signing` are the switches of `server.ratelimit`. Waits are counted in `metrics`.
+    pub fn new(attestation: bool, signing: bool, metrics: &Metrics) -> Self {
         let when = |on: bool, per_second| {
-            if on {
+            Arc::new(if on {
                 Limit::new(per_second)
             } else {
                 Limit::off()
-            }
+            })
         };
+        let of = |limit: &Arc<Limit>, service, method| Limited {
+            limit: limit.clone(),
+            calls: rate_limits(metrics, service, method),
+        };
+        let x509 = when(signing, 500);
         Self {
-            attest: when(attestation, 1),
-            x509: when(signing, 500),
-            jwt: when(signing, 500),
-            wit: when(signing, 500),
-            push_key: Limit::new(500),
-            post_status: Limit::new(10),
+            attest: of(&when(attestation, 1), AGENT, "AttestAgent"),
+            renew: of(&x509, AGENT, "RenewAgent"),
+            post_status: of(&when(true, 10), AGENT, "PostStatus"),
+            publish_jwt: of(&when(true, 500), BUNDLE, "PublishJWTAuthority"),
+            x509: of(&x509, SVID, "BatchNewX509SVID"),
+            downstream: of(&x509, SVID, "NewDownstreamX509CA"),
+            jwt: of(&when(signing, 500), SVID, "NewJWTSVID"),
+            wit: of(&when(signing, 500), SVID, "BatchNewWITSVID"),
         }
+    }
+}
+
+/// A method with its limit.
+#[derive(Debug)]
+pub(super) struct Limited {
+    limit: Arc<Limit>,
+    calls: CallCounter,
+}
+
+impl Limited {
+    /// [`Limit::wait`], which is counted unless it is off.
+    pub(super) async fn wait(&self, address: Option<IpAddr>, count: usize) -> Result<(), Status> {
+        if self.limit.per_second == 0 {
+            return Ok(());
+        }
+        let call = self.calls.start();
+        let waited = self.limit.wait(address, count).await;
+        call.done(waited.as_ref().map_or_else(Status::code, |()| Code::Ok));
+        waited
     }
 }
 
 /// One bucket an address: so many a second, and as many at once.
 #[derive(Debug)]
-pub(super) struct Limit {
+struct Limit {
     /// 0: no limit.
     per_second: u32,
     /// When each address's bucket will be full again.
@@ -69,7 +102,7 @@ impl Limit {
     }
 
     /// Waits until `address` may make `count` calls. The local socket (`None`) is not limited.
-    pub(super) async fn wait(&self, address: Option<IpAddr>, count: usize) -> Result<(), Status> {
+    async fn wait(&self, address: Option<IpAddr>, count: usize) -> Result<(), Status> {
         let Some(address) = address.filter(|_| self.per_second > 0) else {
             return Ok(());
         };
@@ -115,8 +148,6 @@ impl Limit {
 
 #[cfg(test)]
 mod tests {
-    use tonic::Code;
-
     use super::*;
 
     const ONE: Option<IpAddr> = Some(IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)));

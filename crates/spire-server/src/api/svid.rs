@@ -239,7 +239,7 @@ impl<S: Store> Service for Svids<S> {
                 .with("trust_domain_id", self.0.trust_domain.id_string())
         });
         let address = caller.address().map(|address| address.ip());
-        self.0.limits.x509.wait(address, 1).await?;
+        self.0.limits.downstream.wait(address, 1).await?;
         if !matches!(caller.right(), Right::Downstream(_)) {
             return Err(Status::internal("caller is not a downstream workload"));
         }

@@ -3,10 +3,11 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use ah_spire_wire::encoded::{EncodedEntry, encode_entry};
 use ah_spire_wire::model::{Entry, Selector};
-use ah_spire_wire::{entry_to_wire, types};
+use ah_spire_wire::types;
 use bytes::{BufMut, Bytes, BytesMut};
-use prost::encoding::{DecodeContext, decode_key, message, skip_field, string};
+use prost::encoding::{DecodeContext, decode_key, skip_field};
 use prost::{DecodeError, Message};
 use spiffe::SpiffeId;
 
@@ -42,19 +43,16 @@ struct Part {
 impl Held {
     /// `parent_id` is `entry`'s, shared with those that have the same.
     pub(super) fn new(entry: &Entry, parent_id: Arc<SpiffeId>) -> Self {
-        let wire = entry_to_wire(entry);
-        // Fields are encoded in the order of their numbers: these two are the first, and the path ends the second.
-        let id = match wire.id.as_str() {
-            "" => 0,
-            _ => string::encoded_len(1, &wire.id),
-        };
-        let spiffe_id = wire.spiffe_id.as_ref();
-        let spiffe_id = spiffe_id.map_or(0, |issued| message::encoded_len(2, issued));
+        let EncodedEntry {
+            bytes,
+            id_end,
+            path_end,
+        } = encode_entry(entry);
         let is_alias = parent_id.path() == SERVER_PATH;
         Self {
-            wire: wire.encode_to_vec().into(),
-            id: Part::before(id, &entry.id),
-            path: Part::before(id + spiffe_id, entry.spiffe_id.path()),
+            wire: bytes,
+            id: Part::before(id_end, &entry.id),
+            path: Part::before(path_end, entry.spiffe_id.path()),
             parent_id,
             selectors: match is_alias {
                 true => entry.selectors.as_slice().into(),
@@ -184,6 +182,7 @@ impl From<Option<&types::EntryMask>> for Fields {
 
 #[cfg(test)]
 mod tests {
+    use ah_spire_wire::entry_to_wire;
     use spiffe::TrustDomain;
 
     use super::*;
@@ -239,6 +238,7 @@ mod tests {
         for entry in [plain(), full(), nameless] {
             let held = held(&entry);
             assert_eq!(held.to_wire(), Ok(entry_to_wire(&entry)));
+            assert_eq!(*held.wire, entry_to_wire(&entry).encode_to_vec());
             assert_eq!(held.id(), entry.id);
             assert_eq!(held.path(), entry.spiffe_id.path().as_bytes());
         }

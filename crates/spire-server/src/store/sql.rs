@@ -4,6 +4,8 @@
 //! [`connection`] knows how little SQLite differs, and [`mysql`] how MySQL does.
 
 mod agents;
+mod arg;
+mod batch;
 mod bundles;
 mod connection;
 mod entries;
@@ -93,6 +95,8 @@ impl SqlStore {
                 let pool = || {
                     SqlitePoolOptions::new()
                         .acquire_timeout(ACQUIRE_TIMEOUT)
+                        // It would wake the thread of the database, which is gone only when the connection is.
+                        .test_before_acquire(false)
                         .idle_timeout(None)
                         .max_lifetime(lifetime)
                 };
@@ -103,7 +107,7 @@ impl SqlStore {
                     .connect_lazy_with(options.pragma("query_only", "ON"));
                 let pools = Pools::Sqlite {
                     path,
-                    writers: Writers::new(writer),
+                    writers: Writers::new(writer, lifetime),
                     readers,
                 };
                 (place, pools)
@@ -185,7 +189,7 @@ impl SqlStore {
         match &self.pools {
             Pools::Sqlite { readers, .. } => {
                 let connection = readers.acquire().await.map_err(fault)?;
-                Connection::sqlite(connection, "BEGIN").await
+                Ok(Connection::sqlite(connection))
             }
             Pools::Postgres(shared) => Connection::snapshot(&shared.primary).await,
             Pools::MySql(shared) => mysql::snapshot(&shared.primary).await,

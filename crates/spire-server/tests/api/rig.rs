@@ -393,7 +393,7 @@ impl Rig {
             admin_ids: admin_ids.clone(),
             policy: policy.map(Arc::new),
             rpc: RpcMetrics::default(),
-            limits: RateLimits::new(false, true),
+            limits: RateLimits::new(false, true, &ah_spire_telemetry::Metrics::off()),
             clock: clock.clone(),
             agent_id_as_selector: false,
             log: Arc::new(Level(AtomicI32::new(types::LogLevel::Info.into()))),

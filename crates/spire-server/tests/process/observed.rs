@@ -154,11 +154,19 @@ async fn a_running_server_tells_what_it_does() {
         ("node_agents_by_expiresat_cache_count", 1.0),
         ("node_skipped_node_event_ids_count", 0.0),
         (r#"rpc_agent_v1_agent_attest_agent{status="OK"}"#, 1.0),
+        (r#"rateLimit_agent_v1_agent_attest_agent{status="OK"}"#, 1.0),
         (r#"datastore_node_create{status="OK"}"#, 1.0),
+        // Of the X.509 and of the JWT authority.
+        (r#"server_key_manager_generate_key{status="OK"}"#, 2.0),
     ] {
         let found = value(&metrics, &format!("spire_server_{series}"));
         assert_eq!(found, Some(expected), "{series}\n{metrics}");
     }
+    let signed = value(
+        &metrics,
+        r#"spire_server_server_key_manager_sign_data{status="OK"}"#,
+    );
+    assert!(signed.is_some_and(|times| times >= 3.0), "{metrics}");
     let gauge = |name: &str| value(&metrics, &format!("spire_server_{name}{domain}")).unwrap();
     let ttl = gauge("manager_x509_ca_rotate_ttl");
     assert!((86_390.0..=86_400.0).contains(&ttl), "{ttl}");

@@ -142,8 +142,8 @@ pub(super) const SERVICES: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// `rpc`, the service without what all of them share, and the method, in snake case.
-pub(super) fn metric_key(service: &str, method: &str) -> Vec<String> {
+/// `first`, the service without what all of them share, and the method, in snake case.
+pub(super) fn metric_key(first: &str, service: &str, method: &str) -> Vec<String> {
     let service = match service {
         "SpiffeWorkloadAPI" => "WorkloadAPI",
         "envoy.service.secret.v3.SecretDiscoveryService" => "SDS.v3",
@@ -158,7 +158,7 @@ pub(super) fn metric_key(service: &str, method: &str) -> Vec<String> {
         "SubscribeToX509SVIDs" => "subscribe_to_x509_svids",
         other => other,
     };
-    let mut key = vec!["rpc".to_owned()];
+    let mut key = vec![first.to_owned()];
     key.extend(service.split('.').map(snake_case));
     key.push(snake_case(method));
     key
@@ -264,7 +264,7 @@ mod tests {
             ),
         ];
         for (service, method, name) in known {
-            assert_eq!(metric_key(service, method).join("_"), name);
+            assert_eq!(metric_key("rpc", service, method).join("_"), name);
         }
     }
 

@@ -6,66 +6,19 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use serde::de::DeserializeOwned;
+use futures_util::StreamExt;
 use sqlx::mysql::{MySql, MySqlDatabaseError, MySqlRow};
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgRow, Postgres};
 use sqlx::sqlite::{Sqlite, SqliteRow};
-use sqlx::{AssertSqlSafe, FromRow};
+use sqlx::{AssertSqlSafe, Either, Executor, FromRow};
 
+pub(super) use super::arg::Arg;
+use super::batch::{ONCE, insertion};
 use super::mysql;
 use super::place::Place;
 use super::writers::Turn;
 use crate::store::StoreError;
-
-/// Most values in one statement: SQLite counts them in 15 bits.
-const MOST_VALUES: usize = 30_000;
-
-/// A bound value.
-#[derive(Clone)]
-pub(super) enum Arg {
-    Null,
-    Int(i64),
-    Bool(bool),
-    Text(String),
-    Bytes(Vec<u8>),
-}
-
-impl From<i64> for Arg {
-    fn from(value: i64) -> Self {
-        Self::Int(value)
-    }
-}
-
-impl From<i32> for Arg {
-    fn from(value: i32) -> Self {
-        Self::Int(value.into())
-    }
-}
-
-impl From<bool> for Arg {
-    fn from(value: bool) -> Self {
-        Self::Bool(value)
-    }
-}
-
-impl From<&str> for Arg {
-    fn from(value: &str) -> Self {
-        Self::Text(value.to_owned())
-    }
-}
-
-impl From<String> for Arg {
-    fn from(value: String) -> Self {
-        Self::Text(value)
-    }
-}
-
-impl From<Vec<u8>> for Arg {
-    fn from(value: Vec<u8>) -> Self {
-        Self::Bytes(value)
-    }
-}
 
 /// What a row can be read into: a tuple of what all databases have.
 pub(super) trait Row:
@@ -111,6 +64,17 @@ pub(super) struct Connection {
     turn: Option<Turn>,
     /// Whether it has a lock of MySQL's, which would outlive the transaction.
     locked: bool,
+    progress: Progress,
+}
+
+/// How far a transaction is.
+#[derive(Debug, Default)]
+struct Progress {
+    /// What goes along with the next statement: what begins an SQLite transaction, or a part of one.
+    ahead: String,
+    begun: bool,
+    /// Committed along with its last statement.
+    committed: bool,
 }
 
 macro_rules! bind {
@@ -121,7 +85,7 @@ macro_rules! bind {
                 Arg::Null => query.bind(None::<String>),
                 Arg::Int(value) => query.bind(value),
                 Arg::Bool(value) => query.bind(value),
-                Arg::Text(value) => query.bind(value),
+                Arg::Text(value) | Arg::EntryRow(value) => query.bind(value),
                 Arg::Bytes(value) => query.bind(value),
             };
         }
@@ -130,11 +94,11 @@ macro_rules! bind {
 }
 
 impl Connection {
-    pub(super) async fn sqlite(
-        connection: PoolConnection<Sqlite>,
-        begin: &'static str,
-    ) -> Result<Self, StoreError> {
-        Self::begin(Live::Sqlite(connection), begin).await
+    /// A transaction that reads. It begins with its first statement.
+    pub(super) fn sqlite(connection: PoolConnection<Sqlite>) -> Self {
+        let mut db = Self::of(Live::Sqlite(connection));
+        db.ahead("BEGIN");
+        db
     }
 
     pub(super) async fn postgres(
@@ -153,6 +117,7 @@ impl Connection {
 
     async fn begin(live: Live, begin: &'static str) -> Result<Self, StoreError> {
         let mut connection = Self::of(live);
+        connection.progress.begun = true;
         connection.script(begin).await?;
         Ok(connection)
     }
@@ -162,6 +127,7 @@ impl Connection {
             live: Some(live),
             turn: None,
             locked: false,
+            progress: Progress::default(),
         }
     }
 
@@ -173,6 +139,23 @@ impl Connection {
     pub(super) fn in_turn(mut self, turn: Turn) -> Self {
         self.turn = Some(turn);
         self
+    }
+
+    /// Has `sql` run before the next statement, as one with it: SQLite's thread is woken once.
+    pub(super) fn ahead(&mut self, sql: &str) {
+        let ahead = &mut self.progress.ahead;
+        ahead.push_str(sql);
+        ahead.push_str("; ");
+    }
+
+    /// Whether [`Connection::last`] has committed it.
+    pub(super) fn is_committed(&self) -> bool {
+        self.progress.committed
+    }
+
+    /// Whether nothing was run since [`Connection::ahead`].
+    pub(super) fn is_untouched(&self) -> bool {
+        !self.progress.ahead.is_empty()
     }
 
     pub(super) async fn snapshot(place: &Place<Postgres>) -> Result<Self, StoreError> {
@@ -230,7 +213,8 @@ impl Connection {
     ) -> Result<Vec<T>, StoreError> {
         let rows = match self.live.as_mut().ok_or_else(ended)? {
             Live::Sqlite(connection) => {
-                let query = sqlx::query_as::<Sqlite, T>(AssertSqlSafe(plain(sql)));
+                let sql = self.progress.with_ahead(plain(sql));
+                let query = sqlx::query_as::<Sqlite, T>(AssertSqlSafe(sql));
                 bind!(query.persistent(!args.is_empty()), args)
                     .fetch_all(&mut **connection)
                     .await
@@ -252,42 +236,43 @@ impl Connection {
         rows.map_err(fault)
     }
 
-    /// All rows of `columns` from `from`, as one text: a driver takes a microsecond and more for each row and column.
-    pub(super) async fn json<T: DeserializeOwned>(
+    /// All rows of `columns` from `from`, as one text of JSON: a driver takes a microsecond and more for each row and column.
+    pub(super) async fn json(
         &mut self,
         columns: &str,
         from: &str,
         args: &[Arg],
-    ) -> Result<Vec<T>, StoreError> {
+    ) -> Result<String, StoreError> {
+        let row = self.json_array(columns);
         let all = match self.kind() {
-            Kind::Sqlite => format!("json_group_array(json_array({columns}))"),
-            Kind::Postgres => {
-                format!("coalesce(CAST(json_agg(json_build_array({columns})) AS TEXT), '[]')")
-            }
-            Kind::MySql => return self.json_rows(columns, from, args).await,
+            Kind::Sqlite => format!("json_group_array({row})"),
+            Kind::Postgres => format!("coalesce(CAST(json_agg({row}) AS TEXT), '[]')"),
+            Kind::MySql => return self.json_rows(&row, from, args).await,
         };
         let sql = format!("SELECT {all} FROM {from}");
-        match self.row::<(String,)>(&sql, args).await? {
-            Some((text,)) => serde_json::from_str(&text)
-                .map_err(|error| StoreError::Broken(format!("rows as JSON: {error}"))),
-            None => Ok(Vec::new()),
+        let rows = self.row::<(String,)>(&sql, args).await?;
+        Ok(rows.map_or_else(|| "[]".to_owned(), |(text,)| text))
+    }
+
+    /// These columns as an array of JSON.
+    pub(super) fn json_array(&self, columns: &str) -> String {
+        match self.kind() {
+            Kind::Sqlite | Kind::MySql => format!("json_array({columns})"),
+            Kind::Postgres => format!("json_build_array({columns})"),
         }
     }
 
     /// MySQL bounds what it gathers from several rows, and MariaDB cuts it there: each row is a text of its own.
-    async fn json_rows<T: DeserializeOwned>(
+    async fn json_rows(
         &mut self,
-        columns: &str,
+        row: &str,
         from: &str,
         args: &[Arg],
-    ) -> Result<Vec<T>, StoreError> {
-        let sql = format!("SELECT CAST(json_array({columns}) AS CHAR) FROM {from}");
+    ) -> Result<String, StoreError> {
+        let sql = format!("SELECT CAST({row} AS CHAR) FROM {from}");
         let rows: Vec<(String,)> = self.rows(&sql, args).await?;
-        let read = |(text,): (String,)| {
-            serde_json::from_str(&text)
-                .map_err(|error| StoreError::Broken(format!("a row as JSON: {error}")))
-        };
-        rows.into_iter().map(read).collect()
+        let rows: Vec<_> = rows.into_iter().map(|(text,)| text).collect();
+        Ok(format!("[{}]", rows.join(",")))
     }
 
     /// The first row.
@@ -303,11 +288,19 @@ impl Connection {
     pub(super) async fn execute(&mut self, sql: &str, args: &[Arg]) -> Result<u64, StoreError> {
         let done = match self.live.as_mut().ok_or_else(ended)? {
             Live::Sqlite(connection) => {
-                let query = sqlx::query::<Sqlite>(AssertSqlSafe(plain(sql)));
-                let done = bind!(query.persistent(!args.is_empty()), args)
-                    .execute(&mut **connection)
-                    .await;
-                done.map(|done| done.rows_affected())
+                let sql = self.progress.with_ahead(plain(sql));
+                let query = bind!(sqlx::query::<Sqlite>(AssertSqlSafe(sql)), args);
+                let mut steps = connection.fetch_many(query.persistent(!args.is_empty()));
+                let mut changed = Ok(0);
+                // One for each statement and row; a statement that changes nothing says what the one before it did.
+                while let Some(step) = steps.next().await {
+                    changed = match step {
+                        Ok(Either::Left(done)) => Ok(done.rows_affected()),
+                        Ok(Either::Right(_)) => changed,
+                        Err(error) => Err(error),
+                    };
+                }
+                changed
             }
             Live::Postgres(connection) => {
                 let query = sqlx::query::<Postgres>(AssertSqlSafe(sql.to_owned()));
@@ -349,13 +342,27 @@ impl Connection {
         Ok(made.await?.map(|(id,)| id))
     }
 
+    /// [`Batch::run_last`](super::batch::Batch::run_last).
+    pub(super) async fn last(&mut self, mut sql: String, args: &[Arg]) -> Result<(), StoreError> {
+        let commits = self.turn.as_ref().is_some_and(Turn::is_alone);
+        if commits {
+            sql.push_str("; COMMIT");
+        }
+        self.execute(&sql, args).await?;
+        self.progress.committed = commits;
+        Ok(())
+    }
+
     /// Several statements of ours, without values.
     pub(super) async fn script(&mut self, sql: &'static str) -> Result<(), StoreError> {
         let done = match self.live.as_mut().ok_or_else(ended)? {
-            Live::Sqlite(connection) => sqlx::raw_sql(sql)
-                .execute(&mut **connection)
-                .await
-                .map(drop),
+            Live::Sqlite(connection) => {
+                let sql = self.progress.with_ahead(sql.to_owned());
+                sqlx::raw_sql(AssertSqlSafe(sql))
+                    .execute(&mut **connection)
+                    .await
+                    .map(drop)
+            }
             Live::Postgres(connection) => sqlx::raw_sql(sql)
                 .execute(&mut **connection)
                 .await
@@ -368,31 +375,19 @@ impl Connection {
         done.map_err(fault)
     }
 
-    /// `insert` ends before `VALUES`; every row has the same number of values, and the last is the time of two
-    /// columns, `created_at` and `updated_at`.
+    /// [`insertion`].
     pub(super) async fn insert(
         &mut self,
         insert: &str,
         rows: Vec<Vec<Arg>>,
     ) -> Result<(), StoreError> {
-        let width = rows.first().map_or(1, Vec::len).max(1);
-        for chunk in rows.chunks(MOST_VALUES / width) {
-            let values: Vec<_> = (0..chunk.len())
-                .map(|row| {
-                    let values: Vec<_> = (1..width)
-                        .map(|n| format!("${}", row * width + n))
-                        .collect();
-                    let time = format!("${}::timestamptz", (row + 1) * width);
-                    format!("({}, {time}, {time})", values.join(", "))
-                })
-                .collect();
+        let twice = match self.kind() {
             // MySQL leaves out all rows of a statement or none, and none of these is there twice.
-            let rest = match self.kind() {
-                Kind::MySql => "",
-                Kind::Sqlite | Kind::Postgres => "ON CONFLICT DO NOTHING",
-            };
-            let sql = format!("{insert} VALUES {} {rest}", values.join(", "));
-            self.execute(&sql, &chunk.concat()).await?;
+            Kind::MySql => "",
+            Kind::Sqlite | Kind::Postgres => ONCE,
+        };
+        for (sql, args) in insertion(insert, &rows, twice) {
+            self.execute(&sql, &args).await?;
         }
         Ok(())
     }
@@ -401,30 +396,56 @@ impl Connection {
     pub(super) async fn end<T>(mut self, result: Result<T, StoreError>) -> Result<T, StoreError> {
         match self.turn.take() {
             Some(turn) => turn.end(self, result).await,
-            None => self.finish(result).await,
+            None => self.finish(result).await.0,
         }
     }
 
-    /// Ends the transaction, whoever wrote in it.
+    /// Ends the transaction, whoever wrote in it. The connection is there for another one where it is sound.
     pub(super) async fn finish<T>(
         mut self,
         result: Result<T, StoreError>,
-    ) -> Result<T, StoreError> {
-        let last = if result.is_ok() { "COMMIT" } else { "ROLLBACK" };
-        let mut ended = self.script(last).await;
-        if self.locked && ended.is_ok() {
-            ended = self.script(mysql::UNLOCK).await;
+    ) -> (Result<T, StoreError>, Option<Self>) {
+        let Progress {
+            begun, committed, ..
+        } = std::mem::take(&mut self.progress);
+        let mut ended = match (&result, begun && !committed) {
+            (_, false) => Ok(()),
+            (Ok(_), true) => self.last_word("COMMIT").await,
+            (Err(_), true) => self.last_word("ROLLBACK").await,
+        };
+        if std::mem::take(&mut self.locked) && ended.is_ok() {
+            ended = self.last_word(mysql::UNLOCK).await;
         }
         // SQLite ends a transaction by itself when the disk fails or is full, and a PostgreSQL that restarts
         // takes the connection along: such a connection is not used again.
         let sound = ended.is_ok() && !matches!(result, Err(StoreError::Unavailable(_)));
-        if sound {
-            drop(self.live.take());
-        }
-        match result {
+        let result = match result {
             Ok(value) => ended.map(|()| value),
             Err(error) => Err(error),
+        };
+        if !sound {
+            self.progress.begun = true;
         }
+        (result, sound.then_some(self))
+    }
+
+    async fn last_word(&mut self, sql: &'static str) -> Result<(), StoreError> {
+        self.progress.begun = true;
+        self.script(sql).await?;
+        self.progress.begun = false;
+        Ok(())
+    }
+}
+
+impl Progress {
+    fn with_ahead(&mut self, sql: String) -> String {
+        self.begun = true;
+        if self.ahead.is_empty() {
+            return sql;
+        }
+        let mut all = std::mem::take(&mut self.ahead);
+        all.push_str(&sql);
+        all
     }
 }
 
@@ -432,18 +453,27 @@ impl Drop for Connection {
     fn drop(&mut self) {
         if let Some(turn) = self.turn.take() {
             let live = self.live.take();
-            let taken = Self {
-                live,
-                turn: None,
-                locked: false,
-            };
-            turn.take_back(taken, None);
+            let progress = std::mem::take(&mut self.progress);
+            turn.take_back(
+                Self {
+                    live,
+                    turn: None,
+                    locked: false,
+                    progress,
+                },
+                None,
+            );
         }
-        match &mut self.live {
-            Some(Live::Sqlite(connection)) => connection.close_on_drop(),
-            Some(Live::Postgres(connection)) => connection.close_on_drop(),
-            Some(Live::MySql(connection)) => connection.close_on_drop(),
-            None => {}
+        // The pool takes a connection back in a task.
+        let has_runtime = tokio::runtime::Handle::try_current().is_ok();
+        match self.live.take() {
+            Some(Live::Sqlite(connection)) if !has_runtime => drop(connection.detach()),
+            Some(Live::Sqlite(mut connection)) if self.progress.begun => connection.close_on_drop(),
+            Some(Live::Postgres(mut connection)) if self.progress.begun => {
+                connection.close_on_drop();
+            }
+            Some(Live::MySql(mut connection)) if self.progress.begun => connection.close_on_drop(),
+            _ => {}
         }
     }
 }

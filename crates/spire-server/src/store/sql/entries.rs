@@ -1,15 +1,18 @@
 //! Registration entries.
 
+mod pages;
 mod rows;
 mod valid;
 
 use ah_spire_wire::model::{Entry, Selector};
 use spiffe::{SpiffeId, TrustDomain};
 
-use self::rows::{NAMED, Stored, columns, load, load_page, normalize};
+use self::pages::Pages;
+use self::rows::{NAMED, Stored, columns, load, normalize};
 use self::valid::{one_kind, valid, valid_id};
+use super::batch::Batch;
 use super::bundles::stored_name;
-use super::connection::Connection;
+use super::connection::{Arg, Connection, Kind};
 use super::events::{events, events_among, prune_events};
 use super::filter::{Where, id_list};
 use super::{ACQUIRE_TIMEOUT, SqlStore, after, cut, limit, now, time_text};
@@ -18,8 +21,11 @@ use crate::store::{Changed, Created, Entries, EntryFilter, EntryMask, Page, Page
 /// Entries deleted in one transaction.
 const BATCH: usize = 500;
 
-/// Entries read at a time where all are read: each is held twice for that long.
-const AT_ONCE: i64 = 2_000;
+const SELECTORS: &str =
+    "INSERT INTO selectors (registered_entry_id, type, value, created_at, updated_at)";
+const DNS_NAMES: &str =
+    "INSERT INTO dns_names (registered_entry_id, value, created_at, updated_at)";
+const EVENTS: &str = "INSERT INTO registered_entries_events (entry_id, created_at, updated_at)";
 
 impl Entries for SqlStore {
     async fn create_entry(&self, mut entry: Entry) -> Result<Created, StoreError> {
@@ -127,8 +133,21 @@ async fn create(db: &mut Connection, mut entry: Entry) -> Result<Created, StoreE
         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13::timestamptz, $13::timestamptz)";
     let mut args = columns(&entry);
     args.push(time_text(created_at));
+    if db.kind() == Kind::Sqlite && entry.federates_with.is_empty() {
+        let mut batch = Batch::default();
+        batch.add(insert, &args);
+        let row = || Arg::EntryRow(entry.id.clone());
+        batch.insert(SELECTORS, &selector_rows(row(), &entry.selectors));
+        batch.insert(DNS_NAMES, &dns_name_rows(row(), &entry.dns_names));
+        batch.insert(EVENTS, &event_rows(&entry.id));
+        return match batch.run_last(db).await {
+            Ok(()) => Ok(Created::New(entry)),
+            Err(StoreError::AlreadyExists(_)) => Err(exists(&entry.id)),
+            Err(error) => Err(error),
+        };
+    }
     let Some(row) = db.insert_row(insert, &args).await? else {
-        return Err(StoreError::AlreadyExists(format!("entry {:?}", entry.id)));
+        return Err(exists(&entry.id));
     };
     federate(db, row, &entry.federates_with).await?;
     add_selectors(db, row, &entry.selectors).await?;
@@ -198,15 +217,11 @@ async fn list(
 }
 
 async fn each(db: &mut Connection, mut take: impl FnMut(Entry)) -> Result<(), StoreError> {
-    let mut after = 0;
-    loop {
-        let (found, last) = load_page(db, after, AT_ONCE).await?;
+    let mut pages = Pages::begin(db).await?;
+    while let Some(found) = pages.next(db).await? {
         found.into_iter().for_each(|stored| take(stored.entry));
-        let Some(last) = last else {
-            return Ok(());
-        };
-        after = last;
     }
+    Ok(())
 }
 
 async fn update(db: &mut Connection, new: Entry, mask: &EntryMask) -> Result<Entry, StoreError> {
@@ -345,19 +360,25 @@ async fn add_selectors(
     row: i64,
     selectors: &[Selector],
 ) -> Result<(), StoreError> {
+    let rows = selector_rows(row.into(), selectors);
+    db.insert(SELECTORS, rows).await
+}
+
+fn selector_rows(entry: Arg, selectors: &[Selector]) -> Vec<Vec<Arg>> {
     let values = |selector: &Selector| {
         let (kind, value) = (selector.kind.as_str(), selector.value.as_str());
-        vec![row.into(), kind.into(), value.into(), now()]
+        vec![entry.clone(), kind.into(), value.into(), now()]
     };
-    let insert = "INSERT INTO selectors (registered_entry_id, type, value, created_at, updated_at)";
-    db.insert(insert, selectors.iter().map(values).collect())
-        .await
+    selectors.iter().map(values).collect()
 }
 
 async fn add_dns_names(db: &mut Connection, row: i64, names: &[String]) -> Result<(), StoreError> {
-    let values = |name: &String| vec![row.into(), name.as_str().into(), now()];
-    let insert = "INSERT INTO dns_names (registered_entry_id, value, created_at, updated_at)";
-    db.insert(insert, names.iter().map(values).collect()).await
+    db.insert(DNS_NAMES, dns_name_rows(row.into(), names)).await
+}
+
+fn dns_name_rows(entry: Arg, names: &[String]) -> Vec<Vec<Arg>> {
+    let values = |name: &String| vec![entry.clone(), name.as_str().into(), now()];
+    names.iter().map(values).collect()
 }
 
 /// Every trust domain has to have a bundle.
@@ -380,6 +401,13 @@ async fn federate(
 }
 
 async fn add_event(db: &mut Connection, id: &str) -> Result<(), StoreError> {
-    let insert = "INSERT INTO registered_entries_events (entry_id, created_at, updated_at)";
-    db.insert(insert, vec![vec![id.into(), now()]]).await
+    db.insert(EVENTS, event_rows(id)).await
+}
+
+fn event_rows(id: &str) -> Vec<Vec<Arg>> {
+    vec![vec![id.into(), now()]]
+}
+
+fn exists(id: &str) -> StoreError {
+    StoreError::AlreadyExists(format!("entry {id:?}"))
 }

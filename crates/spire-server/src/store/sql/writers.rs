@@ -2,9 +2,11 @@
 //!
 //! A writer that is done while others wait leaves its transaction open to the next, which works behind a savepoint.
 //! Whoever was first queues its commit behind those who wait by then. Nobody is told of success before the commit.
+//! Between two transactions the connection stays here: the pool would try it each time it comes and goes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use sqlx::sqlite::SqlitePool;
 use tokio::sync::{Mutex, OwnedMutexGuard, oneshot};
@@ -17,9 +19,20 @@ use crate::store::StoreError;
 #[derive(Clone, Debug)]
 pub(super) struct Writers {
     pool: SqlitePool,
-    /// Locked by the one whose turn it is; what it holds is a transaction that has not been committed.
-    open: Arc<Mutex<Option<Open>>>,
+    /// Locked by the one whose turn it is.
+    slot: Arc<Mutex<Slot>>,
+    /// Whether the connection may stay open for good.
+    keeps: bool,
     waiting: Arc<AtomicUsize>,
+}
+
+/// What the writers leave to each other.
+#[derive(Debug, Default)]
+struct Slot {
+    /// A transaction that has not been committed.
+    open: Option<Open>,
+    /// The connection while there is none.
+    idle: Option<Connection>,
 }
 
 /// A transaction, and those who wait for its commit.
@@ -40,7 +53,7 @@ impl Open {
 /// One writer's turn.
 #[derive(Debug)]
 pub(super) struct Turn {
-    guard: OwnedMutexGuard<Option<Open>>,
+    guard: OwnedMutexGuard<Slot>,
     /// Those who wrote before in the same transaction.
     before: Vec<oneshot::Sender<Result<(), StoreError>>>,
     writers: Writers,
@@ -63,10 +76,12 @@ impl Drop for Waits<'_> {
 }
 
 impl Writers {
-    pub(super) fn new(pool: SqlitePool) -> Self {
+    /// A connection that goes back to its pool each time is ended at its `lifetime`.
+    pub(super) fn new(pool: SqlitePool, lifetime: Option<Duration>) -> Self {
         Self {
             pool,
-            open: Arc::default(),
+            slot: Arc::default(),
+            keeps: lifetime.is_none(),
             waiting: Arc::default(),
         }
     }
@@ -74,15 +89,16 @@ impl Writers {
     /// A transaction, once it is this writer's turn.
     pub(super) async fn begin(&self) -> Result<Connection, StoreError> {
         let waits = Waits::new(&self.waiting);
-        let guard = tokio::time::timeout(ACQUIRE_TIMEOUT, self.open.clone().lock_owned()).await;
+        let guard = tokio::time::timeout(ACQUIRE_TIMEOUT, self.slot.clone().lock_owned()).await;
         drop(waits);
         let mut guard = guard.map_err(|_| {
             let seconds = ACQUIRE_TIMEOUT.as_secs();
             StoreError::Unavailable(format!("no turn to write for {seconds} seconds"))
         })?;
-        let (db, before) = match guard.take() {
-            Some(open) => (open.db, open.done),
-            None => {
+        let (db, before) = match (guard.open.take(), guard.idle.take()) {
+            (Some(open), _) => (open.db, open.done),
+            (None, Some(idle)) => (idle, Vec::new()),
+            (None, None) => {
                 let connection = self.pool.acquire().await.map_err(fault)?;
                 (Connection::idle(connection), Vec::new())
             }
@@ -98,17 +114,18 @@ impl Writers {
             writers,
         };
         let mut db = db.in_turn(turn);
-        db.execute(&begin, &[]).await?;
+        db.ahead(&begin);
         Ok(db)
     }
 
     /// Commits what is open.
     async fn settle(&self) {
-        let mut guard = self.open.lock().await;
-        let Some(Open { db, done }) = guard.take() else {
+        let mut guard = self.slot.lock().await;
+        let Some(Open { db, done }) = guard.open.take() else {
             return;
         };
-        let outcome = db.finish(Ok(())).await;
+        let (outcome, idle) = db.finish(Ok(())).await;
+        guard.idle = idle.filter(|_| self.keeps);
         for done in done {
             let _ = done.send(outcome.clone());
         }
@@ -117,11 +134,17 @@ impl Writers {
     /// Commits what is open and closes the file.
     pub(super) async fn close(&self) {
         self.settle().await;
+        drop(self.slot.lock().await.idle.take());
         self.pool.close().await;
     }
 }
 
 impl Turn {
+    /// Whether nobody wrote before in the same transaction, and nobody waits to.
+    pub(super) fn is_alone(&self) -> bool {
+        self.before.is_empty() && self.writers.waiting.load(Ordering::Relaxed) == 0
+    }
+
     /// Commits what went well and takes back what did not, for others too where others are there.
     pub(super) async fn end<T>(
         mut self,
@@ -129,9 +152,10 @@ impl Turn {
         result: Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         let first = self.before.is_empty();
-        let others_wait = self.writers.waiting.load(Ordering::Relaxed) > 0;
-        if first && (result.is_err() || !others_wait) {
-            return db.finish(result).await;
+        if first && (result.is_err() || db.is_committed() || self.is_alone()) {
+            let (result, idle) = db.finish(result).await;
+            self.guard.idle = idle.filter(|_| self.writers.keeps);
+            return result;
         }
         let value = match result {
             Ok(value) => value,
@@ -158,6 +182,9 @@ impl Turn {
         if self.before.is_empty() {
             return;
         }
+        if db.is_untouched() {
+            return self.leave(db);
+        }
         let n = self.before.len();
         if let Some(error @ StoreError::Unavailable(_)) = why {
             let done = std::mem::take(&mut self.before);
@@ -180,7 +207,7 @@ impl Turn {
     /// Leaves the transaction to the next.
     fn leave(mut self, db: Connection) {
         let done = std::mem::take(&mut self.before);
-        *self.guard = Some(Open { db, done });
+        self.guard.open = Some(Open { db, done });
     }
 }
 
@@ -190,6 +217,7 @@ mod tests {
 
     use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions};
 
+    use super::super::batch::Batch;
     use super::*;
 
     struct File {
@@ -222,7 +250,7 @@ mod tests {
             .connect_with(options)
             .await
             .unwrap();
-        let writers = Writers::new(pool);
+        let writers = Writers::new(pool, None);
         let mut db = writers.begin().await.unwrap();
         let made = db
             .execute("CREATE TABLE names (name TEXT PRIMARY KEY)", &[])
@@ -324,6 +352,65 @@ mod tests {
         let failed = fails.await.unwrap().unwrap_err();
         assert!(matches!(failed, StoreError::AlreadyExists(_)), "{failed}");
         at_work.await.unwrap();
+        leaves.abort();
+        last.await.unwrap().unwrap();
+        first.await.unwrap().unwrap();
+        assert_eq!(file.commits.load(Ordering::Relaxed), 1);
+        assert_eq!(file.names().await, ["a", "b"]);
+    }
+
+    #[tokio::test]
+    async fn last_statements_are_committed_with_themselves_where_nobody_waits() {
+        let file = file().await;
+        let batch = |names: &[&str]| {
+            let mut batch = Batch::default();
+            for name in names {
+                batch.add("INSERT INTO names VALUES ($1)", &[(*name).into()]);
+            }
+            batch
+        };
+        let mut alone = file.writers.begin().await.unwrap();
+        let done = batch(&["a", "b"]).run_last(&mut alone).await;
+        assert_eq!(file.commits.load(Ordering::Relaxed), 1);
+        alone.end(done).await.unwrap();
+
+        let mut fails = file.writers.begin().await.unwrap();
+        let done = batch(&["c", "a"]).run_last(&mut fails).await;
+        let failed = fails.end(done).await.unwrap_err();
+        assert!(matches!(failed, StoreError::AlreadyExists(_)), "{failed}");
+        assert_eq!(file.commits.load(Ordering::Relaxed), 1);
+
+        let mut first = file.writers.begin().await.unwrap();
+        let other = file.adds("e");
+        file.wait_for(1).await;
+        let done = batch(&["d"]).run_last(&mut first).await;
+        assert_eq!(file.commits.load(Ordering::Relaxed), 1);
+        first.end(done).await.unwrap();
+        other.await.unwrap().unwrap();
+        assert_eq!(file.commits.load(Ordering::Relaxed), 2);
+        assert_eq!(file.names().await, ["a", "b", "d", "e"]);
+        // The connection is with the writers all the time.
+        let pool = &file.writers.pool;
+        assert_eq!((pool.size(), pool.num_idle()), (1, 0));
+    }
+
+    #[tokio::test]
+    async fn one_that_leaves_before_it_writes_takes_nothing_back() {
+        let file = file().await;
+        let mut first = file.writers.begin().await.unwrap();
+        let added = add(&mut first, "a").await;
+        let writers = file.writers.clone();
+        let (arrived, there) = oneshot::channel();
+        let leaves = tokio::spawn(async move {
+            let _db = writers.begin().await.unwrap();
+            let _ = arrived.send(());
+            std::future::pending::<()>().await;
+        });
+        file.wait_for(1).await;
+        let last = file.adds("b");
+        file.wait_for(2).await;
+        let first = tokio::spawn(first.end(added));
+        there.await.unwrap();
         leaves.abort();
         last.await.unwrap().unwrap();
         first.await.unwrap().unwrap();

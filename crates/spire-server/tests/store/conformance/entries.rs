@@ -7,6 +7,7 @@ use crate::common::{Database, add, all_entries, bundle, domain, entry, id, selec
 
 on_all!(
     an_entry_comes_back_as_it_went_in,
+    all_are_read_with_each_field_that_one_may_have,
     an_entry_like_another_is_not_made_twice,
     entries_that_make_no_sense_are_refused,
     an_update_takes_over_what_the_mask_names,
@@ -62,6 +63,36 @@ async fn an_entry_comes_back_as_it_went_in(database: &Database) {
     assert_eq!(store.entry(&made.id).await.unwrap(), None);
     let gone = store.delete_entry(&made.id).await;
     assert!(matches!(gone, Err(StoreError::NotFound(_))), "{gone:?}");
+}
+
+// Inventory §8 Entry: what most entries do not have is read of the others alone.
+async fn all_are_read_with_each_field_that_one_may_have(database: &Database) {
+    type Change = fn(&mut ah_spire_wire::model::Entry);
+    let store = database.open().await;
+    let changes: &[Change] = &[
+        |_| (),
+        |one| one.x509_svid_ttl = 1,
+        |one| one.jwt_svid_ttl = 2,
+        |one| one.admin = true,
+        |one| one.downstream = true,
+        |one| one.expires_at = 4_000_000_000,
+        |one| one.store_svid = true,
+        |one| one.hint = "h".into(),
+        |one| one.disable_x509_svid_prefetch = true,
+        |one| one.jwt_svid_include_jti = true,
+        |one| one.dns_names = vec!["w.test".into()],
+        |one| one.parent_id = id("spire/server"),
+    ];
+    let mut made = Vec::new();
+    for (n, change) in changes.iter().enumerate() {
+        let mut one = entry(&format!("w{n}"), &["unix:uid:1"]);
+        change(&mut one);
+        made.push(add(&store, one).await);
+    }
+    let mask = EntryMask::ALL;
+    made[0] = store.update_entry(made[0].clone(), &mask).await.unwrap();
+    assert_eq!(made[0].revision, 1);
+    assert_eq!(all_entries(&store).await, made);
 }
 
 async fn an_entry_like_another_is_not_made_twice(database: &Database) {

@@ -1,7 +1,5 @@
 //! Rows of entries, and what they stand for.
 
-use std::collections::HashMap;
-
 use ah_spire_wire::model::{Entry, Selector};
 use ah_spire_wire::types;
 use prost::Message;
@@ -38,45 +36,6 @@ type Columns = (
     Option<Vec<u8>>,
 );
 
-/// The same as JSON has it: truths as numbers, and without what is no text.
-#[derive(serde::Deserialize)]
-struct Plain {
-    row: i64,
-    id: String,
-    spiffe_id: String,
-    parent_id: String,
-    ttl: i64,
-    admin: i64,
-    downstream: i64,
-    expiry: i64,
-    revision: i64,
-    store: i64,
-    hint: String,
-    created: Option<i64>,
-    jwt_ttl: i64,
-}
-
-impl Plain {
-    fn with(self, more: Option<Vec<u8>>) -> Columns {
-        (
-            self.row,
-            self.id,
-            self.spiffe_id,
-            self.parent_id,
-            self.ttl,
-            self.admin != 0,
-            self.downstream != 0,
-            self.expiry,
-            self.revision,
-            self.store != 0,
-            self.hint,
-            self.created,
-            self.jwt_ttl,
-            more,
-        )
-    }
-}
-
 /// Reads entries with all that belongs to them, in four statements however many there are. `rest` begins with
 /// `WHERE` and calls the table `e`.
 pub(super) async fn load(
@@ -84,59 +43,27 @@ pub(super) async fn load(
     rest: &str,
     args: &[Arg],
 ) -> Result<Vec<Stored>, StoreError> {
-    let columns = read_columns(db, |flag| format!("coalesce(e.{flag}, false)"));
+    let columns = read_columns(db);
     let sql = format!("SELECT {columns}, e.additional_attributes FROM registered_entries e {rest}");
     let rows: Vec<Columns> = db.rows(&sql, args).await?;
     let mut found: Vec<_> = rows.into_iter().filter_map(stored).collect();
-    add_belongings(db, &mut found, false).await?;
+    add_belongings(db, &mut found).await?;
     Ok(found)
 }
 
-/// Reads up to `most` entries of the rows after `after`, with all that belongs to them, and says which row was the last.
-pub(super) async fn load_page(
-    db: &mut Connection,
-    after: i64,
-    most: i64,
-) -> Result<(Vec<Stored>, Option<i64>), StoreError> {
-    let page = "SELECT * FROM registered_entries WHERE id > $1 ORDER BY id LIMIT $2";
-    let args = [after.into(), most.into()];
-    let columns = read_columns(db, |flag| {
-        format!("CAST(coalesce(e.{flag}, false) AS INTEGER)")
-    });
-    let rows: Vec<Plain> = db.json(&columns, &format!("({page}) e"), &args).await?;
-    let last = rows.iter().map(|row| row.row).max();
-    let sql = format!(
-        "SELECT CAST(e.id AS BIGINT), e.additional_attributes FROM ({page}) e WHERE length(e.additional_attributes) > 0"
-    );
-    let more: Vec<(i64, Vec<u8>)> = db.rows(&sql, &args).await?;
-    let mut more: HashMap<_, _> = more.into_iter().collect();
-    let rows = rows.into_iter().map(|row| {
-        let more = more.remove(&row.row);
-        row.with(more)
-    });
-    let mut found: Vec<_> = rows.filter_map(stored).collect();
-    add_belongings(db, &mut found, true).await?;
-    Ok((found, last))
-}
-
-/// What is read of each entry, `flag` being how a truth is read.
-fn read_columns(db: &Connection, flag: impl Fn(&str) -> String) -> String {
+/// What is read of each entry.
+fn read_columns(db: &Connection) -> String {
     let created = db.seconds("e.created_at");
-    let (admin, downstream, store) = (flag("admin"), flag("downstream"), flag("store_svid"));
     format!(
         "CAST(e.id AS BIGINT), coalesce(e.entry_id, ''), coalesce(e.spiffe_id, ''), coalesce(e.parent_id, ''),
-            CAST(coalesce(e.ttl, 0) AS BIGINT), {admin}, {downstream},
-            coalesce(e.expiry, 0), coalesce(e.revision_number, 0), {store},
+            CAST(coalesce(e.ttl, 0) AS BIGINT), coalesce(e.admin, false), coalesce(e.downstream, false),
+            coalesce(e.expiry, 0), coalesce(e.revision_number, 0), coalesce(e.store_svid, false),
             coalesce(e.hint, ''), {created}, CAST(coalesce(e.jwt_svid_ttl, 0) AS BIGINT)"
     )
 }
 
-/// Adds what other tables have of the entries; `many` is whether all entries between the first and the last are there.
-async fn add_belongings(
-    db: &mut Connection,
-    found: &mut [Stored],
-    many: bool,
-) -> Result<(), StoreError> {
+/// Adds what other tables have of the entries.
+async fn add_belongings(db: &mut Connection, found: &mut [Stored]) -> Result<(), StoreError> {
     found.sort_unstable_by_key(|stored| stored.row);
     let (Some(first), Some(last)) = (found.first(), found.last()) else {
         return Ok(());
@@ -151,49 +78,77 @@ async fn add_belongings(
             vec![first.into(), last.into()],
         )
     };
+    let sql = format!(
+        "SELECT CAST(registered_entry_id AS BIGINT), coalesce(type, ''), coalesce(value, '') FROM selectors WHERE registered_entry_id {which}"
+    );
     let mut near = 0;
-
-    let columns = "CAST(registered_entry_id AS BIGINT), coalesce(type, ''), coalesce(value, '')";
-    let from = format!("selectors WHERE registered_entry_id {which}");
-    let rows: Vec<(i64, String, String)> = match many {
-        true => db.json(columns, &from, &args).await?,
-        false => {
-            let sql = format!("SELECT {columns} FROM {from}");
-            db.rows(&sql, &args).await?
-        }
-    };
-    for (row, kind, value) in rows {
-        if let Some(stored) = of_row(found, row, &mut near) {
-            stored.entry.selectors.push(Selector { kind, value });
-        }
+    for (row, kind, value) in db.rows::<(i64, String, String)>(&sql, &args).await? {
+        add_selector(found, row, Selector { kind, value }, &mut near);
     }
-    let sql = format!(
-        "SELECT CAST(registered_entry_id AS BIGINT), coalesce(value, '') FROM dns_names WHERE registered_entry_id {which} ORDER BY id"
-    );
-    let rows: Vec<(i64, String)> = db.rows(&sql, &args).await?;
-    for (row, name) in rows {
-        if let Some(stored) = of_row(found, row, &mut near) {
-            stored.entry.dns_names.push(name);
-        }
-    }
-    let sql = format!(
-        "SELECT CAST(f.registered_entry_id AS BIGINT), b.trust_domain FROM federated_registration_entries f
-         JOIN bundles b ON b.id = f.bundle_id WHERE f.registered_entry_id {which}"
-    );
-    let rows: Vec<(i64, String)> = db.rows(&sql, &args).await?;
-    for (row, domain) in rows {
-        if let Some(stored) = of_row(found, row, &mut near) {
-            stored.entry.federates_with.push(trust_domain(&domain)?);
-        }
-    }
+    add_dns_names(db, found, &which, &args).await?;
+    add_federation(db, found, &which, &args).await?;
     for stored in found {
         normalize(&mut stored.entry);
     }
     Ok(())
 }
 
+pub(super) fn add_selector(found: &mut [Stored], row: i64, selector: Selector, near: &mut usize) {
+    if let Some(stored) = of_row(found, row, near) {
+        let selectors = &mut stored.entry.selectors;
+        // Most have one.
+        if selectors.is_empty() {
+            selectors.reserve_exact(1);
+        }
+        selectors.push(selector);
+    }
+}
+
+/// Adds the DNS names of those entries whose rows are `which`, an expression with `args`.
+pub(super) async fn add_dns_names(
+    db: &mut Connection,
+    found: &mut [Stored],
+    which: &str,
+    args: &[Arg],
+) -> Result<(), StoreError> {
+    let sql = format!(
+        "SELECT CAST(registered_entry_id AS BIGINT), coalesce(value, '') FROM dns_names WHERE registered_entry_id {which} ORDER BY id"
+    );
+    let mut near = 0;
+    for (row, name) in db.rows::<(i64, String)>(&sql, args).await? {
+        if let Some(stored) = of_row(found, row, &mut near) {
+            stored.entry.dns_names.push(name);
+        }
+    }
+    Ok(())
+}
+
+/// As [`add_dns_names`], the trust domains they federate with.
+pub(super) async fn add_federation(
+    db: &mut Connection,
+    found: &mut [Stored],
+    which: &str,
+    args: &[Arg],
+) -> Result<(), StoreError> {
+    let sql = format!(
+        "SELECT CAST(f.registered_entry_id AS BIGINT), b.trust_domain FROM federated_registration_entries f
+         JOIN bundles b ON b.id = f.bundle_id WHERE f.registered_entry_id {which}"
+    );
+    let mut near = 0;
+    for (row, domain) in db.rows::<(i64, String)>(&sql, args).await? {
+        if let Some(stored) = of_row(found, row, &mut near) {
+            stored.entry.federates_with.push(trust_domain(&domain)?);
+        }
+    }
+    Ok(())
+}
+
 /// The entry of `row`. What belongs to entries mostly comes in their order: `near` is where the last one was.
-fn of_row<'a>(found: &'a mut [Stored], row: i64, near: &mut usize) -> Option<&'a mut Stored> {
+pub(super) fn of_row<'a>(
+    found: &'a mut [Stored],
+    row: i64,
+    near: &mut usize,
+) -> Option<&'a mut Stored> {
     let is_it = |place: usize| found.get(place).is_some_and(|stored| stored.row == row);
     let place = match (is_it(*near), is_it(*near + 1)) {
         (true, _) => *near,
@@ -224,15 +179,10 @@ fn stored(columns: Columns) -> Option<Stored> {
     ) = columns;
     let ids = (SpiffeId::new(&spiffe_id), SpiffeId::new(&parent_id));
     let (Ok(spiffe_id), Ok(parent_id)) = ids else {
-        tracing::warn!(entry.id = %id, spiffe_id, parent_id, "an entry of the datastore is left out: its SPIFFE IDs are malformed");
+        malformed(&id, &spiffe_id, &parent_id);
         return None;
     };
-    let more = types::entry::AdditionalAttributes::decode(more.unwrap_or_default().as_slice());
-    let more = more.unwrap_or_else(|error| {
-        tracing::warn!(entry.id = %id, %error, "additional attributes of an entry cannot be read and count as not given");
-        Default::default()
-    });
-    let entry = Entry {
+    let mut entry = Entry {
         id,
         spiffe_id,
         parent_id,
@@ -248,10 +198,28 @@ fn stored(columns: Columns) -> Option<Stored> {
         store_svid: store,
         hint,
         created_at: created.unwrap_or_default(),
-        disable_x509_svid_prefetch: more.disable_x509_svid_prefetch,
-        jwt_svid_include_jti: more.jwt_svid_include_jti,
+        disable_x509_svid_prefetch: false,
+        jwt_svid_include_jti: false,
     };
+    add_attributes(&mut entry, &more.unwrap_or_default());
     Some(Stored { row, entry })
+}
+
+pub(super) fn malformed(id: &str, spiffe_id: &str, parent_id: &str) {
+    tracing::warn!(entry.id = %id, spiffe_id, parent_id, "an entry of the datastore is left out: its SPIFFE IDs are malformed");
+}
+
+/// Adds what the column of additional attributes has.
+pub(super) fn add_attributes(entry: &mut Entry, encoded: &[u8]) {
+    match types::entry::AdditionalAttributes::decode(encoded) {
+        Ok(more) => {
+            entry.disable_x509_svid_prefetch = more.disable_x509_svid_prefetch;
+            entry.jwt_svid_include_jti = more.jwt_svid_include_jti;
+        }
+        Err(error) => {
+            tracing::warn!(entry.id = %entry.id, %error, "additional attributes of an entry cannot be read and count as not given");
+        }
+    }
 }
 
 /// As the store holds it: sets without duplicates, in one order.
