@@ -31,6 +31,10 @@
 //! | `systemd` | `id` and `fragment_path` of the unit |
 //! | `unix` | `uid`, `user`, `gid`, `group`, `supplementary_gid`, `supplementary_group`; with `discover_workload_path` also `path` and `sha256` |
 //!
+//! `docker` and `k8s` have those of signatures, too, with [`workload::sigstore`]: `image-signature`,
+//! `image-attestations`, and `image-signature-` with `subject`, `issuer`, `value`, `log-id`, `log-index`,
+//! `integrated-time` and `signed-entry-timestamp`.
+//!
 //! The traits are shaped like the streams of SPIRE's plugin interface (`AidAttestation`, `Attest`), so that a plugin
 //! in a process of its own can stand behind them. [`Builtin`] is the one list of what is built in.
 //!

@@ -16,6 +16,7 @@ mod container;
 pub mod docker;
 pub mod k8s;
 pub(crate) mod proc;
+pub mod sigstore;
 pub mod slurm;
 pub mod systemd;
 pub mod unix;

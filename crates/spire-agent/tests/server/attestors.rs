@@ -57,7 +57,21 @@ async fn settings_that_cannot_be_used_are_named() {
     for (block, why) in [
         (
             r#""docker" { plugin_data { sigstore { ignore_sct = true } }"#,
-            "sigstore is not supported",
+            "error initializing sigstore verifier: the trusted root of sigstore: /nowhere",
+        ),
+        (
+            r#""docker" { plugin_data { sigstore { rekor_url = "https://rekor.example" } }"#,
+            "sigstore.rekor_url is not supported",
+        ),
+        (
+            r#""docker" { plugin_data { sigstore {
+                registry_credentials = { "registry.example" = { username = "user" } }
+            } }"#,
+            "incomplete credentials for registry \"registry.example\"",
+        ),
+        (
+            r#""docker" { plugin_data { sigstore { ignore_everything = true } }"#,
+            "unknown keys: \"ignore_everything\"",
         ),
         (
             r#""docker" { plugin_data { docker_host = "x" }"#,
@@ -68,8 +82,9 @@ async fn settings_that_cannot_be_used_are_named() {
             "is no unix socket",
         ),
         (
-            r#""k8s" { plugin_data { sigstore {} }"#,
-            "sigstore is not supported",
+            r#""k8s" { plugin_data { kubelet_read_only_port = 1
+                sigstore { allowed_identities = { "https://issuer.example" = ["("] } } }"#,
+            "is no regular expression",
         ),
         (
             r#""k8s" { plugin_data { experimental { broker {} } }"#,

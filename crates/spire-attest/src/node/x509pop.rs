@@ -10,7 +10,7 @@
 
 mod agent;
 pub(in crate::node) mod certificate;
-pub(in crate::node) mod chain;
+pub(crate) mod chain;
 mod config;
 mod messages;
 pub(in crate::node) mod proof;

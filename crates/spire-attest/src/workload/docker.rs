@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::peer::PeerInfo;
 use crate::workload::container::{Found, Locator};
+use crate::workload::sigstore::{self, Sigstore, SigstoreConfig};
 use crate::workload::{ProcRoot, WorkloadAttestor};
 use crate::{AttestError, Builtin, Selector};
 
@@ -37,26 +38,28 @@ pub struct DockerConfig {
     pub use_new_container_locator: Option<bool>,
     /// Logs the control groups of each process, at debug.
     pub verbose_container_locator_logs: bool,
+    /// Which signatures the container's image has to have; none.
+    pub sigstore: Option<SigstoreConfig>,
 }
 
 /// The attestor. Cheap to clone.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Docker(Arc<Inner>);
 
-#[derive(Debug)]
 struct Inner {
     locator: Locator,
     matchers: Option<Matchers>,
     sockets: Sockets,
     version: String,
+    sigstore: Option<Sigstore>,
 }
 
 impl Docker {
     /// The attestor that reads processes in `proc`, which has to be procfs of this PID namespace.
     ///
     /// # Errors
-    /// Name the setting that cannot be used.
-    pub fn configure(config: &DockerConfig, proc: ProcRoot) -> Result<Self, AttestError> {
+    /// Name the setting that cannot be used, or the file that cannot be read.
+    pub async fn configure(config: &DockerConfig, proc: ProcRoot) -> Result<Self, AttestError> {
         let matchers = match config.container_id_cgroup_matchers.as_slice() {
             [] => None,
             _ if config.use_new_container_locator != Some(false) => {
@@ -86,6 +89,10 @@ impl Docker {
             matchers,
             sockets: Sockets::new(config)?,
             version: version.to_owned(),
+            sigstore: match &config.sigstore {
+                Some(config) => Some(Sigstore::configure(config).await?),
+                None => None,
+            },
         })))
     }
 }
@@ -96,7 +103,11 @@ impl WorkloadAttestor for Docker {
     }
 
     fn deadline(&self) -> Duration {
-        Duration::from_secs(10)
+        let engine = Duration::from_secs(10);
+        match self.0.sigstore {
+            Some(_) => engine.saturating_add(sigstore::TIMEOUT),
+            None => engine,
+        }
     }
 
     async fn attest(&self, peer: &PeerInfo) -> Result<Vec<Selector>, AttestError> {
@@ -114,10 +125,39 @@ impl WorkloadAttestor for Docker {
             socket: self.0.sockets.of(&paths)?,
             version: &self.0.version,
         };
-        let values = engine.describe(&id).await?;
+        let described = engine.describe(&id).await?;
+        let mut values = described.values;
+        if let Some(sigstore) = &self.0.sigstore {
+            let signed = signed(sigstore, &described.digests).await;
+            values.extend(signed.map_err(|why| unsigned(&described.image, &why))?);
+        }
         let selector = |value| Selector::new(Builtin::Docker.name(), value);
         Ok(values.into_iter().map(selector).collect())
     }
+}
+
+/// Values of selectors of the signatures of an image that registries have under `digests`: those of the first that is
+/// right.
+async fn signed(sigstore: &Sigstore, digests: &[String]) -> Result<Vec<String>, String> {
+    let mut failed = Vec::new();
+    for digest in digests {
+        match sigstore.verify(digest).await {
+            Ok(values) => return Ok(values),
+            Err(why) => failed.push(format!("{digest}: {why}")),
+        }
+    }
+    if failed.is_empty() {
+        return Err("no repo digest found: the image was not pulled from a registry".into());
+    }
+    Err(failed.join("; "))
+}
+
+fn unsigned(image: &str, why: &str) -> AttestError {
+    AttestError::internal(
+        format!("sigstore signature verification failed for image {image}: {why}"),
+        "see who signed the image with `cosign tree` and `cosign verify`; skipped_images lists images that need no \
+         signature",
+    )
 }
 
 /// The path of `unix://PATH`, in the setting `key`.

@@ -14,6 +14,7 @@ use std::time::Duration;
 use crate::node::k8s::Api;
 use crate::peer::PeerInfo;
 use crate::workload::container::{Found, Locator, add, legacy};
+use crate::workload::sigstore::{self, Sigstore, SigstoreConfig};
 use crate::workload::{Named, OBJECT_REFERENCE, ProcRoot, Reference, WorkloadAttestor, cgroup};
 use crate::{AttestError, Builtin, Selector};
 
@@ -28,7 +29,7 @@ pub use broker::{AccessPolicy, BrokerConfig, PodScope};
 use kubelet::Kubelet;
 use lists::Lists;
 use objects::Objects;
-use pods::Pod;
+use pods::{Container, Pod};
 
 /// How often the kubelet is asked.
 const POLLS: u32 = 60;
@@ -78,6 +79,8 @@ pub struct K8sConfig {
     pub disable_kubelet_client: bool,
     /// Who may name workloads; none may.
     pub brokers: Option<BrokerConfig>,
+    /// Which signatures the workload's image has to have; none.
+    pub sigstore: Option<SigstoreConfig>,
 }
 
 /// The attestor. Cheap to clone; clones share what the kubelet said.
@@ -96,6 +99,7 @@ struct Inner {
     namespaces: Option<Api>,
     objects: Objects,
     brokers: Option<BrokerConfig>,
+    sigstore: Option<Sigstore>,
 }
 
 impl K8s {
@@ -149,6 +153,10 @@ impl K8s {
                 .then(|| Api::new(config.kubeconfig.clone(), "spire-agent")),
             objects: Objects::new(config.kubeconfig.clone()),
             brokers: config.brokers.clone(),
+            sigstore: match &config.sigstore {
+                Some(config) => Some(Sigstore::configure(config).await?),
+                None => None,
+            },
         })))
     }
 }
@@ -158,10 +166,17 @@ impl WorkloadAttestor for K8s {
         Builtin::K8s.name()
     }
 
-    /// All of its polls, and the answer to the last one.
+    /// All of its polls, the answer to the last one, and what registries may take.
     fn deadline(&self) -> Duration {
         let polling = self.0.interval.saturating_mul(self.0.polls);
-        polling.saturating_add(kubelet::TIMEOUT)
+        let registries = self
+            .0
+            .sigstore
+            .as_ref()
+            .map_or(Duration::ZERO, |_| sigstore::TIMEOUT);
+        polling
+            .saturating_add(kubelet::TIMEOUT)
+            .saturating_add(registries)
     }
 
     async fn attest(&self, peer: &PeerInfo) -> Result<Vec<Selector>, AttestError> {
@@ -188,6 +203,17 @@ fn selectors(values: Vec<String>) -> Vec<Selector> {
     values.into_iter().map(selector).collect()
 }
 
+/// Values of selectors of the signatures of the image `id`.
+async fn signed(sigstore: &Sigstore, id: &str) -> Result<Vec<String>, AttestError> {
+    sigstore.verify(id).await.map_err(|why| {
+        AttestError::internal(
+            format!("error verifying sigstore image signature for imageID {id}: {why}"),
+            "see who signed the image with `cosign tree` and `cosign verify`; skipped_images lists images that need no \
+             signature",
+        )
+    })
+}
+
 /// What is said to whoever would need the kubelet.
 fn no_kubelet() -> AttestError {
     AttestError::not_set_up(
@@ -195,6 +221,15 @@ fn no_kubelet() -> AttestError {
         "take disable_kubelet_client out of the attestor's plugin_data, or the attestor out of the file where no broker \
          needs it",
     )
+}
+
+/// What the kubelet says of a container.
+struct Listed<'a> {
+    pod: &'a Pod,
+    /// Unless only the pod is listed yet.
+    status: Option<&'a Container>,
+    /// Of selectors.
+    values: Vec<String>,
 }
 
 impl Inner {
@@ -236,8 +271,16 @@ impl Inner {
             seen = number;
             failed = match list {
                 Ok(pods) => {
-                    if let Some((pod, mut values)) = self.find(&pods, container, pod)? {
+                    if let Some(listed) = self.find(&pods, container, pod)? {
+                        let Listed {
+                            pod,
+                            status,
+                            mut values,
+                        } = listed;
                         values.extend(self.namespace_labels(pod.namespace()).await?);
+                        if let (Some(sigstore), Some(status)) = (&self.sigstore, status) {
+                            values.extend(signed(sigstore, status.image_id()).await?);
+                        }
                         return Ok(Told::of_pod(pod, values));
                     }
                     None
@@ -271,13 +314,14 @@ impl Inner {
         pods: &'a [Pod],
         container: &str,
         uid: Option<&str>,
-    ) -> Result<Option<(&'a Pod, Vec<String>)>, AttestError> {
+    ) -> Result<Option<Listed<'a>>, AttestError> {
         let mut found = None;
         for pod in pods
             .iter()
             .filter(|pod| uid.is_none_or(|uid| pod.uid() == uid))
         {
-            let values = match pod.container(container) {
+            let status = pod.container(container);
+            let values = match status {
                 Some(status) if !self.pods_alone => {
                     let mut values = pod.values();
                     values.extend(status.values());
@@ -287,7 +331,12 @@ impl Inner {
                 None if uid.is_some() && self.pods_alone => pod.values(),
                 None => continue,
             };
-            if found.replace((pod, values)).is_some() {
+            let listed = Listed {
+                pod,
+                status,
+                values,
+            };
+            if found.replace(listed).is_some() {
                 return Err(AttestError::internal(
                     "two pods found with same container Id",
                     "look at the kubelet's pods: it says that they share a container",

@@ -67,7 +67,9 @@ async fn values(
     proc: ProcRoot,
     peer: &PeerInfo,
 ) -> Result<Vec<String>, String> {
-    let docker = Docker::configure(config, proc).map_err(|error| error.to_string())?;
+    let docker = Docker::configure(config, proc)
+        .await
+        .map_err(|error| error.to_string())?;
     let selectors = docker.attest(peer).await;
     let selectors = selectors.map_err(|error| error.explained().report())?;
     assert!(selectors.iter().all(|selector| selector.kind == "docker"));
@@ -378,7 +380,9 @@ async fn a_broken_connection_is_an_error() {
 #[tokio::test(start_paused = true)]
 async fn an_engine_that_never_answers_is_given_up() {
     let rig = Rig::with_container();
-    let docker = Docker::configure(&raw(&rig, b""), rig.proc.root()).unwrap();
+    let docker = Docker::configure(&raw(&rig, b""), rig.proc.root())
+        .await
+        .unwrap();
     let error = attest(&[docker], &this_process()).await.unwrap_err();
     let report = error.explained().report();
     assert!(
@@ -387,8 +391,8 @@ async fn an_engine_that_never_answers_is_given_up() {
     );
 }
 
-#[test]
-fn settings_that_cannot_be_used_are_named() {
+#[tokio::test]
+async fn settings_that_cannot_be_used_are_named() {
     for (config, why) in [
         (
             DockerConfig {
@@ -412,7 +416,10 @@ fn settings_that_cannot_be_used_are_named() {
             "docker_version",
         ),
     ] {
-        let error = Docker::configure(&config, ProcRoot::own()).unwrap_err();
+        let error = Docker::configure(&config, ProcRoot::own())
+            .await
+            .err()
+            .unwrap();
         assert!(error.to_string().contains(why), "{error}");
         assert!(error.explained().hint.is_some());
     }

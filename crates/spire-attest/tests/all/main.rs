@@ -33,6 +33,8 @@ mod processes;
 #[cfg(target_os = "linux")]
 mod reused;
 #[cfg(target_os = "linux")]
+mod sigstore;
+#[cfg(target_os = "linux")]
 mod slurm;
 mod sshpop;
 #[cfg(target_os = "linux")]

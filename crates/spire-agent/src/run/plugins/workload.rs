@@ -12,13 +12,16 @@ use ah_spire_attest::workload::systemd::Systemd;
 use ah_spire_attest::workload::unix::{Unix, UnixConfig};
 use ah_spire_attest::workload::{ProcRoot, Reference, WorkloadAttestor, by_process};
 use ah_spire_plugin::catalog::PluginConfig;
-use ah_spire_plugin::decode::{Deferred, UnknownKeys};
+use ah_spire_plugin::decode::UnknownKeys;
 use ah_spire_plugin::{config_block, duration};
 use ah_spire_wire::model::Selector;
 
 use super::data;
 
 mod k8s;
+mod sigstore;
+
+use sigstore::SigstoreData;
 
 config_block! {
     /// `WorkloadAttestor "docker"`
@@ -30,7 +33,7 @@ config_block! {
         container_id_cgroup_matchers: Vec<String> = "container_id_cgroup_matchers",
         use_new_container_locator: Option<bool> = "use_new_container_locator",
         verbose_container_locator_logs: bool = "verbose_container_locator_logs",
-        sigstore: Deferred = "sigstore",
+        sigstore: Option<SigstoreData> = "sigstore",
     }
 }
 
@@ -49,7 +52,7 @@ config_block! {
 
 /// A built-in workload attestor's settings.
 pub(super) enum BuiltInWorkload {
-    Docker(DockerConfig),
+    Docker(Box<DockerConfig>),
     K8s(Box<K8sConfig>),
     Slurm,
     Systemd,
@@ -60,7 +63,7 @@ impl BuiltInWorkload {
     /// `None` if there is no such attestor.
     pub(super) fn read(plugin: &PluginConfig) -> Result<Option<Self>, Explained> {
         Ok(Some(match plugin.name.as_str() {
-            "docker" => Self::Docker(docker(plugin)?),
+            "docker" => Self::Docker(Box::new(docker(plugin)?)),
             "k8s" => Self::K8s(Box::new(k8s::read(plugin)?)),
             "slurm" => {
                 let data: NoData = data(plugin)?;
@@ -85,7 +88,7 @@ impl BuiltInWorkload {
         };
         Ok(match self {
             Self::Docker(config) => {
-                let docker = Docker::configure(&config, ProcRoot::own());
+                let docker = Docker::configure(&config, ProcRoot::own()).await;
                 BuiltIn::Docker(docker.map_err(|error| told(error, "docker"))?)
             }
             Self::K8s(config) => {
@@ -105,8 +108,8 @@ impl BuiltInWorkload {
 fn docker(plugin: &PluginConfig) -> Result<DockerConfig, Explained> {
     let data: DockerData = data(plugin)?;
     known(plugin, &data.unknown)?;
-    without(plugin, "sigstore", &data.sigstore)?;
     Ok(DockerConfig {
+        sigstore: sigstore::read(plugin, data.sigstore)?,
         docker_socket_path: data.docker_socket_path,
         docker_version: data.docker_version,
         podman_socket_path: data.podman_socket_path,
@@ -146,16 +149,6 @@ fn known(plugin: &PluginConfig, unknown: &UnknownKeys) -> Result<(), Explained> 
     }
     Err(refused(plugin, &format!("unknown keys: {unknown}"))
         .hint("take them out of its plugin_data"))
-}
-
-/// Refuses a block that stands for something that is not there: without it workloads would have selectors that
-/// nobody checked, or none that entries wait for.
-fn without(plugin: &PluginConfig, key: &str, block: &Deferred) -> Result<(), Explained> {
-    if block.0.is_none() {
-        return Ok(());
-    }
-    Err(refused(plugin, &format!("{key} is not supported"))
-        .hint(format!("take {key} out of its plugin_data")))
 }
 
 fn refused(plugin: &PluginConfig, why: &str) -> Explained {

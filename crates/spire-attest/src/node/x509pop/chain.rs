@@ -11,13 +11,13 @@ use webpki::{
 };
 
 /// A certificate that is trusted.
-pub(in crate::node) struct Root {
+pub(crate) struct Root {
     der: CertificateDer<'static>,
     facts: CertificateFacts,
 }
 
 impl Root {
-    pub(in crate::node) fn new(der: CertificateDer<'static>) -> Result<Self, CertificateError> {
+    pub(crate) fn new(der: CertificateDer<'static>) -> Result<Self, CertificateError> {
         let facts = CertificateFacts::from_der(&der)?;
         Ok(Self { der, facts })
     }
@@ -28,13 +28,13 @@ impl Root {
 }
 
 /// Why a leaf does not lead to a root.
-pub(in crate::node) struct Untrusted {
-    pub(in crate::node) why: String,
-    pub(in crate::node) hint: &'static str,
+pub(crate) struct Untrusted {
+    pub(crate) why: String,
+    pub(crate) hint: &'static str,
 }
 
 /// The certificates above the leaf in every path from `chain` (leaf first) to one of `roots`, each once, nearest first.
-pub(in crate::node) fn signers(
+pub(crate) fn signers(
     chain: &[CertificateDer<'_>],
     roots: &[Root],
     now: SystemTime,

@@ -49,6 +49,18 @@ struct Config {
 #[serde(default, rename_all = "PascalCase")]
 struct Image {
     id: String,
+    /// What registries call it: `registry/repository@sha256:…`
+    repo_digests: Option<Vec<String>>,
+}
+
+/// What is told of a container.
+pub(super) struct Described {
+    /// Values of selectors.
+    pub(super) values: Vec<String>,
+    /// The name of the image, as whoever made the container gave it.
+    pub(super) image: String,
+    /// The image, as registries have it.
+    pub(super) digests: Vec<String>,
 }
 
 /// Why there is no answer.
@@ -59,8 +71,8 @@ enum Fault {
 }
 
 impl Engine<'_> {
-    /// Values of selectors of the container `id`.
-    pub(super) async fn describe(&self, id: &str) -> Result<Vec<String>, AttestError> {
+    /// The container `id`.
+    pub(super) async fn describe(&self, id: &str) -> Result<Described, AttestError> {
         let container = self.container(id).await.map_err(|why| {
             let path = self.socket.path.display();
             AttestError::unavailable(
@@ -69,7 +81,7 @@ impl Engine<'_> {
                  engine that runs the container, which the agent's user must be allowed to use",
             )
         })?;
-        let digest = self.config_digest(&container).await;
+        let image = self.image_of(&container).await;
         let config = container.config.unwrap_or_default();
         let labels = config.labels.unwrap_or_default();
         let mut values: Vec<String> = labels
@@ -81,8 +93,16 @@ impl Engine<'_> {
         if !config.image.is_empty() {
             values.push(format!("image_id:{}", config.image));
         }
-        values.extend(digest.map(|digest| format!("image_config_digest:{digest}")));
-        Ok(values)
+        let mut digests = Vec::new();
+        if let Some(image) = image {
+            values.push(format!("image_config_digest:{}", image.id));
+            digests = image.repo_digests.unwrap_or_default();
+        }
+        Ok(Described {
+            values,
+            image: config.image,
+            digests,
+        })
     }
 
     async fn container(&self, id: &str) -> Result<Container, String> {
@@ -111,26 +131,24 @@ impl Engine<'_> {
         ))
     }
 
-    /// The digest of the configuration of the image that `container` was made of. The image's name may be another
-    /// image's by now.
-    async fn config_digest(&self, container: &Container) -> Option<String> {
+    /// The image that `container` was made of. The image's name may be another image's by now.
+    async fn image_of(&self, container: &Container) -> Option<Image> {
         let name = container.config.as_ref().map_or("", |config| &config.image);
         let named = self.image(name).await;
         let made_of = &container.image;
-        let same = |id: &String| made_of.is_empty() || id == made_of;
+        let same = |image: &Image| made_of.is_empty() || image.id == *made_of;
         match named.filter(same) {
-            Some(id) => Some(id),
+            Some(image) => Some(image),
             None => self.image(made_of).await,
         }
     }
 
-    /// The ID of the image `name`.
-    async fn image(&self, name: &str) -> Option<String> {
+    async fn image(&self, name: &str) -> Option<Image> {
         if !is_reference(name) {
             return None;
         }
         match self.get::<Image>(&format!("/images/{name}/json")).await {
-            Ok(image) => Some(image.id).filter(|id| !id.is_empty()),
+            Ok(image) => Some(image).filter(|image| !image.id.is_empty()),
             Err(Fault::Lasting(error) | Fault::Passing(error)) => {
                 tracing::debug!(image = name, error, "an image has no image_config_digest");
                 None

@@ -161,6 +161,11 @@ impl Pod {
 }
 
 impl Container {
+    /// The image by its digest, which the runtime found for its name.
+    pub(super) fn image_id(&self) -> &str {
+        &self.image_id
+    }
+
     /// Values of its selectors.
     pub(super) fn values(&self) -> Vec<String> {
         let mut values = vec![format!("container-name:{}", self.name)];

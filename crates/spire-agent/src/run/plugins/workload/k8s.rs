@@ -6,10 +6,10 @@ use ah_identity_provider::Explained;
 use ah_spire_attest::workload::k8s::{AccessPolicy, BrokerConfig, K8sConfig, PodScope};
 use ah_spire_plugin::catalog::PluginConfig;
 use ah_spire_plugin::config_block;
-use ah_spire_plugin::decode::Deferred;
 use spiffe::SpiffeId;
 
-use super::{data, known, refused, span, variable, without};
+use super::sigstore::{self, SigstoreData};
+use super::{data, known, refused, span, variable};
 
 config_block! {
     /// `WorkloadAttestor "k8s"`
@@ -32,7 +32,7 @@ config_block! {
         use_new_container_locator: Option<bool> = "use_new_container_locator",
         verbose_container_locator_logs: bool = "verbose_container_locator_logs",
         enable_namespace_labels: bool = "enable_namespace_labels",
-        sigstore: Deferred = "sigstore",
+        sigstore: Option<SigstoreData> = "sigstore",
         experimental: Option<Experimental> = "experimental",
     }
 }
@@ -78,7 +78,6 @@ config_block! {
 pub(super) fn read(plugin: &PluginConfig) -> Result<K8sConfig, Explained> {
     let data: K8sData = data(plugin)?;
     known(plugin, &data.unknown)?;
-    without(plugin, "sigstore", &data.sigstore)?;
     let brokers = match &data.experimental {
         Some(experimental) => self::experimental(plugin, experimental)?,
         None => None,
@@ -110,6 +109,7 @@ pub(super) fn read(plugin: &PluginConfig) -> Result<K8sConfig, Explained> {
         kubeconfig: variable("KUBECONFIG").into(),
         disable_kubelet_client: data.disable_kubelet_client,
         brokers,
+        sigstore: sigstore::read(plugin, data.sigstore)?,
     })
 }
 
