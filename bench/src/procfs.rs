@@ -88,13 +88,17 @@ pub(crate) struct Size {
 
 impl Size {
     /// Mean of readings a second apart in a twelfth of `length`, a minute at most, for which it blocks: a single one sees
-    /// what just came or went.
-    pub(crate) fn of(pid: u32, length: Duration) -> io::Result<Self> {
+    /// what just came or went. `under_way` says how many of the descriptors are connections that come and go.
+    pub(crate) fn of(
+        pid: u32,
+        length: Duration,
+        mut under_way: impl FnMut() -> io::Result<f64>,
+    ) -> io::Result<Self> {
         let readings = (length.as_secs() / 12).clamp(1, 60);
         let mut size = Self::default();
         for _ in 0..readings {
             size.memory += Memory::of(pid)?.proportional as f64;
-            size.descriptors += descriptors(pid)? as f64;
+            size.descriptors += descriptors(pid)? as f64 - under_way()?;
             size.threads += entries(&format!("/proc/{pid}/task"))? as f64;
             thread::sleep(Duration::from_secs(1));
         }

@@ -1,8 +1,9 @@
-# NixOS modules of SPIRE's server and agent, the access point and the executor: docs/nixos.md.
+# NixOS modules of SPIRE's server, agent and OIDC discovery provider, the access point and the executor: docs/nixos.md.
 {
   imports = [
     ./spire-server.nix
     ./spire-agent.nix
+    ./oidc-discovery-provider.nix
     ./access-point.nix
     ./executor.nix
   ];

@@ -17,33 +17,32 @@ let
   };
 
   state = "/var/lib/spire/agent";
-  file = pkgs.writeText "agent.conf" (
-    import ./common/hcl.nix { inherit lib; } {
-      agent = {
-        data_dir = state;
-        log_level = "INFO";
-        server_address = cfg.serverAddress;
-        server_port = cfg.serverPort;
-        socket_path = "/run/spire/agent.sock";
-        trust_domain = cfg.trustDomain;
-      }
-      // lib.optionalAttrs (cfg.trustBundlePath != null) {
-        trust_bundle_path = paths.public cfg.trustBundlePath;
-      }
-      // lib.optionalAttrs cfg.insecureBootstrap { insecure_bootstrap = true; }
-      // lib.optionalAttrs (cfg.joinToken != null) { join_token = cfg.joinToken; }
-      // lib.optionalAttrs (cfg.joinTokenFile != null) {
-        join_token_file = toString cfg.joinTokenFile;
-      };
-      plugins = {
-        NodeAttestor.labelled.join_token.plugin_data = { };
-        KeyManager.labelled.disk.plugin_data.directory = state;
-        WorkloadAttestor.labelled = lib.optionalAttrs cfg.workloadAttestors.unix.enable {
-          unix.plugin_data.discover_workload_path = true;
-        };
-      };
-    }
-  );
+  unless = condition: value: if condition then null else value;
+  conf = import ./common/conf.nix {
+    inherit lib option;
+    inherit (cfg) settings;
+    main = "agent";
+    said = {
+      data_dir = state;
+      server_address = cfg.serverAddress;
+      server_port = cfg.serverPort;
+      socket_path = "/run/spire/agent.sock";
+      trust_domain = cfg.trustDomain;
+      trust_bundle_path = unless (cfg.trustBundlePath == null) (paths.public cfg.trustBundlePath);
+      insecure_bootstrap = unless (!cfg.insecureBootstrap) true;
+      join_token = cfg.joinToken;
+      join_token_file = unless (cfg.joinTokenFile == null) (toString cfg.joinTokenFile);
+    };
+    defaults.log_level = "INFO";
+    plugins.WorkloadAttestor = lib.optionalAttrs cfg.workloadAttestors.unix.enable {
+      unix.plugin_data.discover_workload_path = true;
+    };
+    defaultPlugins = {
+      NodeAttestor.join_token.plugin_data = { };
+      KeyManager.disk.plugin_data.directory = state;
+    };
+  };
+  file = pkgs.writeText "agent.conf" conf.text;
 in
 {
   # nixpkgs has modules for upstream's binaries under the same names.
@@ -88,6 +87,7 @@ in
       description = "File with the join token, read at each attempt to attest. It has to be outside of the store.";
     };
     workloadAttestors.unix.enable = lib.mkEnableOption "selectors of user, group and executable";
+    settings = conf.declare;
   };
 
   config = lib.mkIf cfg.enable {
@@ -113,10 +113,12 @@ in
         message = "${option}.joinTokenFile is in the Nix store, where every user can read it: name a file outside, as a string such as \"/run/secrets/join-token\".";
       }
       {
-        assertion = cfg.workloadAttestors.unix.enable;
-        message = "${option}.workloadAttestors enables none, so that no process can get an identity: set ${option}.workloadAttestors.unix.enable = true.";
+        assertion =
+          cfg.workloadAttestors.unix.enable || (cfg.settings.plugins.WorkloadAttestor or { }) != { };
+        message = "${option}.workloadAttestors enables none, so that no process can get an identity: set ${option}.workloadAttestors.unix.enable = true, or name another in ${option}.settings.plugins.WorkloadAttestor.";
       }
-    ];
+    ]
+    ++ conf.assertions;
 
     warnings = lib.optional (
       cfg.joinToken != null

@@ -38,28 +38,30 @@ let
   # Without a file of variables nothing is expanded, so that a `$` is a `$`.
   variables = cfg.environmentFile != null;
 
-  file = pkgs.writeText "server.conf" (
-    import ./common/hcl.nix { inherit lib; } {
-      server = {
-        bind_address = cfg.bindAddress;
-        bind_port = cfg.bindPort;
-        socket_path = socket;
-        trust_domain = cfg.trustDomain;
-        data_dir = state;
-        log_level = "INFO";
+  conf = import ./common/conf.nix {
+    inherit lib option;
+    inherit (cfg) settings;
+    main = "server";
+    said = {
+      bind_address = cfg.bindAddress;
+      bind_port = cfg.bindPort;
+      socket_path = socket;
+      trust_domain = cfg.trustDomain;
+      data_dir = state;
+    };
+    defaults.log_level = "INFO";
+    plugins = {
+      DataStore.sql.plugin_data = {
+        database_type = cfg.dataStore.type;
+        connection_string = database;
       };
-      plugins = {
-        DataStore.labelled.sql.plugin_data = {
-          database_type = cfg.dataStore.type;
-          connection_string = database;
-        };
-        NodeAttestor.labelled = lib.optionalAttrs cfg.nodeAttestors.joinToken.enable {
-          join_token.plugin_data = { };
-        };
-        KeyManager.labelled.disk.plugin_data.keys_path = "${state}/keys.json";
+      NodeAttestor = lib.optionalAttrs cfg.nodeAttestors.joinToken.enable {
+        join_token.plugin_data = { };
       };
-    }
-  );
+    };
+    defaultPlugins.KeyManager.disk.plugin_data.keys_path = "${state}/keys.json";
+  };
+  file = pkgs.writeText "server.conf" conf.text;
 
   entries = pkgs.writeText "entries.json" (
     builtins.toJSON {
@@ -166,6 +168,7 @@ in
       default = [ ];
       description = "Registration entries. At each start the server gets those that it lacks, and loses those that were here before and no longer are; entries that were made otherwise stay.";
     };
+    settings = conf.declare;
     environmentFile = lib.mkOption {
       type = t.nullOr t.path;
       default = null;
@@ -180,8 +183,8 @@ in
         message = "${option}.trustDomain is \"${cfg.trustDomain}\": write the bare name in lower case, such as \"example.org\".";
       }
       {
-        assertion = cfg.nodeAttestors.joinToken.enable;
-        message = "${option}.nodeAttestors enables none, so that no agent can prove what node it is: set ${option}.nodeAttestors.joinToken.enable = true.";
+        assertion = cfg.nodeAttestors.joinToken.enable || (cfg.settings.plugins.NodeAttestor or { }) != { };
+        message = "${option}.nodeAttestors enables none, so that no agent can prove what node it is: set ${option}.nodeAttestors.joinToken.enable = true, or name another in ${option}.settings.plugins.NodeAttestor.";
       }
       {
         assertion = sqlite || cfg.dataStore.connectionString != null;
@@ -202,6 +205,7 @@ in
         }): keep one of them.";
       }
     ]
+    ++ conf.assertions
     ++ map (one: {
       assertion = fault one == null;
       message = "${option}.registrationEntries: ${toString (fault one)}.";

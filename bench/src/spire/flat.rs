@@ -65,7 +65,7 @@ pub(super) async fn measure(programs: &Programs, spire: &Spire) -> io::Result<Ve
 }
 
 async fn size(pid: u32, length: Duration) -> io::Result<Size> {
-    tokio::task::spawn_blocking(move || Size::of(pid, length))
+    tokio::task::spawn_blocking(move || Size::of(pid, length, || Ok(0.0)))
         .await
         .map_err(io::Error::other)?
 }

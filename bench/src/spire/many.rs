@@ -94,6 +94,25 @@ pub(super) async fn capacity(programs: &Programs, spire: &Spire) -> io::Result<V
     ])
 }
 
+/// The server is killed, and all agents come to its successor at once.
+pub(super) async fn back(programs: &Programs, spire: &Spire) -> io::Result<Vec<Figure>> {
+    let running = Running::start(programs, spire.agents, spire.entries / 10).await?;
+    let fleet = &running.fleet;
+    let began = Instant::now();
+    let successor = fleet.site.replace_server()?;
+    fleet.ready.store(0, Ordering::Relaxed);
+    fleet.restarts.fetch_add(1, Ordering::Relaxed);
+    running.all_ready().await?;
+    let took = began.elapsed().as_secs_f64();
+    let used = procfs::cpu_time(successor.pid())?.as_secs_f64();
+    let resident = procfs::Memory::of(successor.pid())?.resident as f64 / 1_048_576.0;
+    Ok(vec![
+        Figure::new("server killed, until all agents have synced", "s", took),
+        Figure::new("its successor's CPU time until then", "s", used),
+        Figure::new("its successor's memory then", "MiB", resident),
+    ])
+}
+
 /// Agents that have all had their first round.
 struct Running {
     fleet: Arc<Fleet>,
@@ -115,6 +134,7 @@ impl Running {
             site,
             csr: key_and_csr()?.1,
             served,
+            restarts: AtomicU64::new(0),
             ready: AtomicU64::new(0),
             rounds: AtomicU64::new(0),
             hasher: RandomState::new(),
@@ -123,19 +143,28 @@ impl Running {
         for identity in identities {
             nodes.spawn(Node::new(fleet.clone(), identity).run());
         }
-        let began = Instant::now();
-        while fleet.ready.load(Ordering::Relaxed) < u64::from(agents) {
-            if began.elapsed() > PATIENCE * 2 {
-                return Err(io::Error::other("the agents do not come up"));
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        Ok(Self {
+        let running = Self {
             fleet,
             parents,
             served: receiver,
             _nodes: nodes,
-        })
+        };
+        running.all_ready().await?;
+        Ok(running)
+    }
+
+    /// Waits until each agent has had a round.
+    async fn all_ready(&self) -> io::Result<()> {
+        let began = Instant::now();
+        let ready = || self.fleet.ready.load(Ordering::Relaxed);
+        while ready() < self.parents.len() as u64 {
+            if began.elapsed() > PATIENCE * 2 {
+                let why = format!("{} of {} agents came", ready(), self.parents.len());
+                return Err(io::Error::other(why));
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok(())
     }
 }
 

@@ -33,7 +33,7 @@ pub(crate) struct Spire {
     /// Runs of each measurement.
     #[arg(long, default_value_t = 3)]
     runs: usize,
-    /// Measure only these. All but `flat` by default.
+    /// Measure only these. All but `back` and `flat` by default.
     #[arg(long, value_delimiter = ',', default_values_t = Case::USUAL)]
     only: Vec<Case>,
     /// Registration entries in the datastore; a tenth of them for the capacity.
@@ -67,6 +67,8 @@ enum Case {
     Told,
     /// What many agents cost that poll and listen (bar 16).
     Capacity,
+    /// A server killed, until many agents have synced with its successor.
+    Back,
     /// Two servers on one PostgreSQL, and their faults (bar 18).
     Failover,
     /// An agent that is restarted, with its server and without.
@@ -153,6 +155,7 @@ impl Side {
                 Case::Agent => agent::measure(programs, spire).await,
                 Case::Told => many::told(programs, spire).await,
                 Case::Capacity => many::capacity(programs, spire).await,
+                Case::Back => many::back(programs, spire).await,
                 Case::Failover => failover::measure(programs, spire).await,
                 Case::Warm => warm::measure(programs).await,
                 Case::Flat => flat::measure(programs, spire).await,

@@ -30,7 +30,9 @@ pub(super) struct Fleet {
     pub(super) csr: Vec<u8>,
     /// Entries that came since an agent's first round, by SPIFFE ID path, with the time at which their SVID was there.
     pub(super) served: mpsc::UnboundedSender<(String, Instant)>,
-    /// Agents that have had a first round.
+    /// Times that the server was started anew.
+    pub(super) restarts: AtomicU64,
+    /// Agents that have had a round since the last of them.
     pub(super) ready: AtomicU64,
     /// Rounds of all agents.
     pub(super) rounds: AtomicU64,
@@ -43,7 +45,8 @@ pub(super) struct Node {
     identity: Identity,
     /// Hashes of entry IDs.
     known: HashSet<u64>,
-    first: bool,
+    /// Restarts before its last round; none before its first.
+    seen: Option<u64>,
 }
 
 impl Node {
@@ -52,7 +55,7 @@ impl Node {
             fleet,
             identity,
             known: HashSet::new(),
-            first: true,
+            seen: None,
         }
     }
 
@@ -118,7 +121,8 @@ impl Node {
             }
         }
         fleet.rounds.fetch_add(1, Ordering::Relaxed);
-        if std::mem::take(&mut self.first) {
+        let restarts = fleet.restarts.load(Ordering::Relaxed);
+        if self.seen.replace(restarts) != Some(restarts) {
             fleet.ready.fetch_add(1, Ordering::Relaxed);
         }
         Ok(())
@@ -167,7 +171,7 @@ impl Node {
     }
 
     fn is_new(&mut self, id: &str) -> bool {
-        self.known.insert(self.fleet.hasher.hash_one(id)) && !self.first
+        self.known.insert(self.fleet.hasher.hash_one(id)) && self.seen.is_some()
     }
 }
 

@@ -18,6 +18,8 @@ use ah_spire_wire::server::bundle::bundle_client::BundleClient;
 use ah_spire_wire::server::entry::BatchCreateEntryRequest;
 use ah_spire_wire::server::entry::entry_client::EntryClient;
 use ah_spire_wire::{Channel, types};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use rustls::client::Resumption;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use tempfile::TempDir;
@@ -147,6 +149,15 @@ plugins {{
     /// Ends the server as a crash would.
     pub(super) fn kill(&mut self) -> io::Result<()> {
         self.server.kill()
+    }
+
+    /// Kills the server, and starts another one in its place.
+    pub(super) fn replace_server(&self) -> io::Result<Running> {
+        kill(
+            Pid::from_raw(self.server.pid().cast_signed()),
+            Signal::SIGKILL,
+        )?;
+        Self::spawn_server(&self.programs, self.folder.path())
     }
 
     /// Starts the server again.

@@ -33,9 +33,10 @@ pub(crate) fn churn(bench: &mut Bench) -> io::Result<Vec<Row>> {
     let run = bench.load("open", &server, Protocol::Fleet, &options)?;
     let begun = Instant::now();
     thread::sleep(Duration::from_secs(300).min(length / 12));
-    let early = Size::of(server.pid(), length)?;
+    let under_way = || metric(&server, OPEN);
+    let early = Size::of(server.pid(), length, under_way)?;
     thread::sleep((begun + length).saturating_duration_since(Instant::now()));
-    let late = Size::of(server.pid(), length)?;
+    let late = Size::of(server.pid(), length, under_way)?;
     let (report, _) = run.finish(Duration::from_secs(120))?;
     thread::sleep(Duration::from_secs(2));
 
@@ -62,13 +63,7 @@ pub(crate) fn churn(bench: &mut Bench) -> io::Result<Vec<Row>> {
 }
 
 fn books(server: &Server) -> io::Result<Row> {
-    let address = server
-        .http
-        .ok_or_else(|| io::Error::other("serves no metrics"))?;
-    let text = http::get(address, "/metrics")?.body;
-    let value = |name: &str| {
-        http::metric(&text, name).ok_or_else(|| io::Error::other(format!("no metric {name}")))
-    };
+    let value = |name| metric(server, name);
     let (accepted, closed, open) = (value(ACCEPTED)?, value(CLOSED)?, value(OPEN)?);
     let measured = format!("{accepted} = {closed} + {open}");
     let balance = accepted - closed - open;
@@ -79,6 +74,14 @@ fn books(server: &Server) -> io::Result<Row> {
         measured,
         balance == 0.0,
     ))
+}
+
+fn metric(server: &Server, name: &str) -> io::Result<f64> {
+    let address = server
+        .http
+        .ok_or_else(|| io::Error::other("serves no metrics"))?;
+    let text = http::get(address, "/metrics")?.body;
+    http::metric(&text, name).ok_or_else(|| io::Error::other(format!("no metric {name}")))
 }
 
 fn short(time: Duration) -> String {

@@ -79,14 +79,18 @@ fn every_option_is_in_the_document() {
     let offered = offered();
     for option in offered["options"].as_array().unwrap() {
         let option = option.as_str().unwrap();
-        let (service, name) = ["spire.server", "spire.agent"]
-            .iter()
-            .chain(&["agent-harbor.access-point", "agent-harbor.executor"])
-            .find_map(|service| {
-                let name = option.strip_prefix(&format!("services.{service}."))?;
-                Some((service, name))
-            })
-            .unwrap();
+        let (service, name) = [
+            "spire.server",
+            "spire.agent",
+            "spire.oidc-discovery-provider",
+        ]
+        .iter()
+        .chain(&["agent-harbor.access-point", "agent-harbor.executor"])
+        .find_map(|service| {
+            let name = option.strip_prefix(&format!("services.{service}."))?;
+            Some((service, name))
+        })
+        .unwrap();
         let part = page.split("\n## ").find(|part| {
             part.lines()
                 .next()

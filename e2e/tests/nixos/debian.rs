@@ -47,6 +47,7 @@ fn the_sandbox_is_that_of_the_debian_packages() {
         ("ah", "ah-executor"),
         ("spire-server", "spire-server"),
         ("spire-agent", "spire-agent"),
+        ("oidc-discovery-provider", "oidc-discovery-provider"),
     ] {
         let path = format!("packaging/{package}/root/usr/lib/systemd/system/{unit}.service");
         let debian = fs::read_to_string(root().join(&path)).unwrap();

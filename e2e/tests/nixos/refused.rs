@@ -16,6 +16,13 @@ const AGENT: &str = r#"{ services.spire.agent = {
     trustBundlePath = "/etc/spire/bundle.pem";
     workloadAttestors.unix.enable = true;
 }; }"#;
+const PROVIDER: &str = r#"{ services.spire.oidc-discovery-provider = {
+    enable = true;
+    trustDomain = "example.org";
+    domains = [ "oidc.example.org" ];
+    certificate = "/etc/spire/oidc.pem";
+    key = "/run/secrets/oidc-key.pem";
+}; }"#;
 const ACCESS_POINT: &str = "{ services.agent-harbor.access-point.enable = true; }";
 const EXECUTOR: &str = r#"{ services.agent-harbor.executor = {
     enable = true;
@@ -52,6 +59,14 @@ fn what_cannot_work_is_refused_with_what_to_do() {
     server(
         "nodeAttestors.joinToken.enable = lib.mkForce false;",
         &["set services.spire.server.nodeAttestors.joinToken.enable = true"],
+    );
+    server(
+        "settings.server.data_dir = \"/srv\";",
+        &["services.spire.server.settings.server.data_dir has an option of its own"],
+    );
+    server(
+        "settings.plugins.DataStore.sql.plugin_data = { };",
+        &["services.spire.server.settings.plugins.DataStore has options of its own"],
     );
     server(
         "dataStore.type = \"postgres\";",
@@ -105,6 +120,31 @@ fn what_cannot_work_is_refused_with_what_to_do() {
     agent(
         "workloadAttestors.unix.enable = lib.mkForce false;",
         &["set services.spire.agent.workloadAttestors.unix.enable = true"],
+    );
+    agent(
+        "settings.agent.join_token = \"t\";",
+        &["services.spire.agent.settings.agent.join_token has an option of its own"],
+    );
+
+    let provider = |more, says: &[&str]| refused(PROVIDER, more, says);
+    provider(
+        "domains = lib.mkForce [ ];",
+        &["services.spire.oidc-discovery-provider.domains is empty"],
+    );
+    provider(
+        "acme.email = \"admin@example.org\";",
+        &[
+            "set services.spire.oidc-discovery-provider.certificate and",
+            "and not both",
+        ],
+    );
+    provider(
+        "certificate = lib.mkForce null; services.spire.oidc-discovery-provider.key = lib.mkForce null; services.spire.oidc-discovery-provider.acme.email = \"admin@example.org\";",
+        &["acme.acceptTerms is false: read the terms"],
+    );
+    provider(
+        "settings.domains = [ \"other.example.org\" ];",
+        &["services.spire.oidc-discovery-provider.settings.domains has an option of its own"],
     );
 
     refused(
@@ -166,6 +206,7 @@ fn secrets_stay_out_of_the_store() {
     for (base, option) in [
         (SERVER, "environmentFile"),
         (AGENT, "joinTokenFile"),
+        (PROVIDER, "key"),
         (ACCESS_POINT, "environmentFile"),
         (ACCESS_POINT, "settings.key"),
         (ACCESS_POINT, "settings.httpTokenFile"),
@@ -174,7 +215,7 @@ fn secrets_stay_out_of_the_store() {
     ] {
         refused(
             base,
-            &format!("{option} = {stored};"),
+            &format!("{option} = lib.mkForce {stored};"),
             &[option, "in the Nix store", "\"/run/secrets/"],
         );
     }

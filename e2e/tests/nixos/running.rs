@@ -31,7 +31,26 @@ pub const NODE: &str = r#"{
         x509SvidTtl = 600;
         hint = "fleet";
       }
+      {
+        parentId = "spiffe://example.org/node/here";
+        spiffeId = "spiffe://example.org/oidc";
+        selectors = [ "unix:uid:0" ];
+      }
     ];
+    settings = {
+      server.ca_subject = { organization = [ "Example" ]; };
+      server.jwt_issuer = "https://oidc.example.org";
+      plugins.NodeAttestor.x509pop.plugin_data.ca_bundle_path = "/etc/spire/oidc.pem";
+      health_checks = { };
+    };
+  };
+  services.spire.oidc-discovery-provider = {
+    enable = true;
+    trustDomain = "example.org";
+    domains = [ "oidc.example.org" ];
+    certificate = "/etc/spire/oidc.pem";
+    key = "/etc/spire/oidc-key.pem";
+    settings.set_key_use = true;
   };
   services.spire.agent = {
     enable = true;
@@ -40,6 +59,8 @@ pub const NODE: &str = r#"{
     trustBundlePath = "/etc/spire/bundle.pem";
     joinTokenFile = "/etc/spire/join-token";
     workloadAttestors.unix.enable = true;
+    settings.agent.x509_svid_cache_max_size = 100;
+    settings.plugins.KeyManager.memory.plugin_data = { };
   };
   services.agent-harbor.access-point = {
     enable = true;
@@ -112,7 +133,11 @@ fn a_node_runs_on_what_the_modules_make() {
         return;
     };
     install(&machine, &evaluated);
-    machine.shell("spire-server validate -config /etc/spire/server.conf");
+    machine.shell(
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=oidc \
+           -addext subjectAltName=DNS:oidc.example.org -keyout /etc/spire/oidc-key.pem -out /etc/spire/oidc.pem
+         spire-server validate -config /etc/spire/server.conf",
+    );
 
     // Registration entries: made at the first start, left alone at the next.
     let _server = start(&machine, &evaluated, "spire-server", Some("root"));
@@ -123,11 +148,11 @@ fn a_node_runs_on_what_the_modules_make() {
     });
     let first = run(&machine, &evaluated, "spire-server-entries").stdout;
     assert!(
-        first.contains("2 to create, 0 to update, 0 to delete"),
+        first.contains("3 to create, 0 to update, 0 to delete"),
         "{first}"
     );
     let again = run(&machine, &evaluated, "spire-server-entries").stdout;
-    assert!(again.contains("2 unchanged"), "{again}");
+    assert!(again.contains("3 unchanged"), "{again}");
 
     // The agent is a node by the alias that the token gives it, whatever the token.
     machine.shell(
@@ -155,6 +180,23 @@ fn a_node_runs_on_what_the_modules_make() {
     ] {
         machine.shell_as(user, &format!("ah agent {check} --validate"));
     }
+    let provider = start(
+        &machine,
+        &evaluated,
+        "oidc-discovery-provider",
+        Some("root"),
+    );
+    eventually("the provider tells the keys", || {
+        let ask = "curl --silent --cacert /etc/spire/oidc.pem https://oidc.example.org/keys";
+        let answer = machine.command_as("root", ask.split(' ')).output();
+        let answer = answer.expect("it runs").stdout;
+        String::from_utf8_lossy(&answer)
+            .contains(r#""use": "sig""#)
+            .then_some(())
+    });
+    drop(provider);
+    let shown = machine.shell("spire-server bundle show -socketPath /run/spire/server.sock | openssl x509 -noout -subject");
+    assert!(shown.stdout.contains("O = Example"), "{shown:?}");
     let listed = machine.shell("ah agent fleet show executor-1").stdout;
     assert!(listed.contains("b \"1\""), "{listed}");
 
@@ -164,11 +206,11 @@ fn a_node_runs_on_what_the_modules_make() {
     install(&machine, &evaluated);
     let changed = run(&machine, &evaluated, "spire-server-entries").stdout;
     assert!(
-        changed.contains("1 to create, 0 to update, 1 to delete, 1 unchanged"),
+        changed.contains("1 to create, 0 to update, 1 to delete, 2 unchanged"),
         "{changed}"
     );
     let shown = machine.shell("spire-server entry show -socketPath /run/spire/server.sock");
-    assert!(shown.stdout.starts_with("Found 3 entries"), "{shown:?}");
+    assert!(shown.stdout.starts_with("Found 4 entries"), "{shown:?}");
 }
 
 /// systemd knows every directive and value.
@@ -185,15 +227,20 @@ fn systemd_takes_the_units() {
         let path = directory.path().join(format!("{name}.service"));
         let text = text.replace(COREUTILS, "/bin");
         let text = text.replace(PACKAGE, "/bin");
-        let text = ["ah ", "spire-server ", "spire-agent "]
-            .iter()
-            .fold(text, |text, program| {
-                text.replace(&format!("/bin/{program}"), "/bin/true ")
-            });
+        let text = [
+            "ah ",
+            "spire-server ",
+            "spire-agent ",
+            "oidc-discovery-provider ",
+        ]
+        .iter()
+        .fold(text, |text, program| {
+            text.replace(&format!("/bin/{program}"), "/bin/true ")
+        });
         std::fs::write(&path, text).expect("it can be written");
         paths.push(path);
     }
-    assert_eq!(paths.len(), 5);
+    assert_eq!(paths.len(), 6);
     let ran = Command::new("systemd-analyze")
         .args(["verify", "--man=no", "--recursive-errors=no"])
         .args(&paths)

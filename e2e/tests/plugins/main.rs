@@ -42,6 +42,9 @@ fn agent_plugins(rig: &Rig, secret: &str) -> String {
         + &block(rig, "WorkloadAttestor", "program", "workload", &data)
 }
 
+// Inventory section 9: `spire.plugin.{server,agent}.nodeattestor.v1.NodeAttestor`, `keymanager.v1.KeyManager`,
+// `spire.plugin.agent.workloadattestor.v1.WorkloadAttestor`, and what a plugin asks of its host:
+// `spire.hostservice.server.agentstore.v1.AgentStore`, `spire.hostservice.server.identityprovider.v1.IdentityProvider`.
 #[test]
 fn plugins_on_upstreams_sdk_attest_a_node_and_a_workload_and_keep_the_keys() {
     let Some(rig) = Rig::new() else { return };

@@ -4,5 +4,5 @@ lib.mkOption {
   type = lib.types.package;
   default = pkgs.callPackage ../../package.nix { };
   defaultText = lib.literalExpression "pkgs.callPackage ./nix/package.nix { }";
-  description = "Package that holds `ah`, `spire-server` and `spire-agent`.";
+  description = "Package that holds `ah`, `spire-server`, `spire-agent` and `oidc-discovery-provider`.";
 }

@@ -230,6 +230,128 @@ fn every_link_leads_somewhere() {
     }
 }
 
+/// A row `| KIND `NAME` | works |` of the compatibility table is about a plugin, which has a page in one pattern: what it is
+/// for, its settings, what it was tested against.
+#[test]
+fn every_plugin_has_its_page() {
+    let table = fs::read_to_string(root().join("docs/spire-compatibility.md")).unwrap();
+    let index = fs::read_to_string(root().join("docs/plugins/README.md")).unwrap();
+    let kinds = [
+        ("NodeAttestor", "node attestor"),
+        ("WorkloadAttestor", "workload attestor"),
+        ("KeyManager", "key manager"),
+        ("UpstreamAuthority", "upstream authority"),
+        ("BundlePublisher", "bundle publisher"),
+        ("Notifier", "notifier"),
+        ("SVIDStore", "svid store"),
+        ("CredentialComposer", "credential composer"),
+    ];
+    let mut plugins = 0;
+    for row in table
+        .lines()
+        .filter(|row| !row.contains("| refused: Windows only"))
+    {
+        let Some((kind, rest)) = row.strip_prefix("| ").and_then(|row| row.split_once(" `")) else {
+            continue;
+        };
+        let Some((_, title)) = kinds.iter().find(|(upstream, _)| *upstream == kind) else {
+            continue;
+        };
+        let name = rest.split('`').next().unwrap();
+        let page = root().join(format!("docs/plugins/{name}.md"));
+        let page = fs::read_to_string(&page).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let heading = page.lines().next().unwrap().to_lowercase();
+        assert!(heading.contains(title), "{name}: {heading}");
+        assert!(
+            page.contains(&format!("{kind} \"{name}\"")),
+            "{name} is not configured"
+        );
+        assert!(page.contains("\n## Tested\n"), "{name}");
+        assert!(
+            index.contains(&format!("({name}.md)")),
+            "{name} is not in the index"
+        );
+        plugins += 1;
+    }
+    assert!(plugins > 40, "{plugins}");
+}
+
+/// The tests of all crates, with runs of blanks as one blank and `"a", "b"` as `"a b"`, so that a command stands there as it is typed.
+fn tests() -> String {
+    fn collect(folder: &Path, tests: bool, found: &mut String) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            let tests = tests || ["tests", "tests.rs"].contains(&name.as_str());
+            if path.is_dir() {
+                collect(&path, tests, found);
+            } else if let Ok(text) = fs::read_to_string(&path) {
+                let of_tests = if tests {
+                    Some(0)
+                } else {
+                    text.find("#[cfg(test)]")
+                };
+                found.push_str(of_tests.map_or("", |at| &text[at..]));
+            }
+        }
+    }
+    let mut found = String::new();
+    for folder in ["crates", "e2e"] {
+        collect(&root().join(folder), false, &mut found);
+    }
+    let words: Vec<_> = found.split_whitespace().collect();
+    words.join(" ").replace("\", \"", " ")
+}
+
+/// `FooBAR` as code has it.
+fn snake(name: &str) -> String {
+    let mut snake = String::new();
+    for letter in name.chars() {
+        if letter.is_uppercase() && snake.ends_with(|before: char| !before.is_uppercase()) {
+            snake.push('_');
+        }
+        snake.push(letter);
+    }
+    snake.to_lowercase().replace("__", "_")
+}
+/// What works, or differs, of the inventory is named by a test: as the table has it, or as it is written in code or in a configuration.
+#[test]
+fn every_row_of_the_inventory_is_named_by_a_test() {
+    let table = fs::read_to_string(root().join("docs/spire-compatibility.md")).unwrap();
+    let tests = tests();
+    let mut unnamed = Vec::new();
+    let rows = table.lines().filter_map(|line| line.strip_prefix("| "));
+    let cells = rows.filter_map(|row| {
+        let (cell, state) = row.split_once(" | ")?;
+        (state.starts_with("works |") || state.starts_with("differs |")).then_some(cell)
+    });
+    let mut count = 0;
+    for cell in cells {
+        count += 1;
+        let plain = cell.replace('`', "");
+        let last = cell.split('`').skip(1).step_by(2).last().unwrap_or(cell);
+        let short = last.split(" {").next().unwrap().split('[').next().unwrap();
+        let field = short.rsplit('.').next().unwrap();
+        let forms = [
+            cell,
+            &plain,
+            last,
+            &last.replace('.', " "),
+            short,
+            field,
+            &snake(last),
+        ];
+        if !forms
+            .iter()
+            .any(|form| !form.is_empty() && tests.contains(*form))
+        {
+            unnamed.push(cell);
+        }
+    }
+    assert!(count > 380, "{count}");
+    assert!(unnamed.is_empty(), "no test names {unnamed:#?}");
+}
+
 /// Each page is to be found from the README, in as many steps as it takes.
 #[test]
 fn every_page_is_linked_to() {

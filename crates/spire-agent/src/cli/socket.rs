@@ -60,7 +60,7 @@ fn resolve(flag: &str, instance: &str, template: &str, socket: &str) -> Result<S
 mod tests {
     use super::*;
 
-    // SR-4; inventory §2, §12, §13
+    // SR-4; inventory §2, §12 (CLI env), §13
     #[test]
     fn the_flag_comes_before_the_instance_before_the_environment() {
         let default = DEFAULT_SOCKET_PATH;

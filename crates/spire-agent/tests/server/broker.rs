@@ -470,6 +470,7 @@ async fn who_is_no_broker_gets_nowhere() {
     );
 }
 
+// Inventory section 4: gRPC reflection (broker UDS only).
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_served_is_told_at_the_unix_socket_alone() {
     let rig = Rig::start().await;

@@ -40,6 +40,7 @@ pub(crate) struct State {
     /// Not told in the bundle.
     pub(crate) hide_bundle: bool,
     pub(crate) more_authorities: Vec<types::X509Certificate>,
+    /// Of the CA, and of a JWT key that is told with it.
     pub(crate) taint: bool,
     pub(crate) sequence: u64,
     pub(crate) federated: BTreeMap<String, types::Bundle>,

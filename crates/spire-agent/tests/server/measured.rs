@@ -51,6 +51,7 @@ async fn an_agent_counts_what_upstreams_does_under_the_same_names() {
         r#"spire_agent_node_attestor_new_svid_elapsed_time_count{attestor="join_token",status="OK"}"#,
         1.0,
     );
+    // Upstream's documents call them `generate_key_pair` and `fetch_private_key`, its code so:
     some(r#"spire_agent_agent_key_manager_generate_key{status="OK"}"#);
     some(r#"spire_agent_agent_key_manager_get_keys{status="OK"}"#);
     // Upstream documents these two and never counts them.
@@ -72,6 +73,7 @@ async fn an_agent_counts_what_upstreams_does_under_the_same_names() {
     );
     is("spire_agent_jwt_svid_cache_size", 1.0);
     some(r#"spire_agent_workload_api_workload_attestor{attestor="unix",status="OK"}"#);
+    some(r#"spire_agent_workload_api_workload_attestation{status="OK"}"#);
     is("spire_agent_workload_api_connections", 0.0);
 
     // The agent's own SVID and its workload's are replaced in the middle of their lives.
@@ -104,12 +106,37 @@ async fn an_agent_counts_what_upstreams_does_under_the_same_names() {
     is("spire_agent_logger_api_connection", 1.0);
     is("spire_agent_logger_api_connections", 0.0);
     is(r#"spire_agent_rpc_logger_get_logger{status="OK"}"#, 1.0);
+    let get_info = ["debug", "getinfo", "-socketPath", socket.to_str().unwrap()];
+    stdout(&program(&get_info).output().unwrap());
+    // `debug_api`, `connection(s)`, which `sds_api` has, too.
+    is("spire_agent_debug_api_connection", 1.0);
+    is("spire_agent_debug_api_connections", 0.0);
 
     fake.state().taint = true;
     some(r#"spire_agent_cache_manager_workload_process_tainted_x509_svids{status="OK"}"#);
     some("spire_agent_cache_manager_tainted_x509_svids_workload_count");
+    some(r#"spire_agent_cache_manager_workload_process_tainted_jwt_svids{status="OK"}"#);
+    some("spire_agent_cache_manager_tainted_jwt_svids_workload_count");
     fake.state().entries.clear();
     is("spire_agent_lru_cache_entry_remove", 1.0);
+}
+
+// Inventory §1.1: profiling_enabled, profiling_port.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_serves_profiles_where_it_is_asked_to() {
+    let fake = Fake::start().await;
+    let node = Node::new(&fake);
+    // 0 is none, so it has to be one that was free a moment ago.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = free.local_addr().unwrap().port();
+    drop(free);
+    let mut conf = Conf::new(&node);
+    conf.agent = format!("profiling_enabled = true profiling_port = {port}");
+    let agent = Process::start(&mut conf.command(&node, &fake, "run"));
+    let line = agent.wait_for("Serving profiles");
+    let (status, told) = get(&line, "/debug/pprof/cmdline");
+    assert_eq!(status, "HTTP/1.1 200 OK");
+    assert!(told.contains("spire-agent\0run\0"), "{told}");
 }
 
 // Inventory §10: Statsd, InMem. SIGUSR1 has what is kept in memory told.

@@ -43,6 +43,7 @@ fn nobody_watches(rig: &Rig) {
     rig.run(rig.identities.served.closed());
 }
 
+// Inventory section 12: umask, public socket mode.
 #[test]
 fn the_socket_is_for_everybody_whatever_the_umask() {
     let rig = Rig::new();

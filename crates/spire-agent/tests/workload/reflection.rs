@@ -1,4 +1,4 @@
-//! gRPC server reflection on the public socket (inventory section 4).
+//! gRPC server reflection v1 and v1alpha (public UDS), as section 4 of the inventory has it.
 
 use ah_spire_wire::Channel;
 use prost::Message;

@@ -406,6 +406,7 @@ async fn svids_are_minted_to_the_terminal_and_to_files() {
     assert_eq!(json(&rig, &mint).await["svid"]["id"]["path"], "/w");
 }
 
+// Inventory section 8: Logger `GetLogger`, `SetLogLevel`, `ResetLogLevel`.
 #[tokio::test]
 async fn log_level_health_and_facts_are_told() {
     let rig = Rig::start().await;

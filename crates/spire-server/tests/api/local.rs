@@ -348,6 +348,7 @@ async fn what_belongs_to_agents_is_not_for_the_local_socket() {
     );
 }
 
+// Inventory section 8: SVID `MintX509SVID`, `MintJWTSVID`.
 #[tokio::test]
 async fn svids_are_minted_for_workloads_of_the_domain() {
     let rig = Rig::start().await;

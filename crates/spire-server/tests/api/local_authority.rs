@@ -146,8 +146,47 @@ async fn an_x509_authority_goes_its_way_over_the_api() {
             "upstream authority is not configured"
         )
     );
-    let error = client.get_wit_authority_state(GetWitAuthorityStateRequest {});
-    assert_eq!(refused(error.await).code(), Code::Unimplemented);
+}
+
+// LocalAuthority `GetWITAuthorityState`, `PrepareWITAuthority`, `ActivateWITAuthority`, `TaintWITAuthority`,
+// `RevokeWITAuthority`: there is nothing of it upstream.
+#[tokio::test]
+async fn wit_authorities_are_not_for_operators() {
+    let rig = Rig::with_authorities(None).await;
+    let mut client = local(&rig).await;
+    let calls = [
+        refused(
+            client
+                .get_wit_authority_state(GetWitAuthorityStateRequest::default())
+                .await,
+        ),
+        refused(
+            client
+                .prepare_wit_authority(PrepareWitAuthorityRequest::default())
+                .await,
+        ),
+        refused(
+            client
+                .activate_wit_authority(ActivateWitAuthorityRequest::default())
+                .await,
+        ),
+        refused(
+            client
+                .taint_wit_authority(TaintWitAuthorityRequest::default())
+                .await,
+        ),
+        refused(
+            client
+                .revoke_wit_authority(RevokeWitAuthorityRequest::default())
+                .await,
+        ),
+    ];
+    assert!(
+        calls
+            .iter()
+            .all(|error| error.code() == Code::Unimplemented),
+        "{calls:?}"
+    );
 }
 
 // LocalAuthority `GetJWTAuthorityState`, `PrepareJWTAuthority`, `ActivateJWTAuthority`, `TaintJWTAuthority`,
@@ -314,7 +353,8 @@ async fn an_upstream_authority_is_tainted_and_revoked_once_nothing_active_is_of_
     assert_eq!(after.x509.len() + 1, bundle.x509.len());
 }
 
-// `localauthority x509 show`, `prepare`, `activate`, `taint`, `revoke` and those of `jwt`, as upstream prints them.
+// `localauthority x509 show`, `prepare`, `activate`, `taint`, `revoke` and those of `jwt` (`localauthority jwt taint`,
+// `localauthority jwt revoke`), as upstream prints them.
 #[tokio::test]
 async fn the_commands_print_as_upstream_does() {
     let rig = Rig::with_authorities(None).await;

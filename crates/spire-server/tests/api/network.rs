@@ -12,7 +12,9 @@ use ah_spire_wire::server::agent::{
     RenewAgentRequest,
 };
 use ah_spire_wire::server::bundle::bundle_client::BundleClient;
-use ah_spire_wire::server::bundle::{GetBundleRequest, PublishJwtAuthorityRequest};
+use ah_spire_wire::server::bundle::{
+    GetBundleRequest, PublishJwtAuthorityRequest, PublishWitAuthorityRequest,
+};
 use ah_spire_wire::server::entry::entry_client::EntryClient;
 use ah_spire_wire::server::entry::{
     GetAuthorizedEntriesRequest, ListEntriesRequest, SyncAuthorizedEntriesRequest,
@@ -347,6 +349,13 @@ async fn an_entry_makes_a_workload_an_administrator_or_a_downstream_server() {
             .await;
         let published = published.map(|_| ());
         assert_eq!(published.err().map_or(Code::Ok, |error| error.code()), code);
+        // Inventory section 8: Bundle `PublishWITAuthority`, of which upstream has nothing.
+        let published = bundles.publish_wit_authority(PublishWitAuthorityRequest::default());
+        let without = match code {
+            Code::Ok => Code::Unimplemented,
+            other => other,
+        };
+        assert_eq!(refused(published.await).code(), without);
     }
 }
 

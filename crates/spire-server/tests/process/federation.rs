@@ -146,7 +146,7 @@ fn two_servers_federate_over_the_web_and_by_spiffe() {
     let listed = command(&left, "bundle list -id right.test -format spiffe");
     assert!(listed.contains("\"spiffe_refresh_hint\": 300"), "{listed}");
 
-    // Inventory section 10.1
+    // Inventory section 10.1: `bundle_manager_update_federated_bundle`, `bundle_manager_fetch_federated_bundle`.
     let metrics = scrape(port(&right, r#"host = "127.0.0.1" port = "#));
     for series in ["update_federated_bundle", "fetch_federated_bundle"] {
         let series = format!("spire_server_bundle_manager_{series}{{");

@@ -22,6 +22,8 @@ server {
     log_level = "DEBUG"
     log_file = "/var/lib/spire/server.log"
     audit_log_enabled = true
+    profiling_enabled = true
+    profiling_port = 9989
     experimental { cache_reload_interval = "100ms" }
 }
 plugins {
@@ -41,18 +43,24 @@ telemetry {
 }
 "#;
 
-/// The port that the configuration of `server` has for Prometheus.
-fn prometheus(server: &Server) -> u16 {
+/// The port that the configuration of `server` has after `key`.
+fn port(server: &Server, key: &str) -> u16 {
     let conf = std::fs::read_to_string(server.folder.path().join("etc/server.conf")).unwrap();
-    let (_, port) = conf.rsplit_once("port = ").unwrap();
+    let (_, port) = conf.rsplit_once(&format!("{key} = ")).unwrap();
     port.split_whitespace().next().unwrap().parse().unwrap()
 }
 
 pub(crate) fn scrape(port: u16) -> String {
+    get(port, "/metrics")
+}
+
+fn get(port: u16, path: &str) -> String {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-    stream
-        .write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-        .unwrap();
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    )
+    .unwrap();
     let mut text = String::new();
     stream.read_to_string(&mut text).unwrap();
     text
@@ -96,9 +104,9 @@ async fn a_running_server_tells_what_it_does() {
     let (mut server, systemd, _folder) = used().await;
 
     // Inventory section 10.1, by upstream's names.
-    let port = prometheus(&server);
+    let prometheus = port(&server, " port");
     let metrics = eventually("the cache has followed", || {
-        let metrics = scrape(port);
+        let metrics = scrape(prometheus);
         let entries = "spire_server_entry_entries_by_entryid_cache_count";
         (value(&metrics, entries) == Some(1.0)).then_some(metrics)
     });
@@ -135,6 +143,10 @@ async fn a_running_server_tells_what_it_does() {
         .as_secs_f64();
     let ends = gauge("manager_x509_ca_rotate_expiration");
     assert!((now..=now + 86_400.0).contains(&ends), "{ends}");
+
+    // Inventory section 5.1: profiling_enabled, profiling_port.
+    let profiled = get(port(&server, "profiling_port"), "/debug/pprof/cmdline");
+    assert!(profiled.contains("spire-server\0run\0"), "{profiled}");
 
     // Inventory section 10: the audit log.
     let file = server.folder.path().join("var/server.log");
@@ -217,6 +229,7 @@ async fn a_running_server_tells_what_it_does() {
     let moved = server.folder.path().join("var/server.log.1");
     std::fs::rename(&file, &moved).unwrap();
     let id = Pid::from_raw(server.child.id().try_into().unwrap());
+    // Inventory section 12: SIGUSR2 (POSIX).
     kill(id, Signal::SIGUSR2).unwrap();
     eventually("there is a new log file", || {
         let log = std::fs::read_to_string(&file).ok()?;
@@ -232,6 +245,7 @@ async fn a_running_server_tells_what_it_does() {
         told.clone()
     };
     while !receive().contains("READY=1") {}
+    // Inventory section 12: SIGINT, SIGTERM.
     kill(id, Signal::SIGTERM).unwrap();
     while !receive().contains("STOPPING=1") {}
     assert!(server.child.wait().unwrap().success());

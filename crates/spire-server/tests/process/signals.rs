@@ -54,7 +54,7 @@ fn signal(server: &Server, signal: Signal) {
     kill(id, signal).unwrap();
 }
 
-// Inventory section 12: SIGUSR1. SIGHUP does the same, as with our other programs; upstream's end by it.
+// Inventory section 12: SIGUSR1 (POSIX). SIGHUP does the same, as with our other programs; upstream's end by it.
 #[tokio::test(flavor = "multi_thread")]
 async fn plugins_are_told_what_their_files_say_now() {
     let folder = place(CONF);

@@ -94,6 +94,7 @@ async fn operations_are_counted_with_what_came_of_them() {
         "join_token_delete{status=\"OK\"} 1",
         "join_token_fetch{status=\"OK\"} 2",
         "node_create{status=\"OK\"} 1",
+        // And `datastore_node_selectors_fetch`.
         "node_fetch{status=\"OK\"} 1",
         "node_selectors_set{status=\"OK\"} 1",
         "registration_entry_create{status=\"OK\"} 1",

@@ -207,9 +207,17 @@ impl Bundle for Fake {
                 tainted: state.taint,
             });
         }
+        let key = rcgen::KeyPair::generate().unwrap();
+        let key = types::JwtKey {
+            public_key: rcgen::PublicKeyData::subject_public_key_info(&key).into(),
+            key_id: "tainted".into(),
+            tainted: true,
+            ..types::JwtKey::default()
+        };
         Ok(Response::new(types::Bundle {
             trust_domain: DOMAIN.into(),
             x509_authorities: authorities,
+            jwt_authorities: state.taint.then_some(key).into_iter().collect(),
             sequence_number: state.sequence,
             ..types::Bundle::default()
         }))

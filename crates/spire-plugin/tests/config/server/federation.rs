@@ -6,6 +6,8 @@ use ah_spire_plugin::server::{BundleEndpointProfile, FederationProfile};
 
 use super::{minimum, refused, seconds, server};
 
+// Inventory section 11: `federates_with "<td>" { bundle_endpoint_url }`, `federates_with "<td>" { bundle_endpoint_profile "https_web" { } }`,
+// `federates_with "<td>" { bundle_endpoint_profile "https_spiffe" { endpoint_spiffe_id } }`.
 #[test]
 fn federation_arrives() {
     let config = server(include_str!("../../fixtures/server-every-key.conf")).unwrap();
