@@ -1,5 +1,8 @@
 //! Workload attestors as a configuration asks for them.
 
+use ah_testkit::ca::TestCa;
+use rcgen::KeyPair;
+
 use crate::fake::Fake;
 use crate::program::{Conf, stderr};
 use crate::rig::Node;
@@ -46,6 +49,53 @@ async fn settings_that_can_be_used_are_valid() {
         let checked = conf.command(&node, &fake, "validate").output().unwrap();
         let told = String::from_utf8_lossy(&checked.stderr);
         assert!(checked.status.success(), "{block}: {told}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_signatures_are_believed_by_is_named_by_the_environment() {
+    let fake = Fake::start().await;
+    let node = Node::new(&fake);
+    let mut conf = Conf::new(&node);
+    let sigstore = r#"sigstore {
+        allowed_identities = { "https://issuer.example" = ["^https://ci\\.example/.*$", "ci@example.org"] }
+        skipped_images = ["registry.example/pause@sha256:00"]
+        ignore_sct = false ignore_tlog = false ignore_attestations = true
+        registry_credentials = { "registry.example" = { username = "user" password = "secret" } }
+    }"#;
+    let file = |name: &str, text: &str| {
+        let path = node.directory.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let key = |name: &str| file(name, &KeyPair::generate().unwrap().public_key_pem());
+    let files = [
+        (
+            "SIGSTORE_ROOT_FILE",
+            file("fulcio.pem", &TestCa::new("sigstore.example").pem()),
+        ),
+        ("SIGSTORE_REKOR_PUBLIC_KEY", key("rekor.pub")),
+        ("SIGSTORE_CT_LOG_PUBLIC_KEY_FILE", key("ctfe.pub")),
+    ];
+    for attestor in ["docker", "k8s"] {
+        let kubelet = match attestor {
+            "k8s" => "kubelet_read_only_port = 10255",
+            _ => "",
+        };
+        conf.unix = beside_unix(&format!(
+            r#""{attestor}" {{ plugin_data {{ {kubelet} {sigstore} }}"#
+        ));
+        let mut command = conf.command(&node, &fake, "validate");
+        command.env("TUF_ROOT", "/nowhere").envs(files.clone());
+        let checked = command.output().unwrap();
+        assert!(checked.status.success(), "{}", stderr(&checked));
+        // Each of them is needed.
+        for (name, _) in &files {
+            let mut command = conf.command(&node, &fake, "validate");
+            command.env("TUF_ROOT", "/nowhere").envs(files.clone());
+            let told = stderr(&command.env_remove(name).output().unwrap());
+            assert!(told.contains("run `cosign initialize`"), "{name}: {told}");
+        }
     }
 }
 
