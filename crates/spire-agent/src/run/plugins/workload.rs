@@ -52,7 +52,7 @@ config_block! {
 
 /// A built-in workload attestor's settings.
 pub(super) enum BuiltInWorkload {
-    Docker(DockerConfig),
+    Docker(Box<DockerConfig>),
     K8s(Box<K8sConfig>),
     Slurm,
     Systemd,
@@ -63,7 +63,7 @@ impl BuiltInWorkload {
     /// `None` if there is no such attestor.
     pub(super) fn read(plugin: &PluginConfig) -> Result<Option<Self>, Explained> {
         Ok(Some(match plugin.name.as_str() {
-            "docker" => Self::Docker(docker(plugin)?),
+            "docker" => Self::Docker(Box::new(docker(plugin)?)),
             "k8s" => Self::K8s(Box::new(k8s::read(plugin)?)),
             "slurm" => {
                 let data: NoData = data(plugin)?;
