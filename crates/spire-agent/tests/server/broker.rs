@@ -64,6 +64,29 @@ impl Drop for Rig {
     }
 }
 
+/// A client of the agent of `fake`, who shows an SVID of `id` that `ca` signed, or none.
+pub(crate) fn client_of_agent(fake: &Fake, id: Option<(&str, &Ca)>) -> SpiffeClient {
+    let key = KeyPair::generate().unwrap();
+    let own = id.map(|(id, ca)| {
+        let leaf = ca.leaf(id, &key, Duration::from_secs(600));
+        let key = OwnKey::Here(PrivateKey::pkcs8(key.serialize_der()));
+        (vec![leaf], key)
+    });
+    let mut bundles = TrustBundles::default();
+    let root: CertificateDer<'static> = fake.state().ca.der.clone();
+    let ours = TrustDomain::new(DOMAIN).unwrap();
+    bundles.domains.insert(ours, vec![root]);
+    let agent = SpiffeId::new(&fake.state().agent_id).unwrap();
+    let client = SpiffeClient::new(
+        agent,
+        ServerTrust::Roots(Arc::new(Trust::new(&bundles))),
+        own.as_ref().map(|(chain, key)| (chain.clone(), key)),
+        false,
+        Arc::new(SystemClock),
+    );
+    client.unwrap()
+}
+
 impl Rig {
     async fn start() -> Self {
         Self::beside("").await
@@ -115,27 +138,8 @@ impl Rig {
     where
         T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let key = KeyPair::generate().unwrap();
-        let own = id.map(|(id, ca)| {
-            let leaf = ca.leaf(id, &key, Duration::from_secs(600));
-            let key = OwnKey::Here(PrivateKey::pkcs8(key.serialize_der()));
-            (vec![leaf], key)
-        });
-        let mut bundles = TrustBundles::default();
-        let root: CertificateDer<'static> = self.fake.state().ca.der.clone();
-        let ours = TrustDomain::new(DOMAIN).unwrap();
-        bundles.domains.insert(ours, vec![root]);
-        let agent = SpiffeId::new(&self.fake.state().agent_id).unwrap();
-        let client = SpiffeClient::new(
-            agent,
-            ServerTrust::Roots(Arc::new(Trust::new(&bundles))),
-            own.as_ref().map(|(chain, key)| (chain.clone(), key)),
-            false,
-            Arc::new(SystemClock),
-        );
-        let (stream, _) = soon(client.unwrap().handshake(transport))
-            .await
-            .map_err(drop)?;
+        let client = client_of_agent(&self.fake, id);
+        let (stream, _) = soon(client.handshake(transport)).await.map_err(drop)?;
         Channel::over(stream).await.map_err(drop)
     }
 

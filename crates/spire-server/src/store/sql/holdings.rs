@@ -5,13 +5,16 @@
 
 use spiffe::SpiffeId;
 
-use super::connection::Arg;
-use super::{SqlStore, connection::Connection};
+use super::SqlStore;
+use super::connection::{Arg, Connection, Kind};
 use crate::store::{StoreError, ToldHolding};
 
 const TABLE: &str = "CREATE TABLE IF NOT EXISTS ah_agent_holdings (
     spiffe_id varchar(255) NOT NULL, server varchar(36) NOT NULL, bundle_sequence bigint NOT NULL,
     tainted_svids bigint NOT NULL, told_at bigint NOT NULL, PRIMARY KEY (spiffe_id, server))";
+
+/// MySQL's own way takes `/A` for `/a`.
+const EXACTLY: &str = " CHARACTER SET utf8mb4 COLLATE utf8mb4_bin";
 
 /// Agents in one statement.
 const CHUNK: usize = 1000;
@@ -20,7 +23,11 @@ impl SqlStore {
     /// Makes the table if there is none, and takes agents out of it that are gone.
     pub(crate) async fn tidy_holdings(&self) -> Result<(), StoreError> {
         let mut db = self.begin().await?;
-        let made = db.execute(TABLE, &[]).await;
+        let compared = match db.kind() {
+            Kind::MySql => EXACTLY,
+            Kind::Sqlite | Kind::Postgres => "",
+        };
+        let made = db.execute(&format!("{TABLE}{compared}"), &[]).await;
         match db.end(made).await {
             // Another server made it at the same time.
             Ok(_) | Err(StoreError::AlreadyExists(_)) => {}
