@@ -286,12 +286,8 @@ fn tests() -> String {
             if path.is_dir() {
                 collect(&path, tests, found);
             } else if let Ok(text) = fs::read_to_string(&path) {
-                let of_tests = if tests {
-                    Some(0)
-                } else {
-                    text.find("#[cfg(test)]")
-                };
-                found.push_str(of_tests.map_or("", |at| &text[at..]));
+                let own = text.split_once("#[cfg(test)]").map_or("", |(_, own)| own);
+                found.push_str(if tests { &text } else { own });
             }
         }
     }
