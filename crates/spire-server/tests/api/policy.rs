@@ -160,7 +160,9 @@ async fn raw(rig: &Rig, path: &str, body: &[u8]) -> Code {
         .header("content-type", "application/grpc")
         .header("te", "trailers")
         .body(Body::new(Full::new(bytes::Bytes::copy_from_slice(body))));
-    let answer = rig.local().await.oneshot(request.unwrap()).await.unwrap();
+    // The connection is there as long as one of these is.
+    let channel = rig.local().await;
+    let answer = channel.clone().oneshot(request.unwrap()).await.unwrap();
     let (head, body) = answer.into_parts();
     let told = |headers: &http::HeaderMap| Status::from_header_map(headers).map(|it| it.code());
     let trailers = body.collect().await.unwrap();

@@ -175,12 +175,8 @@ mod tests {
         };
         assert_eq!(password(), None);
         login.renew(&place.pool).await.unwrap();
-        let first = password();
-        assert!(
-            first
-                .as_ref()
-                .is_some_and(|token| token.contains("X-Amz-Signature"))
-        );
+        let first = password().unwrap();
+        assert!(first.contains("Signature"), "{first}");
 
         let forgotten = MySqlConnectOptions::new().host("db").username("u");
         place.pool.set_connect_options(forgotten);

@@ -425,7 +425,8 @@ mod tests {
         let added = add(&mut first, "a").await;
         let writers = file.writers.clone();
         let last = tokio::spawn(async move {
-            let db = writers.begin().await.unwrap();
+            let mut db = writers.begin().await.unwrap();
+            add(&mut db, "b").await.unwrap();
             let full = StoreError::Unavailable("database or disk is full".into());
             db.end::<()>(Err(full)).await
         });
