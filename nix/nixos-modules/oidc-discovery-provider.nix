@@ -17,6 +17,10 @@ let
   };
 
   state = "/var/lib/spire/oidc-discovery-provider";
+  unit = import ./common/spire.nix {
+    user = "oidc-discovery-provider";
+    state = "spire/oidc-discovery-provider";
+  };
   acme = cfg.acme.email != null;
   files = cfg.certificate != null && cfg.key != null;
   said = {
@@ -137,18 +141,8 @@ in
         "network-online.target"
         "spire-agent.service"
       ];
-      serviceConfig = import ./common/sandbox.nix // {
-        Type = "notify";
+      serviceConfig = unit // {
         ExecStart = "${cfg.package}/bin/oidc-discovery-provider -config ${file}";
-        User = "oidc-discovery-provider";
-        StateDirectory = "spire/oidc-discovery-provider";
-        StateDirectoryMode = "0700";
-        WorkingDirectory = state;
-        ReadWritePaths = "/run/spire";
-        TimeoutStopSec = "30s";
-        WatchdogSec = "30s";
-        Restart = "on-failure";
-        RestartSec = "5s";
         # The port of HTTPS.
         AmbientCapabilities = "CAP_NET_BIND_SERVICE";
         CapabilityBoundingSet = "CAP_NET_BIND_SERVICE";

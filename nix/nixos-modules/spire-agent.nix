@@ -17,6 +17,10 @@ let
   };
 
   state = "/var/lib/spire/agent";
+  unit = import ./common/spire.nix {
+    user = "spire-agent";
+    state = "spire/agent";
+  };
   unless = condition: value: if condition then null else value;
   conf = import ./common/conf.nix {
     inherit lib option;
@@ -137,20 +141,10 @@ in
         "network-online.target"
         "spire-server.service"
       ];
-      serviceConfig = import ./common/sandbox.nix // {
-        Type = "notify";
+      serviceConfig = unit // {
         ExecStart = "${cfg.package}/bin/spire-agent run -config ${file}";
-        User = "spire-agent";
-        StateDirectory = "spire/agent";
-        StateDirectoryMode = "0700";
-        WorkingDirectory = state;
-        ReadWritePaths = "/run/spire";
         # It is ready once it can serve workloads, and waits for the server as long as that takes.
         TimeoutStartSec = "infinity";
-        TimeoutStopSec = "30s";
-        WatchdogSec = "30s";
-        Restart = "on-failure";
-        RestartSec = "5s";
         # Which executable another user's process runs, and what is in it: the selectors unix:path and unix:sha256.
         AmbientCapabilities = "CAP_SYS_PTRACE CAP_DAC_READ_SEARCH";
         CapabilityBoundingSet = "CAP_SYS_PTRACE CAP_DAC_READ_SEARCH";

@@ -23,6 +23,10 @@ let
 
   socket = "/run/spire/server.sock";
   state = "/var/lib/spire/server";
+  unit = import ./common/spire.nix {
+    user = "spire-server";
+    state = "spire/server";
+  };
   sqlite = cfg.dataStore.type == "sqlite3";
   database =
     if cfg.dataStore.connectionString != null then
@@ -230,19 +234,9 @@ in
         "postgresql.service"
         "mysql.service"
       ];
-      serviceConfig = sandbox // {
-        Type = "notify";
+      serviceConfig = unit // sandbox // {
         ExecStart = "${cfg.package}/bin/spire-server run -config ${file}${lib.optionalString variables " -expandEnv"}";
         EnvironmentFile = lib.optional variables (toString cfg.environmentFile);
-        User = "spire-server";
-        StateDirectory = "spire/server";
-        StateDirectoryMode = "0700";
-        WorkingDirectory = state;
-        ReadWritePaths = "/run/spire";
-        TimeoutStopSec = "30s";
-        WatchdogSec = "30s";
-        Restart = "on-failure";
-        RestartSec = "5s";
         # One descriptor for each agent.
         LimitNOFILE = 524288;
       };

@@ -39,8 +39,8 @@ async fn accept_loop<T, F>(
 {
     let mut stop = std::pin::pin!(stop);
     let mut open = JoinSet::new();
-    let most = ah_daemon::limits::raise_open_files().map_or(1024, |files| files.now);
-    let most = most_connections(most);
+    let files = ah_daemon::limits::raise_open_files().map_or(1024, |files| files.now);
+    let most = most_connections(files);
     loop {
         let accepted = tokio::select! {
             biased;
