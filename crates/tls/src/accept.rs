@@ -14,20 +14,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ah_identity_provider::{CertificateFacts, Code, Explained};
-use rustls::server::Acceptor;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-use tokio_rustls::LazyConfigAcceptor;
-use tokio_rustls::server::TlsStream;
 
 use crate::alert::{explain_accept, find_tls};
 use crate::first_record::{First, first_record, look};
 use crate::handshake::with_verdict;
 use crate::slots::{Excess, Slot, Slots};
-use crate::{PeerIdentity, ServerConfigs};
+use crate::{PeerIdentity, ServerConfigs, ServerStream};
 
 /// Admission control (AP-16).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,7 +82,7 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Accepted {
     /// The encrypted stream.
-    pub stream: TlsStream<TcpStream>,
+    pub stream: ServerStream<TcpStream>,
     /// Who is at the other end.
     pub peer: PeerIdentity,
     /// Where the other end is.
@@ -408,13 +405,12 @@ impl Handshake {
     }
 
     async fn handshake(self, stream: TcpStream, mut slot: Slot) -> Option<Accepted> {
-        let hello = self.client_hello(stream, &mut slot).await?;
         self.observer.started();
         let started = Instant::now();
         let tls = self.configs.current();
-        // Boxed, as are the parts before and after it: a future that is handed on takes its place more than once.
-        let handshake = hello.into_stream(tls.config().clone()).into_fallible();
-        let handshake = with_verdict(Box::pin(handshake));
+        // Boxed, as what follows: a future that is handed on takes its place more than once.
+        let handshake = Box::pin(ServerStream::accept(stream, tls.config().clone()));
+        let handshake = with_verdict(handshake);
         let (outcome, verdict) = tokio::select! {
             outcome = handshake => outcome,
             () = slot.cut() => {
@@ -483,35 +479,6 @@ impl Handshake {
             self.observer.shed(self.remote);
         }
         place
-    }
-
-    /// Waits for a whole ClientHello.
-    async fn client_hello(
-        &self,
-        stream: TcpStream,
-        slot: &mut Slot,
-    ) -> Option<tokio_rustls::StartHandshake<TcpStream>> {
-        let mut acceptor = Box::pin(LazyConfigAcceptor::new(Acceptor::default(), stream));
-        tokio::select! {
-            hello = acceptor.as_mut() => match hello {
-                Ok(hello) => Some(hello),
-                Err(error) => {
-                    self.failed(&error, None);
-                    None
-                }
-            },
-            () = slot.cut() => {
-                if let Some(stream) = acceptor.take_io() {
-                    reset(&stream);
-                }
-                self.observer.shed(self.remote);
-                None
-            }
-            () = tokio::time::sleep_until(self.deadline) => {
-                self.observer.timed_out(self.remote);
-                None
-            }
-        }
     }
 
     /// Tells the observer. `true` when the peer is still there and was sent an alert.
