@@ -14,6 +14,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ah_identity_provider::{CertificateFacts, Code, Explained};
+use nix::libc;
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::SetStruct;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
@@ -153,6 +156,7 @@ pub fn bind(addr: SocketAddr) -> Result<TcpListener, Explained> {
         }?;
         socket.set_reuseaddr(true)?;
         socket.bind(addr)?;
+        defer(&socket);
         socket.listen(BACKLOG)
     };
     listen().map_err(|error| {
@@ -177,6 +181,33 @@ pub fn bind(addr: SocketAddr) -> Result<TcpListener, Explained> {
 /// that give up after a second, a queue of seconds is work for those who have left. Whoever finds no room is not answered,
 /// and the peer's kernel asks again after a second.
 const BACKLOG: u32 = 128;
+
+/// Lets the kernel keep a connection until its peer has said something, or for a second: whoever is gone by then never
+/// costs us anything, and a ClientHello is there when the connection is.
+///
+/// The kernel counts those that it keeps against the same queue, and answers with SYN cookies where that is full, which
+/// keeps nothing. Without cookies the silent would lock out all others, so that it is asked for where there are any.
+fn defer(socket: &TcpSocket) {
+    let cookies = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_syncookies");
+    if cookies.is_ok_and(|cookies| cookies.trim() != "0")
+        && let Err(error) = setsockopt(socket, DeferAccept, &1)
+    {
+        tracing::debug!(%error, "connections are accepted before their peers speak");
+    }
+}
+
+/// `TCP_DEFER_ACCEPT` of tcp(7), in seconds.
+#[derive(Clone, Copy, Debug)]
+struct DeferAccept;
+
+nix::setsockopt_impl!(
+    DeferAccept,
+    libc::IPPROTO_TCP,
+    libc::TCP_DEFER_ACCEPT,
+    libc::c_int,
+    SetStruct<'_, libc::c_int>
+);
+
 /// What each place that comes free adds to the patience with the next connections: the last of the queue waits half a
 /// second in all, or it is reset.
 const PATIENCE_FOR_EACH: Duration = Duration::from_millis(4);

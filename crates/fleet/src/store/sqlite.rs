@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use ah_identity_provider::{Code, Explained};
-use sqlx::Connection;
+use sqlx::Sqlite;
+use sqlx::pool::PoolConnection;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
     SqliteSynchronous,
@@ -26,7 +27,8 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 const APPLICATION_ID: i64 = 0x4148_666c;
 
 /// Schema changes, in order; the file's `user_version` says how many it has.
-const MIGRATIONS: [&str; 1] = [r"
+const MIGRATIONS: [&str; 2] = [
+    r"
 CREATE TABLE executors (
     id TEXT PRIMARY KEY NOT NULL,
     name TEXT NOT NULL,
@@ -62,48 +64,51 @@ CREATE TABLE revocation_version (
     version INTEGER NOT NULL
 ) STRICT;
 INSERT INTO revocation_version VALUES (1, 0);
-"];
+",
+    // As many as `HISTORY_LIMIT`.
+    r"
+CREATE TRIGGER history_limit AFTER INSERT ON history WHEN new.n > 50 BEGIN
+    DELETE FROM history WHERE executor_id = new.executor_id AND n <= new.n - 50;
+END;
+",
+];
 
-/// `?1` rows, `?2` now: see [`Change::Enrolled`] for the condition at the end.
-const UPSERT_EXECUTORS: &str = r"
+/// One whole batch. One command to the connection's thread and one answer: each of those is a wake and a change of threads,
+/// which cost more than most of these statements.
+///
+/// Executors and now (see [`Change::Enrolled`] for the condition), history, bars to set, bars to lift, whether there are any.
+/// History leaves out what is there already: the entry before (the first of a batch), or all of it when a batch is applied
+/// a second time.
+const APPLY: &str = r"
+BEGIN IMMEDIATE;
 INSERT INTO executors
 SELECT value->>'id', value->>'name', value->>'provider', value->>'version', value->'labels', value->'host',
        value->>'serial', value->>'sha256', value->>'not_after', value->>'first', value->>'last'
-FROM jsonb_each(?1) WHERE true
+FROM jsonb_each(?) WHERE true
 ON CONFLICT (id) DO UPDATE SET
     name = excluded.name, provider = excluded.provider, version = excluded.version, labels = excluded.labels,
     host = excluded.host, serial = excluded.serial, sha256 = excluded.sha256,
     not_after_us = excluded.not_after_us, last_enrolled_us = excluded.last_enrolled_us
-WHERE excluded.last_enrolled_us >= last_enrolled_us OR last_enrolled_us > ?2";
-
-/// Leaves out what is there already: the entry before (the first of a batch), or all of it when a batch is
-/// applied a second time.
-const INSERT_HISTORY: &str = r"
+WHERE excluded.last_enrolled_us >= last_enrolled_us OR last_enrolled_us > ?;
 INSERT INTO history
 SELECT x.id, x.k + coalesce((SELECT max(n) FROM history WHERE executor_id = x.id), 0),
        x.at, x.provider, x.serial, x.sha256, x.not_after
 FROM (SELECT value->>'id' AS id, value->>'k' AS k, value->>'at' AS at, value->>'provider' AS provider,
              value->>'serial' AS serial, value->>'sha256' AS sha256, value->>'not_after' AS not_after
-      FROM jsonb_each(?1)) x
+      FROM jsonb_each(?)) x
 WHERE NOT EXISTS (
     SELECT 1 FROM history h WHERE h.executor_id = x.id AND h.sha256 = x.sha256 AND h.provider IS x.provider
-    AND (h.at_us = x.at OR x.k = 1 AND h.n = (SELECT max(n) FROM history WHERE executor_id = x.id)))";
-
-const TRIM_HISTORY: &str = r"
-DELETE FROM history WHERE (executor_id, n) IN (
-    SELECT h.executor_id, h.n FROM (SELECT DISTINCT value->>'id' AS id FROM jsonb_each(?1)) x
-    JOIN history h ON h.executor_id = x.id
-    WHERE h.n <= (SELECT max(n) FROM history WHERE executor_id = x.id) - 50)";
-
-const UPSERT_BARS: &str = r"
+    AND (h.at_us = x.at OR x.k = 1 AND h.n = (SELECT max(n) FROM history WHERE executor_id = x.id)));
 INSERT INTO revocations SELECT value->>'kind', value->>'value', value->>'at', value->>'reason'
-FROM jsonb_each(?1) WHERE true
-ON CONFLICT (kind, value) DO UPDATE SET at_us = excluded.at_us, reason = excluded.reason";
+FROM jsonb_each(?) WHERE true
+ON CONFLICT (kind, value) DO UPDATE SET at_us = excluded.at_us, reason = excluded.reason;
+DELETE FROM revocations WHERE (kind, value) IN (SELECT value->>'kind', value->>'value' FROM jsonb_each(?));
+UPDATE revocation_version SET version = version + 1 WHERE ?;
+COMMIT";
 
-const DELETE_BARS: &str = r"
-DELETE FROM revocations WHERE (kind, value) IN (SELECT value->>'kind', value->>'value' FROM jsonb_each(?1))";
-
-const BUMP_BARS: &str = "UPDATE revocation_version SET version = version + 1";
+/// Takes the write lock and changes a page, so a locked or read-only file shows; nothing is kept. A full disk shows at a
+/// commit, in the health of the writer.
+const TRY: &str = "BEGIN IMMEDIATE; UPDATE revocation_version SET version = version; ROLLBACK";
 
 /// The registry in one SQLite file, in WAL mode, synced at every commit.
 #[derive(Debug, Clone)]
@@ -162,11 +167,16 @@ impl SqliteStore {
     /// Runs one transaction on the one connection that writes.
     async fn transact(&self, plan: Option<&Plan>) -> Result<(), StoreError> {
         self.still_there()?;
-        let mut connection = self.writer.acquire().await.map_err(fault)?;
-        let done = transaction(&mut connection, plan).await;
-        if done.is_err() {
-            // SQLite ends a transaction by itself when the disk fails or is full. The connection still
-            // counts it as open and would refuse every later one, so the next gets a new connection.
+        let mut connection = Uncertain(Some(self.writer.acquire().await.map_err(fault)?));
+        let done = match (connection.0.as_deref_mut(), plan) {
+            (Some(connection), Some(plan)) => apply(connection, plan).await,
+            (Some(connection), None) => sqlx::query(TRY).execute(connection).await.map(drop),
+            (None, _) => Ok(()),
+        };
+        let connection = connection.0.take();
+        if let (Err(_), Some(connection)) = (&done, connection) {
+            // Its transaction may be open, or SQLite may have ended it, as it does when the disk fails or is full. The next
+            // gets a new connection.
             if let Err(e) = connection.close().await {
                 tracing::debug!(error = %e, "closing a failed connection to the registry");
             }
@@ -179,6 +189,17 @@ impl SqliteStore {
         std::fs::metadata(&self.path).map(drop).map_err(|e| {
             StoreError::Unavailable(format!("database file {}: {e}", self.path.display()))
         })
+    }
+}
+
+/// A connection in the middle of a transaction: given up there, it is closed, which takes the transaction back.
+struct Uncertain(Option<PoolConnection<Sqlite>>);
+
+impl Drop for Uncertain {
+    fn drop(&mut self) {
+        if let Some(connection) = &mut self.0 {
+            connection.close_on_drop();
+        }
     }
 }
 
@@ -251,57 +272,16 @@ impl Store for SqliteStore {
     }
 }
 
-/// Writes the plan; without one, only shows that a write could be made.
-async fn transaction(
-    connection: &mut SqliteConnection,
-    plan: Option<&Plan>,
-) -> Result<(), sqlx::Error> {
-    let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
-    if let Some(plan) = plan {
-        write(&mut tx, plan).await?;
-        return tx.commit().await;
-    }
-    // Takes the write lock and changes a page, so a locked or read-only file shows; nothing is kept. A full
-    // disk shows at a commit, in the health of the writer.
-    sqlx::query("UPDATE revocation_version SET version = version")
-        .execute(&mut *tx)
-        .await?;
-    tx.rollback().await
-}
-
-async fn write(tx: &mut SqliteConnection, plan: &Plan) -> Result<(), sqlx::Error> {
-    if let Some(rows) = &plan.executors {
-        let query = sqlx::query(UPSERT_EXECUTORS).bind(rows).bind(now_us());
-        query.execute(&mut *tx).await?;
-    }
-    if let Some(rows) = &plan.history {
-        let added = sqlx::query(INSERT_HISTORY)
-            .bind(rows)
-            .execute(&mut *tx)
-            .await?;
-        if added.rows_affected() > 0 {
-            sqlx::query(TRIM_HISTORY)
-                .bind(rows)
-                .execute(&mut *tx)
-                .await?;
-        }
-    }
-    if let Some(rows) = &plan.barred {
-        sqlx::query(UPSERT_BARS)
-            .bind(rows)
-            .execute(&mut *tx)
-            .await?;
-    }
-    if let Some(rows) = &plan.lifted {
-        sqlx::query(DELETE_BARS)
-            .bind(rows)
-            .execute(&mut *tx)
-            .await?;
-    }
-    if plan.barred.is_some() || plan.lifted.is_some() {
-        sqlx::query(BUMP_BARS).execute(&mut *tx).await?;
-    }
-    Ok(())
+async fn apply(connection: &mut SqliteConnection, plan: &Plan) -> Result<(), sqlx::Error> {
+    let rows = |rows: &Option<String>| rows.clone().unwrap_or_else(|| "[]".to_owned());
+    let query = sqlx::query(APPLY)
+        .bind(rows(&plan.executors))
+        .bind(now_us())
+        .bind(rows(&plan.history))
+        .bind(rows(&plan.barred))
+        .bind(rows(&plan.lifted))
+        .bind(plan.barred.is_some() || plan.lifted.is_some());
+    query.execute(connection).await.map(drop)
 }
 
 async fn migrate(path: &Path, pool: &SqlitePool) -> Result<(), Explained> {

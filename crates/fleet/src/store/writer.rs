@@ -37,7 +37,7 @@ const COMMIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Commits begin at least this far apart. A lone change is written at once; in a rush of enrollments each
 /// commit carries more of them, and the disk's sync and the switch of threads are shared by all.
-const GATHER: Duration = Duration::from_millis(10);
+const GATHER: Duration = Duration::from_millis(20);
 
 /// How many refused changes are remembered for those who wait for them.
 const REFUSED_LIMIT: usize = 1_024;
