@@ -2,8 +2,8 @@
 //!
 //! A socket that sends nothing, or a ClientHello byte by byte, costs a task and no TLS state: the kernel holds what came
 //! until a whole record is there. A place among the handshakes is taken only when a whole record is there, and who finds
-//! none is reset before any cryptography: a server that queues handshakes instead finishes them for clients that have given
-//! up, and never recovers. While places come free, the next connections wait in the kernel's queue, which is short, and
+//! none in a moment is reset before any cryptography: a server that queues handshakes for long finishes them for clients that
+//! have given up, and never recovers. While places come free, the next connections wait in the kernel's queue, which is short, and
 //! what does not fit into that costs nothing.
 
 use std::future::Future;
@@ -78,6 +78,8 @@ impl Handshakes {
 
 /// A handshake this old makes room for another when all places are taken.
 const STALLED: Duration = Duration::from_secs(2);
+/// Who has said hello waits for a place this long at most. With longer waits handshakes end after their clients have given up.
+const IN_LINE: Duration = Duration::from_millis(50);
 /// How long a refused peer may take to read why.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -504,7 +506,8 @@ impl Handshake {
             self.observer.abandoned(self.remote);
             return None;
         }
-        let place = self.handshakes.running.take();
+        // Before those who come later: the accept loop takes none while all places are taken.
+        let place = self.handshakes.running.take_within(IN_LINE).await;
         if place.is_none() {
             reset(stream);
             self.observer.shed(self.remote);

@@ -1,6 +1,6 @@
 //! A bounded number of places, from which the longest holder can be sent away.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -26,6 +26,8 @@ struct Taken {
     given_back: u64,
     /// Oldest first. Dropping the sender sends its holder away.
     holders: BTreeMap<u64, (Instant, oneshot::Sender<()>)>,
+    /// Who is next, in the order of arrival.
+    queue: VecDeque<oneshot::Sender<Slot>>,
 }
 
 impl Slots {
@@ -49,15 +51,33 @@ impl Slots {
             }
             oldest.remove();
         }
+        Some(self.enter(&mut taken, now))
+    }
+
+    fn enter(&self, taken: &mut Taken, now: Instant) -> Slot {
         let (sender, cut) = oneshot::channel();
         let number = taken.next;
         taken.next += 1;
         taken.holders.insert(number, (now, sender));
-        Some(Slot {
+        Slot {
             slots: self.clone(),
             number,
             cut,
-        })
+        }
+    }
+
+    /// A place, if need be the next that is given back, before those who come later. `None` when that takes longer than
+    /// `patience`.
+    pub(crate) async fn take_within(&self, patience: Duration) -> Option<Slot> {
+        if let Some(slot) = self.take() {
+            return Some(slot);
+        }
+        let (next, mine) = oneshot::channel();
+        self.lock().queue.push_back(next);
+        match tokio::time::timeout(patience, mine).await {
+            Ok(slot) => slot.ok(),
+            Err(_) => self.take(),
+        }
     }
 
     /// Whether there is no place now, nor a holder that has had its time; and how many were given back so far.
@@ -110,11 +130,22 @@ impl Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         let mut taken = self.slots.lock();
-        if taken.holders.remove(&self.number).is_some() {
-            taken.given_back += 1;
-            drop(taken);
-            self.slots.freed.notify_waiters();
+        if taken.holders.remove(&self.number).is_none() {
+            return;
         }
+        taken.given_back += 1;
+        // Whoever has lost patience has left the other end.
+        while let Some(next) = taken.queue.pop_front() {
+            if !next.is_closed() {
+                let slot = self.slots.enter(&mut taken, Instant::now());
+                drop(taken);
+                // One that leaves this very moment gives its place back, outside of the lock.
+                let _ = next.send(slot);
+                return;
+            }
+        }
+        drop(taken);
+        self.slots.freed.notify_waiters();
     }
 }
 
@@ -190,6 +221,28 @@ mod tests {
         assert_eq!(slots.held(), 2, "a holder that was cut gives nothing back");
         drop((second, third));
         assert_eq!(slots.held(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_place_that_comes_free_goes_to_whoever_waits_longest() {
+        // AP-16
+        let slots = Slots::new(1, Duration::from_secs(9));
+        let holder = slots.take().unwrap();
+        let wait = |patience| {
+            let slots = slots.clone();
+            tokio::spawn(async move { slots.take_within(Duration::from_millis(patience)).await })
+        };
+        let (hasty, first, second) = (wait(10), wait(1000), wait(1000));
+        assert!(hasty.await.unwrap().is_none());
+        drop(holder);
+        assert!(slots.take().is_none(), "it is spoken for");
+        let first = first.await.unwrap().unwrap();
+        assert_eq!(slots.held(), 1);
+        second.abort();
+        let _ = second.await;
+        drop(first);
+        assert_eq!(slots.held(), 0, "nobody is left to have it");
+        assert!(slots.take().is_some());
     }
 
     #[tokio::test(start_paused = true)]
