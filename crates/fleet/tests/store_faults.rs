@@ -14,8 +14,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use ah_fleet::store::{
-    AnyStore, Change, DbUrl, Durability, Revocation, RevocationTarget, SqliteStore, Store,
-    StoreError, StoreHealth, StoreWriter,
+    AnyStore, Change, DbUrl, Durability, HISTORY_LIMIT, Revocation, RevocationTarget, SqliteStore,
+    Store, StoreError, StoreHealth, StoreWriter,
 };
 use ah_identity_provider::Code;
 use ah_testkit::child;
@@ -336,6 +336,66 @@ async fn ap_11_a_file_that_is_no_registry_is_refused_and_left_as_it_is() {
     let missing = folder.path().join("no/such/registry.db");
     let report = refusal(&format!("sqlite:{}", missing.display())).await;
     assert!(report.contains("mkdir -p"), "{report}");
+}
+
+// AP-11
+#[tokio::test]
+async fn ap_11_a_file_of_the_first_schema_is_brought_up_to_date() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("registry.db");
+    let store = SqliteStore::open(&path).await.unwrap();
+    store
+        .apply(&[enrolled(&enrollment("old", 0))])
+        .await
+        .unwrap();
+    store.close().await;
+    let options = SqliteConnectOptions::new().filename(&path);
+    let mut connection = SqliteConnection::connect_with(&options).await.unwrap();
+    sqlx::raw_sql("DROP TRIGGER history_limit; PRAGMA user_version = 1")
+        .execute(&mut connection)
+        .await
+        .unwrap();
+    connection.close().await.unwrap();
+
+    let store = SqliteStore::open(&path).await.unwrap();
+    for second in 1..=50 {
+        store
+            .apply(&[enrolled(&enrollment("old", second))])
+            .await
+            .unwrap();
+    }
+    let history = store.history(&id("old")).await.unwrap();
+    assert_eq!(history.len(), HISTORY_LIMIT, "the oldest is gone");
+    assert_eq!(store.executors().await.unwrap().len(), 1);
+}
+
+// RG-1
+#[tokio::test]
+async fn rg_1_a_write_that_is_given_up_leaves_nothing_behind() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("registry.db");
+    let store = SqliteStore::open(&path).await.unwrap();
+    let options = SqliteConnectOptions::new().filename(&path);
+    let mut other = SqliteConnection::connect_with(&options).await.unwrap();
+    sqlx::raw_sql("BEGIN IMMEDIATE")
+        .execute(&mut other)
+        .await
+        .unwrap();
+    let given_up = [enrolled(&enrollment("given-up", 0))];
+    let write = store.apply(&given_up);
+    tokio::time::timeout(Duration::from_millis(200), write)
+        .await
+        .expect_err("another process has the lock");
+    sqlx::raw_sql("COMMIT").execute(&mut other).await.unwrap();
+    for n in 0..3 {
+        store
+            .apply(&[enrolled(&enrollment(&n.to_string(), n))])
+            .await
+            .unwrap();
+    }
+    store.check().await.unwrap();
+    let known = ids(&store).await;
+    assert!(["0", "1", "2"].iter().all(|id| known.contains(*id)));
 }
 
 // AP-11

@@ -184,8 +184,8 @@ pub fn bind(addr: SocketAddr) -> Result<TcpListener, Explained> {
 /// and the peer's kernel asks again after a second.
 const BACKLOG: u32 = 128;
 
-/// Lets the kernel keep a connection until its peer has said something, or for a second: whoever is gone by then never
-/// costs us anything, and a ClientHello is there when the connection is.
+/// Lets the kernel keep a connection until its peer has said something or leaves, or for a second: whoever leaves takes no
+/// task, and a ClientHello is there when the connection is.
 ///
 /// The kernel counts those that it keeps against the same queue, and answers with SYN cookies where that is full, which
 /// keeps nothing. Without cookies the silent would lock out all others, so that it is asked for where there are any.

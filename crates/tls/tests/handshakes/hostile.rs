@@ -35,6 +35,10 @@ async fn ap_16_without_a_place_a_peer_is_reset_and_silence_takes_no_place() {
     for _ in 0..100 {
         silent.push(TcpStream::connect(server.addr).await.unwrap());
     }
+    // The kernel hands them over when they were silent for a second.
+    for _ in &silent {
+        server.until(|event| matches!(event, Event::Opened)).await;
+    }
     ping(&mut dial(&server, &configs).await.unwrap())
         .await
         .unwrap();
@@ -58,6 +62,27 @@ async fn ap_16_without_a_place_a_peer_is_reset_and_silence_takes_no_place() {
     ping(&mut dial(&server, &configs).await.unwrap())
         .await
         .unwrap();
+}
+
+#[tokio::test]
+async fn ap_16_a_connection_is_accepted_when_its_peer_has_spoken() {
+    // AP-16
+    let cookies = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_syncookies");
+    let Pki { ca, serve, .. } = pki();
+    let mut server = Server::start(&serve, &[&ca], limits());
+    let opened = |event: &Event| matches!(event, Event::Opened);
+    let mut peer = TcpStream::connect(server.addr).await.unwrap();
+    // Without SYN cookies the silent could take all room in the kernel's queue.
+    if cookies.is_ok_and(|cookies| cookies.trim() != "0") {
+        tokio::time::timeout(Duration::from_millis(300), server.until(opened))
+            .await
+            .expect_err("it has said nothing");
+        peer.write_all(&[22]).await.unwrap();
+    }
+    let said = Duration::from_millis(500);
+    tokio::time::timeout(said, server.until(opened))
+        .await
+        .expect("sooner than silence is taken");
 }
 
 #[tokio::test]
