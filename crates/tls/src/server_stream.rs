@@ -26,6 +26,8 @@ const RECORD: usize = 5 + FRAGMENT + 256;
 const FRAGMENT: usize = 1 << 14;
 /// A handshake message may span records (RFC 8446 section 5.1); rustls takes those of up to 64 KiB.
 const MOST_KEPT: usize = (1 << 16) + RECORD;
+/// How much is read at a time of what was begun.
+const PART: usize = 1 << 12;
 /// Room for a KeyUpdate and an alert, which rustls may put before what it was asked for.
 const CONTROL: usize = 256;
 
@@ -98,42 +100,65 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> ServerStream<IO> {
         cx: &mut Context<'_>,
         reader: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        INBOUND.with_borrow_mut(|shared| {
-            let kept = self.inbound.len();
-            shared.resize(kept + RECORD, 0);
-            let (front, room) = shared.split_at_mut(kept);
-            let mut room = ReadBuf::new(room);
-            ready!(Pin::new(&mut self.io).poll_read(cx, &mut room))?;
-            let read = room.filled().len();
-            if read == 0 {
-                return Poll::Ready(Err(io::Error::new(
-                    io::ErrorKind::UnexpectedEof,
-                    "peer closed the connection without a close_notify",
-                )));
+        let outcome = if self.inbound.is_empty() {
+            let mut shared = INBOUND.take();
+            shared.resize(RECORD, 0);
+            let outcome = poll_fill(&mut self.io, cx, &mut shared).map_ok(|read| {
+                let input = shared.get_mut(..read).unwrap_or_default();
+                let (done, outcome) = self.process(input, reader, |_| Ok(()));
+                self.inbound = input.get(done..).unwrap_or_default().to_vec();
+                outcome
+            });
+            INBOUND.set(shared);
+            outcome
+        } else {
+            // Behind what is there, which is not moved: a peer that sends a byte at a time must not have us copy all for each.
+            let mut kept = std::mem::take(&mut self.inbound);
+            let start = kept.len();
+            kept.resize(start + PART, 0);
+            let room = kept.get_mut(start..).unwrap_or_default();
+            let outcome = poll_fill(&mut self.io, cx, room);
+            let read = match &outcome {
+                Poll::Ready(Ok(read)) => *read,
+                _ => 0,
+            };
+            kept.truncate(start + read);
+            if read > 0 {
+                let (done, processed) = self.process(&mut kept, reader, |_| Ok(()));
+                self.keep(kept, done);
+                outcome.map_ok(|_| processed)
+            } else {
+                self.keep(kept, 0);
+                outcome.map_ok(|_| Ok(None))
             }
-            front.copy_from_slice(&self.inbound);
-            shared.truncate(kept + read);
-            let outcome = self.process(shared, reader, |_| Ok(()));
-            shared.shrink_to(2 * RECORD);
-            if outcome.is_err() {
-                // The alert, as far as it can be handed over at once: what went wrong is told, whatever becomes of it.
-                let _ = self.poll_send(cx);
-            } else if self.inbound.len() > MOST_KEPT {
-                let endless = "a handshake message does not end";
-                return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, endless)));
-            }
-            Poll::Ready(outcome.map(drop))
-        })
+        };
+        let outcome = ready!(outcome)?;
+        if outcome.is_err() {
+            // The alert, as far as it can be handed over at once: what went wrong is told, whatever becomes of it.
+            let _ = self.poll_send(cx);
+        } else if self.inbound.len() > MOST_KEPT {
+            let endless = "a handshake message does not end";
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, endless)));
+        }
+        Poll::Ready(outcome.map(drop))
     }
 
-    /// Takes the records in `input`, keeps what is unfinished of them, and runs `write` once we may write; `None` while
-    /// we may not.
+    /// Keeps what of `input` comes after the first `done` bytes.
+    fn keep(&mut self, mut input: Vec<u8>, done: usize) {
+        input.drain(..done.min(input.len()));
+        if !input.is_empty() {
+            self.inbound = input;
+        }
+    }
+
+    /// Takes the records in `input`, tells how many of its bytes are done with, and runs `write` once we may write; `None`
+    /// while we may not.
     fn process<T>(
         &mut self,
         input: &mut [u8],
         reader: &mut ReadBuf<'_>,
         mut write: impl FnMut(&mut WriteTraffic<'_, ServerConnectionData>) -> io::Result<T>,
-    ) -> io::Result<Option<T>> {
+    ) -> (usize, io::Result<Option<T>>) {
         let Self {
             session,
             plain,
@@ -143,7 +168,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> ServerStream<IO> {
             ..
         } = self;
         if *failed {
-            return Err(io::ErrorKind::BrokenPipe.into());
+            return (input.len(), Err(io::ErrorKind::BrokenPipe.into()));
         }
         let mut done = 0;
         let outcome = loop {
@@ -195,9 +220,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> ServerStream<IO> {
             };
             encode(&mut alert, outbound);
         }
-        let unfinished = if *failed { None } else { input.get(done..) };
-        self.inbound = unfinished.unwrap_or_default().to_vec();
-        outcome
+        (if *failed { input.len() } else { done }, outcome)
     }
 
     /// Runs `write` with what is kept of the peer's records, so that rustls finds them as it left them.
@@ -206,8 +229,25 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> ServerStream<IO> {
         write: impl FnMut(&mut WriteTraffic<'_, ServerConnectionData>) -> io::Result<T>,
     ) -> io::Result<T> {
         let mut kept = std::mem::take(&mut self.inbound);
-        let written = self.process(&mut kept, &mut ReadBuf::new(&mut []), write)?;
-        written.ok_or_else(|| io::ErrorKind::BrokenPipe.into())
+        let (done, written) = self.process(&mut kept, &mut ReadBuf::new(&mut []), write);
+        self.keep(kept, done);
+        written?.ok_or_else(|| io::ErrorKind::BrokenPipe.into())
+    }
+
+    /// Gives `io` what comes before `record`, as answers of rustls do, and as much of `record` as it takes now.
+    fn hand_over(&mut self, cx: &mut Context<'_>, record: &[u8]) -> io::Result<()> {
+        let sent = match self.poll_send(cx)? {
+            Poll::Ready(()) if !record.is_empty() => {
+                match Pin::new(&mut self.io).poll_write(cx, record)? {
+                    Poll::Ready(sent) => sent,
+                    Poll::Pending => 0,
+                }
+            }
+            _ => 0,
+        };
+        self.outbound
+            .extend_from_slice(record.get(sent..).unwrap_or_default());
+        Ok(())
     }
 
     /// Gives `io` what it has not yet taken.
@@ -231,6 +271,23 @@ impl<IO: fmt::Debug> fmt::Debug for ServerStream<IO> {
             .field("peer_closed", &self.peer_closed)
             .field("closed", &self.closed)
             .finish_non_exhaustive()
+    }
+}
+
+/// Reads into `room` once; the end is an error.
+fn poll_fill<IO: AsyncRead + Unpin>(
+    io: &mut IO,
+    cx: &mut Context<'_>,
+    room: &mut [u8],
+) -> Poll<io::Result<usize>> {
+    let mut room = ReadBuf::new(room);
+    ready!(Pin::new(io).poll_read(cx, &mut room))?;
+    match room.filled().len() {
+        0 => Poll::Ready(Err(io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            "peer closed the connection without a close_notify",
+        ))),
+        read => Poll::Ready(Ok(read)),
     }
 }
 
@@ -297,23 +354,16 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ServerStream<IO> {
         // So no more than a record ever waits for `io`.
         ready!(self.poll_send(cx))?;
         let fragment = buf.get(..buf.len().min(FRAGMENT)).unwrap_or_default();
-        SEALED.with_borrow_mut(|sealed| {
-            sealed.resize(RECORD + CONTROL, 0);
-            let length =
-                self.write(|traffic| traffic.encrypt(fragment, sealed).map_err(io::Error::other))?;
-            let sealed = sealed.get(..length).unwrap_or_default();
-            // What `write` found to answer was sealed before.
-            let sent = match self.poll_send(cx)? {
-                Poll::Ready(()) => match Pin::new(&mut self.io).poll_write(cx, sealed)? {
-                    Poll::Ready(sent) => sent,
-                    Poll::Pending => 0,
-                },
-                Poll::Pending => 0,
-            };
-            self.outbound
-                .extend_from_slice(sealed.get(sent..).unwrap_or_default());
-            Poll::Ready(Ok(fragment.len()))
-        })
+        let mut sealed = SEALED.take();
+        sealed.resize(RECORD + CONTROL, 0);
+        let room = sealed.as_mut_slice();
+        let length =
+            self.write(|traffic| traffic.encrypt(fragment, room).map_err(io::Error::other));
+        let record = sealed.get(..*length.as_ref().unwrap_or(&0));
+        let sent = self.hand_over(cx, record.unwrap_or_default());
+        SEALED.set(sealed);
+        length.and(sent)?;
+        Poll::Ready(Ok(fragment.len()))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
