@@ -215,13 +215,15 @@ impl Pool {
         kept.seen = self.seen;
         self.order.insert(self.seen, subject);
         match kept.attempts.iter_mut().find(|old| old.is_like(&attempt)) {
+            // What is the same stays where it is: what thousands bring anew in the middle of a flood would keep its memory apart.
             Some(old) => {
-                *old = Attempt {
-                    first: old.first,
-                    times: old.times.saturating_add(1),
-                    name: attempt.name.clone().or(old.name.take()),
-                    ..attempt
-                };
+                old.at = attempt.at;
+                old.times = old.times.saturating_add(1);
+                old.peer = attempt.peer;
+                old.refused = attempt.refused;
+                if attempt.name.is_some() && attempt.name != old.name {
+                    old.name = attempt.name;
+                }
             }
             None => {
                 kept.attempts.reserve_exact(1);
