@@ -123,7 +123,7 @@ pub trait AcceptObserver: Send + Sync + 'static {
     }
     /// A handshake has a place.
     fn started(&self) {}
-    /// A handshake succeeded, this long after its ClientHello.
+    /// A handshake succeeded, this long after it began.
     fn completed(&self, took: Duration) {
         let _ = took;
     }
@@ -216,7 +216,7 @@ const PATIENCE_FOR_EACH: Duration = Duration::from_millis(4);
 
 /// Accepts connections on `listener` and runs `on_connection` for each whose peer was verified.
 ///
-/// Each handshake takes the configuration that is current when its ClientHello is read. When `stop`
+/// Each handshake takes the configuration that is current when it begins, its first record being there. When `stop`
 /// resolves, the listener and every handshake end; the future ends with the last connection. Dropping it
 /// cuts all connections.
 pub async fn serve<F, Fut>(
