@@ -3,6 +3,7 @@
 //! The policy is of `package spire`, and is asked for its `result` with upstream's `input`. It is Rego v1, as with the
 //! Open Policy Agent that upstream has in it.
 
+use std::fmt;
 use std::fs;
 use std::num::NonZeroU32;
 use std::path::Path;
@@ -55,6 +56,29 @@ pub(in crate::api) struct Question {
     pub(in crate::api) method: String,
     /// `null` for streams.
     pub(in crate::api) request: Value,
+}
+
+/// Why a policy has no answer.
+#[derive(Debug)]
+pub(super) struct NoAnswer {
+    /// File, line and column, where there is one.
+    place: Option<String>,
+    why: String,
+}
+
+impl From<String> for NoAnswer {
+    fn from(why: String) -> Self {
+        Self { place: None, why }
+    }
+}
+
+impl fmt::Display for NoAnswer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(place) = &self.place {
+            write!(f, "{place}: ")?;
+        }
+        f.write_str(&self.why)
+    }
 }
 
 impl RegoPolicy {
@@ -134,14 +158,18 @@ impl RegoPolicy {
         });
         let judged = judged
             .await
-            .unwrap_or_else(|_| Err("it could not be evaluated".to_owned()));
-        judged.map_err(|why| {
-            tracing::error!(error = why, method, "Authorization failure from OPA auth");
-            Status::unknown(format!("policy: {why}"))
+            .unwrap_or_else(|_| Err("it could not be evaluated".to_owned().into()));
+        judged.map_err(|error| {
+            tracing::error!(%error, method, "Authorization failure from OPA auth");
+            // Where the policy lies is nobody's business who may not even have proved an identity.
+            Status::unknown(format!(
+                "policy: {}; the server's log says where",
+                error.why
+            ))
         })
     }
 
-    pub(super) fn judge(&self, question: &Question) -> Result<Allowed, String> {
+    pub(super) fn judge(&self, question: &Question) -> Result<Allowed, NoAnswer> {
         let input = json!({
             "caller": question.caller,
             "caller_file_path": question.program,
@@ -149,9 +177,9 @@ impl RegoPolicy {
             "req": question.request,
         });
         let result = self.compiled.eval_with_input(rego(input)?);
-        let result = result.map_err(|error| match located(&error.to_string()) {
-            (Some(place), why) => format!("{place}: {why}"),
-            (None, why) => why,
+        let result = result.map_err(|error| {
+            let (place, why) = located(&error.to_string());
+            NoAnswer { place, why }
         })?;
         let result = result
             .as_object()

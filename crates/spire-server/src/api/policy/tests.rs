@@ -357,13 +357,18 @@ allow if {
     assert!(judge("a").await.unwrap().anybody);
     assert_eq!(judge("z").await.unwrap(), NOBODY);
     for (caller, why) in [
-        ("b", "p.rego:"),
-        ("c", "p.rego:"),
+        ("b", "multiple outputs"),
+        ("c", "number"),
         ("d", "exceeded time limit"),
     ] {
         let refused = judge(caller).await.unwrap_err();
         assert_eq!(refused.code(), tonic::Code::Unknown);
         let told = refused.message();
         assert!(told.starts_with("policy: ") && told.contains(why), "{told}");
+        assert!(!told.contains("p.rego"), "{told}");
     }
+    // Where it lies is for the server's log.
+    let logged = policy.judge(&question("b", CREATE, Value::Null));
+    let logged = logged.unwrap_err().to_string();
+    assert!(logged.contains("p.rego:"), "{logged}");
 }
