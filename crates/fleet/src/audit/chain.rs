@@ -14,14 +14,15 @@ use super::Entry;
 pub(super) const NO_PREVIOUS: &str =
     "0000000000000000000000000000000000000000000000000000000000000000";
 
-/// One line as it is read and written. Members unknown to this version are tolerated: the hash covers them.
+/// One line as it is read, and as it is written of a borrowed entry. Members unknown to this version are tolerated:
+/// the hash covers them.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Line {
+pub(super) struct Line<E = Entry> {
     /// RFC 3339, UTC, milliseconds.
     pub(super) time: String,
     pub(super) sequence: u64,
     #[serde(flatten)]
-    pub(super) entry: Entry,
+    pub(super) entry: E,
     pub(super) previous: String,
 }
 
@@ -53,20 +54,19 @@ impl Chain {
         })
     }
 
-    /// The next line, without its line end.
-    pub(super) fn extend(&mut self, at: SystemTime, entry: Entry) -> String {
-        let sequence = self.sequence + 1;
+    /// Appends the next line to `lines`, without its line end.
+    pub(super) fn extend(&mut self, at: SystemTime, entry: &Entry, lines: &mut Vec<u8>) {
+        let start = lines.len();
         let line = Line {
             time: timestamp(at),
-            sequence,
+            sequence: self.sequence + 1,
             entry,
             previous: std::mem::take(&mut self.hash),
         };
-        // Strings and numbers alone: there is nothing in it that JSON could not hold.
-        let text = serde_json::to_string(&line).unwrap_or_default();
-        self.sequence = sequence;
-        self.hash = hash(text.as_bytes());
-        text
+        // Strings and numbers alone, in memory: there is nothing that could fail.
+        let _ = serde_json::to_writer(&mut *lines, &line);
+        self.sequence = line.sequence;
+        self.hash = hash(lines.get(start..).unwrap_or_default());
     }
 }
 

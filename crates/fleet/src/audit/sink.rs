@@ -11,6 +11,9 @@ use super::chain::Chain;
 use super::file::{LogFile, Opened};
 use super::{AuditTarget, Entry, Event, Outcome};
 
+/// Room for a line: most of an executor have less.
+const LINE_BYTES: usize = 640;
+
 /// Chain and sink, which move together: the chain goes on only when its lines are written.
 #[derive(Debug)]
 pub(super) struct Writer {
@@ -61,9 +64,9 @@ impl Writer {
         let lines = match &mut self.sink {
             Sink::File(file) => {
                 let mut chain = self.chain.clone();
-                let mut lines = Vec::new();
+                let mut lines = Vec::with_capacity(batch.len() * LINE_BYTES);
                 for (at, entry) in self.repair.iter().chain(batch) {
-                    lines.extend_from_slice(chain.extend(*at, entry.clone()).as_bytes());
+                    chain.extend(*at, entry, &mut lines);
                     lines.push(b'\n');
                 }
                 if !lines.is_empty() {
@@ -129,7 +132,9 @@ impl Writer {
     ) -> Result<(), E> {
         for (at, entry) in batch.iter().skip(self.sent) {
             let mut chain = self.chain.clone();
-            send(&chain.extend(*at, entry.clone()), entry)?;
+            let mut line = Vec::with_capacity(LINE_BYTES);
+            chain.extend(*at, entry, &mut line);
+            send(&String::from_utf8_lossy(&line), entry)?;
             self.chain = chain;
             self.sent += 1;
         }
@@ -148,7 +153,7 @@ fn to_journal(line: &str, entry: &Entry) -> Result<(), SdError> {
         ("AH_EVENT", Some(entry.event.as_str().to_owned())),
         (
             "AH_EXECUTOR_ID",
-            entry.executor_id.as_ref().map(|id| id.0.clone()),
+            entry.executor_id.as_ref().map(ToString::to_string),
         ),
         ("AH_PEER", entry.peer.map(|peer| peer.to_string())),
         (
