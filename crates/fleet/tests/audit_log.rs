@@ -10,7 +10,7 @@ use ah_fleet::audit::{
     AuditLog, AuditTarget, BrokenAt, Entry, Event, Fault, Outcome, QUEUE_LIMIT, Start, Verified,
     verify,
 };
-use ah_fleet::store::{CertificateRecord, ExecutorId};
+use ah_fleet::store::CertificateRecord;
 use ah_identity_provider::{Explained, ProviderKind, SystemClock};
 use ah_testkit::child;
 use tempfile::TempDir;
@@ -25,7 +25,7 @@ fn open(path: &Path) -> Result<AuditLog, Explained> {
 
 fn entry(n: usize) -> Entry {
     let mut entry = Entry::new(Event::Enrolled, Outcome::Success);
-    entry.executor_id = Some(ExecutorId(format!("executor-{n}")));
+    entry.executor_id = Some(format!("executor-{n}").into());
     entry.peer = Some("[::1]:4433".parse().unwrap());
     entry.provider = Some(ProviderKind::Files);
     entry.certificate = Some(CertificateRecord {

@@ -42,7 +42,10 @@ async fn wait(writer: &StoreWriter, what: impl FnMut(&StoreHealth) -> bool) -> S
 
 async fn ids(store: &impl Store) -> BTreeSet<String> {
     let known = store.executors().await.unwrap();
-    known.into_iter().map(|executor| executor.id.0).collect()
+    known
+        .into_iter()
+        .map(|executor| executor.id.to_string())
+        .collect()
 }
 
 async fn refusal(url: &str) -> String {

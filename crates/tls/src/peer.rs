@@ -43,7 +43,6 @@ pub struct PeerIdentity(Arc<Verified>);
 
 struct Verified {
     name: PeerName,
-    id: Option<SpiffeId>,
     leaf: Arc<CertificateFacts>,
     chain: Vec<CertificateDer<'static>>,
     not_after: SystemTime,
@@ -53,7 +52,6 @@ struct Verified {
 impl PeerIdentity {
     pub(crate) fn new(
         name: PeerName,
-        id: Option<SpiffeId>,
         leaf: CertificateFacts,
         chain: Vec<CertificateDer<'static>>,
         not_after: SystemTime,
@@ -61,7 +59,6 @@ impl PeerIdentity {
     ) -> Self {
         Self(Arc::new(Verified {
             name,
-            id,
             leaf: Arc::new(leaf),
             chain,
             not_after,
@@ -102,12 +99,11 @@ impl PeerIdentity {
     /// Whether `policy` still admits this executor: rules, revocation, strictness. Does no arithmetic on keys;
     /// meant for every live session after each change of the policy.
     pub fn still_admitted(&self, policy: &Policy) -> Result<(), VerifyError> {
-        verify::readmit(
-            &self.0.leaf,
-            self.0.id.as_ref(),
-            &self.0.issuer_faults,
-            policy,
-        )
+        let id = match &self.0.name {
+            PeerName::Spiffe(id) => Some(id),
+            PeerName::Dns(_) | PeerName::Ip(_) => None,
+        };
+        verify::readmit(&self.0.leaf, id, &self.0.issuer_faults, policy)
     }
 
     /// Whether this executor's certificate would pass a new handshake: for live sessions after a change of

@@ -409,7 +409,6 @@ impl<'a> Leaf<'a> {
             .collect();
         PeerIdentity::new(
             name,
-            verified.id,
             self.facts,
             chain,
             verified.not_after,

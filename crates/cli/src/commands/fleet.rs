@@ -161,13 +161,13 @@ fn barred(bars: &[BarView], now: SystemTime) -> Table<4> {
     let mut table = Table::new(["BARRED", "WHAT", "SINCE", "REASON"]);
     for BarView { target, revocation } in bars {
         let (kind, value) = match target {
-            RevocationTarget::Id(id) => ("executor", &id.0),
-            RevocationTarget::Serial(serial) => ("serial", serial),
-            RevocationTarget::Sha256(sha256) => ("SHA-256", sha256),
+            RevocationTarget::Id(id) => ("executor", id.as_str()),
+            RevocationTarget::Serial(serial) => ("serial", serial.as_str()),
+            RevocationTarget::Sha256(sha256) => ("SHA-256", sha256.as_str()),
         };
         table.row([
             kind.to_owned(),
-            value.clone(),
+            value.to_owned(),
             render::relative(now, revocation.at.into()),
             revocation.reason.clone(),
         ]);
@@ -258,7 +258,7 @@ fn show_target(done: &str, target: &RevocationTarget, json: bool) -> io::Result<
         return render::print_json(target);
     }
     let what = match target {
-        RevocationTarget::Id(id) => format!("executor {}", id.0),
+        RevocationTarget::Id(id) => format!("executor {id}"),
         RevocationTarget::Serial(serial) => format!("certificate with serial {serial}"),
         RevocationTarget::Sha256(sha256) => format!("certificate with SHA-256 {sha256}"),
     };

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use ah_fleet::store::{
-    AnyStore, CertificateRecord, Change, Enrollment, ExecutorId, HostRecord, Revocation,
-    RevocationTarget, Store,
+    AnyStore, CertificateRecord, Change, Enrollment, HostRecord, Revocation, RevocationTarget,
+    Store,
 };
 use ah_identity_provider::ProviderKind;
 use ah_testkit::browser::Browser;
@@ -42,7 +42,7 @@ fn remembered() -> Vec<Change> {
     let now = SystemTime::now();
     let enrollment = |name: &str, pool: &str, region: &str, ago: u64, serial: u64| {
         Change::Enrolled(Box::new(Enrollment {
-            id: ExecutorId(id(name)),
+            id: id(name).into(),
             name: name.to_owned(),
             provider: Some(ProviderKind::Vault),
             version: env!("CARGO_PKG_VERSION").into(),
@@ -84,7 +84,7 @@ fn remembered() -> Vec<Change> {
         changes.push(enrollment(&name, "edge", "sin", n * 20 * HOUR, n + 9000));
     }
     changes.push(Change::Revoked(
-        RevocationTarget::Id(ExecutorId(id("edge-sin-04"))),
+        RevocationTarget::Id(id("edge-sin-04").into()),
         Revocation {
             at: (now - Duration::from_secs(3 * HOUR)).into(),
             reason: "machine returned to the lessor".into(),

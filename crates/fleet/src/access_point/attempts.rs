@@ -13,6 +13,7 @@ use std::time::SystemTime;
 use ah_identity_provider::{CertificateFacts, Code, Explained};
 
 use super::registry::lock;
+use crate::store::ExecutorId;
 
 /// Networks of strangers, and what is kept of each.
 const STRANGERS: (usize, usize) = (256, 4);
@@ -45,7 +46,7 @@ pub(super) struct Attempt {
     /// Where the last came from.
     pub(super) peer: SocketAddr,
     /// Who the certificate says it is.
-    pub(super) executor: Option<String>,
+    pub(super) executor: Option<ExecutorId>,
     /// Whether the certificate chains to a trusted root. If not, all that it says is a claim.
     pub(super) vouched: bool,
     /// What the executor calls itself, where it came to that.
@@ -72,24 +73,35 @@ impl Attempt {
         }
     }
 
+    /// Who the certificate says it is.
+    pub(super) fn id(&self) -> Option<&str> {
+        self.executor.as_ref().map(ExecutorId::as_str)
+    }
+
     fn is_like(&self, other: &Self) -> bool {
         let code = |attempt: &Self| attempt.refused.as_ref().map(|refused| refused.code);
-        let sha256 = |attempt: &Self| Some(attempt.certificate.as_ref()?.sha256.clone());
         self.peer.ip() == other.peer.ip()
             && self.executor == other.executor
             && code(self) == code(other)
-            && sha256(self) == sha256(other)
+            && self.sha256() == other.sha256()
+    }
+
+    fn sha256(&self) -> Option<&str> {
+        Some(&self.certificate.as_ref()?.sha256)
     }
 
     fn subject(&self) -> Arc<str> {
         match &self.executor {
-            Some(executor) if self.vouched => executor.as_str().into(),
+            Some(executor) if self.vouched => executor.shared(),
             _ => network(self.peer.ip()).to_string().into(),
         }
     }
 
     fn bounded(mut self) -> Self {
-        self.executor = self.executor.map(|id| clipped(&id, NAME_BYTES));
+        self.executor = self.executor.map(|id| match id.as_str().len() {
+            ..=NAME_BYTES => id,
+            _ => clipped(id.as_str(), NAME_BYTES).into(),
+        });
         self.certificate = self.certificate.map(bounded);
         self.refused = self.refused.map(|refused| {
             // The rules of the moment, which are the last cause, are kept once and not with each attempt.
@@ -322,7 +334,7 @@ mod tests {
 
     fn vouched(seconds: u64, id: &str) -> Attempt {
         Attempt {
-            executor: Some(id.to_owned()),
+            executor: Some(id.into()),
             vouched: true,
             ..stranger(seconds, [10, 0, 0, 1], Code::SanMismatch)
         }
@@ -357,7 +369,7 @@ mod tests {
         attempts.note(stranger(1, [192, 0, 2, 1], Code::ClientUnknownAuthority));
         for n in 0..10_000 {
             let claim = Attempt {
-                executor: Some(format!("spiffe://example.org/{n}")),
+                executor: Some(format!("spiffe://example.org/{n}").into()),
                 ..stranger(n, [192, 0, 2, 9], Code::ClientUnknownAuthority)
             };
             attempts.note(claim);
@@ -391,11 +403,7 @@ mod tests {
         }
         attempts.note(vouched(most, "0"));
         attempts.note(vouched(most + 1, "new"));
-        let of = |id: &str| {
-            attempts
-                .matching(|a| a.executor.as_deref() == Some(id))
-                .len()
-        };
+        let of = |id: &str| attempts.matching(|a| a.id() == Some(id)).len();
         assert_eq!((of("0"), of("1"), of("2"), of("new")), (1, 0, 1, 1));
     }
 
@@ -417,7 +425,7 @@ mod tests {
     fn what_a_peer_says_takes_a_bounded_place() {
         let long = "ä".repeat(30_000);
         let mut attempt = stranger(1, [10, 0, 0, 1], Code::Other);
-        attempt.executor = Some(long.clone());
+        attempt.executor = Some(long.as_str().into());
         attempt.refused = Some(Arc::new((0..100).fold(
             Explained::new(Code::Other, long.clone()).hint(long.clone()),
             |explained, _| explained.cause(&long),

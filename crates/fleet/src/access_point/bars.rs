@@ -10,7 +10,7 @@ use ah_tls::Revocations;
 use super::Shared;
 use super::registry::{End, lock};
 use super::trust::told_to_executor;
-use crate::store::{Change, Durability, ExecutorId, RevocationTarget, Store, StoreError};
+use crate::store::{Change, Durability, RevocationTarget, Store, StoreError};
 
 /// How often an access point looks for revocations that another one wrote to a shared store.
 const REVOCATION_POLL: Duration = Duration::from_millis(500);
@@ -56,7 +56,7 @@ pub(super) fn revocation_set(targets: impl IntoIterator<Item = RevocationTarget>
     let mut set = Revocations::default();
     for target in targets {
         match target {
-            RevocationTarget::Id(ExecutorId(id)) => set.ids.insert(id),
+            RevocationTarget::Id(id) => set.ids.insert(id.to_string()),
             RevocationTarget::Serial(serial) => set.serials.insert(serial),
             RevocationTarget::Sha256(sha256) => set.sha256s.insert(sha256),
         };
@@ -136,12 +136,16 @@ impl Shared {
         bars.unwritten.insert(target.clone(), (barred, number));
         self.policy.update(|policy| {
             let (values, value) = match target {
-                RevocationTarget::Id(ExecutorId(id)) => (&mut policy.revocations.ids, id),
-                RevocationTarget::Serial(serial) => (&mut policy.revocations.serials, serial),
-                RevocationTarget::Sha256(sha256) => (&mut policy.revocations.sha256s, sha256),
+                RevocationTarget::Id(id) => (&mut policy.revocations.ids, id.as_str()),
+                RevocationTarget::Serial(serial) => {
+                    (&mut policy.revocations.serials, serial.as_str())
+                }
+                RevocationTarget::Sha256(sha256) => {
+                    (&mut policy.revocations.sha256s, sha256.as_str())
+                }
             };
             if barred {
-                values.insert(value.clone());
+                values.insert(value.to_owned());
             } else {
                 values.remove(value);
             }

@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     fn id(name: &str) -> ExecutorId {
-        ExecutorId(name.to_owned())
+        name.into()
     }
 
     #[tokio::test(start_paused = true)]

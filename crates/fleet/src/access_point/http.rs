@@ -281,8 +281,8 @@ async fn disconnect(
     State(operator): State<Operator>,
     Path(selector): Path<String>,
 ) -> Result<Json<Disconnected>, Failure> {
-    let id = operator.disconnect(&Selector(selector)).await?.0;
-    Ok(Json(Disconnected { id }))
+    let id = operator.disconnect(&Selector(selector)).await?;
+    Ok(Json(Disconnected { id: id.to_string() }))
 }
 
 /// What happens from now on: one JSON object a line, until the caller leaves or the access point stops. A caller that reads too slowly

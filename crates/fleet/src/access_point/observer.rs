@@ -75,5 +75,5 @@ impl AcceptObserver for Shared {
 pub(super) fn claimed_id(facts: &CertificateFacts) -> ExecutorId {
     let ip = facts.ips.first().map(ToString::to_string);
     let name = facts.uris.first().or(facts.dns.first()).cloned().or(ip);
-    ExecutorId(name.unwrap_or_else(|| facts.subject.clone()))
+    name.unwrap_or_else(|| facts.subject.clone()).into()
 }

@@ -40,7 +40,7 @@ impl Operator {
                 let revocations = revocations.into_iter().collect::<BTreeMap<_, _>>();
                 for record in records {
                     let revocation = bar_on(&revocations, &record).cloned();
-                    views.insert(record.id.0.clone(), remembered(record, revocation));
+                    views.insert(record.id.to_string(), remembered(record, revocation));
                 }
                 if filter.wants_bars() {
                     let bar = |(target, revocation)| BarView { target, revocation };
@@ -51,7 +51,7 @@ impl Operator {
         }
         for session in shared.registry.sessions() {
             let view = views
-                .entry(session.executor.0.clone())
+                .entry(session.executor.to_string())
                 .or_insert_with(|| unwritten(&session));
             view.live = Some(live(&session));
         }
@@ -71,7 +71,11 @@ impl Operator {
         match (found.pop(), found.len()) {
             (Some(mut view), 0) => {
                 // Without its history an answer is still an answer.
-                let history = self.0.store.history(&ExecutorId(view.id.clone())).await;
+                let history = self
+                    .0
+                    .store
+                    .history(&ExecutorId::from(view.id.as_str()))
+                    .await;
                 view.history = history.unwrap_or_default();
                 Ok(view)
             }
@@ -137,11 +141,11 @@ impl Operator {
     /// Ends the live session of one executor, which may come back at once.
     pub async fn disconnect(&self, selector: &Selector) -> Result<ExecutorId, NotDone> {
         let view = self.show(selector).await?;
-        let id = ExecutorId(view.id);
+        let id = ExecutorId::from(view.id);
         let Some(session) = self.0.registry.session(&id) else {
             return Err(NotDone::Conflict(Explained::new(
                 Code::Usage,
-                format!("{} is not connected", id.0),
+                format!("{id} is not connected"),
             )));
         };
         session.end(End::Refused(Box::new(Explained::new(
@@ -286,13 +290,10 @@ impl Operator {
         let found = self.show(selector).await;
         if reads_as_id {
             let view = found.ok().filter(|view| view.id == text);
-            return Ok((RevocationTarget::Id(ExecutorId(text.to_owned())), view));
+            return Ok((RevocationTarget::Id(text.into()), view));
         }
         let view = found?;
-        Ok((
-            RevocationTarget::Id(ExecutorId(view.id.clone())),
-            Some(view),
-        ))
+        Ok((RevocationTarget::Id(view.id.as_str().into()), Some(view)))
     }
 
     fn record(
@@ -303,7 +304,7 @@ impl Operator {
         reason: Option<&str>,
     ) {
         let (executor_id, of) = match target {
-            RevocationTarget::Id(id) => (Some(id.clone()), id.0.clone()),
+            RevocationTarget::Id(id) => (Some(id.clone()), id.to_string()),
             RevocationTarget::Serial(serial) => (None, format!("serial {serial}")),
             RevocationTarget::Sha256(sha256) => (None, format!("sha256 {sha256}")),
         };
@@ -364,7 +365,7 @@ impl super::Shared {
 
 fn is_barred(policy: &ah_tls::Policy, target: &RevocationTarget) -> bool {
     match target {
-        RevocationTarget::Id(ExecutorId(id)) => policy.revocations.ids.contains(id),
+        RevocationTarget::Id(id) => policy.revocations.ids.contains(id.as_str()),
         RevocationTarget::Serial(serial) => policy.revocations.serials.contains(serial),
         RevocationTarget::Sha256(sha256) => policy.revocations.sha256s.contains(sha256),
     }

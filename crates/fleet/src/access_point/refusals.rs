@@ -154,7 +154,7 @@ impl Shared {
         } = refused;
         self.metrics.rejected(explained.code);
         self.attempts.note(Attempt {
-            executor: executor.as_ref().map(|id| id.0.clone()),
+            executor: executor.clone(),
             vouched,
             name: greeting.map(|greeting| greeting.name.clone()),
             certificate: certificate.cloned().map(Arc::new),
@@ -162,7 +162,7 @@ impl Shared {
             ..Attempt::new(self.clock.now(), remote)
         });
         let tell = self.refusals.note(explained.code, remote.ip());
-        let id = executor.as_ref().map_or("unknown", |id| id.0.as_str());
+        let id = executor.as_ref().map_or("unknown", ExecutorId::as_str);
         let causes = explained.causes.join("; ");
         if tell.log {
             tracing::warn!(

@@ -54,7 +54,7 @@ pub(crate) struct Caller {
 impl Caller {
     /// The name that its certificate gives it.
     pub(crate) fn executor(&self) -> ExecutorId {
-        ExecutorId(self.peer.name().to_string())
+        self.peer.name().to_string().into()
     }
 }
 
@@ -267,7 +267,7 @@ impl Registry {
                 return Err(duplicate(session, &rival));
             }
             tracing::info!(
-                executor.id = %session.executor.0,
+                executor.id = %session.executor,
                 peer = %rival.remote,
                 "older session did not answer; a newer one takes its place"
             );
@@ -391,7 +391,7 @@ impl Registry {
 fn duplicate(newcomer: &Session, holder: &Session) -> Explained {
     Explained::new(
         Code::Duplicate,
-        format!("executor id {} is already enrolled", newcomer.executor.0),
+        format!("executor id {} is already enrolled", newcomer.executor),
     )
     .cause(format!(
         "a live process named {} at {} holds it and answered just now",
@@ -403,7 +403,7 @@ fn duplicate(newcomer: &Session, holder: &Session) -> Explained {
 fn replaced(newcomer: &Session) -> Explained {
     Explained::new(
         Code::Duplicate,
-        format!("executor id {} was taken over by another process", newcomer.executor.0),
+        format!("executor id {} was taken over by another process", newcomer.executor),
     )
     .cause(format!(
         "a process named {} at {} enrolled with the same identity, and --duplicates replace let it in",

@@ -161,7 +161,7 @@ impl Call {
         Ok(Outgoing::Welcome(Welcome {
             protocol: PROTOCOL,
             session_id: session.id.to_string(),
-            executor_id: session.executor.0.clone(),
+            executor_id: session.executor.to_string(),
             heartbeat_interval_ms: millis_u32(session.heartbeat_interval),
             server_time_unix_ms: unix_millis(self.shared.clock.now()),
             version: env!("CARGO_PKG_VERSION").to_owned(),

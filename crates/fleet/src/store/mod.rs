@@ -12,7 +12,9 @@ mod sqlite;
 mod writer;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::future::Future;
+use std::sync::Arc;
 
 use ah_identity_provider::{CertificateFacts, ProviderKind};
 use serde::{Deserialize, Serialize};
@@ -27,10 +29,41 @@ pub use writer::{Durability, FlushError, StoreHealth, StoreWriter, StoreWriterTa
 /// How many certificates are remembered of each executor.
 pub const HISTORY_LIMIT: usize = 50;
 
-/// Who an executor is by its certificate: a SPIFFE ID, a DNS name or an IP address, as text.
+/// Who an executor is by its certificate: a SPIFFE ID, a DNS name or an IP address, as text. Cheap to clone: whatever is
+/// kept of an executor shares it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct ExecutorId(pub String);
+pub struct ExecutorId(Arc<str>);
+
+impl ExecutorId {
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The text, shared.
+    pub(crate) fn shared(&self) -> Arc<str> {
+        Arc::clone(&self.0)
+    }
+}
+
+impl From<String> for ExecutorId {
+    fn from(id: String) -> Self {
+        Self(id.into())
+    }
+}
+
+impl From<&str> for ExecutorId {
+    fn from(id: &str) -> Self {
+        Self(id.into())
+    }
+}
+
+impl fmt::Display for ExecutorId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
 
 /// What is remembered of the last certificate of an executor.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

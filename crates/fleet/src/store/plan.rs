@@ -16,6 +16,9 @@ use super::{
     Revocation, RevocationTarget, StoreError,
 };
 
+/// Room for a row: most have less.
+const ROW_BYTES: usize = 640;
+
 /// What to write, as JSON arrays. `None` where there is nothing to do.
 ///
 /// Rows are sorted by key, so that two access points that share a database lock rows in one order.
@@ -90,7 +93,7 @@ fn fold<'a, 'm>(
     id: &'a ExecutorId,
     at: OffsetDateTime,
 ) -> Result<&'m mut Folded<'a>, StoreError> {
-    match executors.entry(storable(&id.0, "executor id")?) {
+    match executors.entry(storable(id.as_str(), "executor id")?) {
         Entry::Occupied(known) => Ok(known.into_mut()),
         Entry::Vacant(new) => Ok(new.insert(Folded {
             latest: None,
@@ -214,7 +217,7 @@ impl<'a> BarRow<'a> {
         revocation: Option<&'a Revocation>,
     ) -> Result<Self, StoreError> {
         let (kind, value) = match target {
-            RevocationTarget::Id(id) => ("id", id.0.as_str()),
+            RevocationTarget::Id(id) => ("id", id.as_str()),
             RevocationTarget::Serial(serial) => ("serial", serial.as_str()),
             RevocationTarget::Sha256(sha256) => ("sha256", sha256.as_str()),
         };
@@ -256,7 +259,7 @@ pub(super) fn executor(
         certificate: certificate(serial, sha256, not_after)?,
         first_enrolled: instant(first)?,
         last_enrolled: instant(last)?,
-        id: ExecutorId(id),
+        id: id.into(),
     })
 }
 
@@ -276,7 +279,7 @@ pub(super) fn bar(
     (kind, value, at, reason): (String, String, i64, String),
 ) -> Result<(RevocationTarget, Revocation), StoreError> {
     let target = match kind.as_str() {
-        "id" => RevocationTarget::Id(ExecutorId(value)),
+        "id" => RevocationTarget::Id(value.into()),
         "serial" => RevocationTarget::Serial(value),
         "sha256" => RevocationTarget::Sha256(value),
         // A bar that is not understood must not be dropped: the peer would be let in.
@@ -347,7 +350,8 @@ fn json<T: Serialize>(rows: &[T]) -> Result<Option<String>, StoreError> {
     if rows.is_empty() {
         return Ok(None);
     }
-    serde_json::to_string(rows)
-        .map(Some)
-        .map_err(|e| StoreError::Refused(e.to_string()))
+    let mut text = Vec::with_capacity(rows.len() * ROW_BYTES);
+    serde_json::to_writer(&mut text, rows).map_err(|e| StoreError::Refused(e.to_string()))?;
+    let text = String::from_utf8(text).map_err(|e| StoreError::Refused(e.to_string()))?;
+    Ok(Some(text))
 }

@@ -179,13 +179,13 @@ impl Store for PostgresStore {
     }
 
     async fn history(&self, id: &ExecutorId) -> Result<Vec<HistoryEntry>, StoreError> {
-        if id.0.contains('\0') {
+        if id.as_str().contains('\0') {
             return Ok(Vec::new());
         }
         let rows = sqlx::query_as(
             "SELECT at_us, provider, serial, sha256, not_after_us FROM history WHERE executor_id = $1 ORDER BY n",
         )
-        .bind(&id.0)
+        .bind(id.as_str())
         .fetch_all(&self.pool)
         .await
         .map_err(fault)?;

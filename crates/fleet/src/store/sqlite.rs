@@ -260,7 +260,7 @@ impl Store for SqliteStore {
         let rows = sqlx::query_as(
             "SELECT at_us, provider, serial, sha256, not_after_us FROM history WHERE executor_id = ?1 ORDER BY n",
         )
-        .bind(&id.0)
+        .bind(id.as_str())
         .fetch_all(&self.readers)
         .await
         .map_err(fault)?;

@@ -7,7 +7,7 @@ use ah_identity_provider::ProviderKind;
 use time::{Duration, OffsetDateTime};
 
 pub(crate) fn id(text: &str) -> ExecutorId {
-    ExecutorId(text.to_owned())
+    text.into()
 }
 
 /// `seconds` after an hour that is past.

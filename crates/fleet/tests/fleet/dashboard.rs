@@ -4,9 +4,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime};
 
 use ah_fleet::access_point::Selector;
-use ah_fleet::store::{
-    AnyStore, CertificateRecord, Change, Enrollment, ExecutorId, HostRecord, Store,
-};
+use ah_fleet::store::{AnyStore, CertificateRecord, Change, Enrollment, HostRecord, Store};
 use http::{HeaderMap, Method, StatusCode};
 use http_body_util::{BodyExt, Full};
 use tokio::net::TcpStream;
@@ -343,7 +341,7 @@ async fn a_page_is_made_of_what_is_in_the_binary() {
 fn enrolled(number: u32) -> Change {
     let name = format!("worker-{number:05}");
     Change::Enrolled(Box::new(Enrollment {
-        id: ExecutorId(id(number)),
+        id: id(number).into(),
         labels: [("zone".to_owned(), format!("z{}", number % 10))].into(),
         host: HostRecord {
             hostname: format!("{name}.internal"),

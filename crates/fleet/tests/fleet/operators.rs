@@ -27,7 +27,7 @@ async fn fl_1_a_revocation_cuts_and_bars_and_is_lifted_by_the_same() {
     let serial = [0xc3, 0x5d, 0x01, 0x02, 0x03, 0x04, 0x05, 0x06, 0x07, 0x08];
     let leaf = site.ca.leaf().spiffe(&id(1)).serial(&serial).issue();
     let facts = leaf.identity(&[&site.ca]).leaf().clone();
-    let by_id = RevocationTarget::Id(ExecutorId(id(1)));
+    let by_id = RevocationTarget::Id(id(1).into());
     for (selector, target) in [
         (id(1), by_id.clone()),
         ("one".to_owned(), by_id),
@@ -136,7 +136,7 @@ async fn fl_1_names_are_not_authority() {
         .revoke(&Selector(id(8)), "")
         .await
         .unwrap();
-    assert_eq!(target, RevocationTarget::Id(ExecutorId(id(8))));
+    assert_eq!(target, RevocationTarget::Id(id(8).into()));
     assert_eq!(
         access_point.live().await,
         3,
@@ -229,7 +229,7 @@ async fn fl_1_a_disconnected_executor_may_come_back() {
         .disconnect(&Selector("worker".into()))
         .await
         .unwrap();
-    assert_eq!(gone, ExecutorId(id(1)));
+    assert_eq!(gone, ExecutorId::from(id(1)));
     let event = worker.next().await;
     let ah_fleet::executor::Event::Failed { explained, .. } = event else {
         panic!("{event:?}");

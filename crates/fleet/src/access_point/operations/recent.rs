@@ -43,7 +43,7 @@ impl Operator {
 
     /// The `most` newest attempts, refused and accepted, that are remembered of the executor id `id`.
     pub(in crate::access_point) fn attempts_of(&self, id: &str, most: usize) -> Vec<AttemptView> {
-        self.remembered(most, |attempt| attempt.executor.as_deref() == Some(id))
+        self.remembered(most, |attempt| attempt.id() == Some(id))
     }
 
     fn remembered(&self, most: usize, wanted: impl Fn(&Attempt) -> bool) -> Vec<AttemptView> {
@@ -95,7 +95,10 @@ impl Operator {
                 |_, entry| {
                     filter.event.is_none_or(|event| event == entry.event)
                         && filter.executor.as_ref().is_none_or(|wanted| {
-                            entry.executor_id.as_ref().is_some_and(|id| id.0 == *wanted)
+                            entry
+                                .executor_id
+                                .as_ref()
+                                .is_some_and(|id| id.as_str() == wanted)
                         })
                 },
             )

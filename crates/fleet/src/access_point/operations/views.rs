@@ -185,7 +185,7 @@ pub struct AccessPointView {
 /// An executor as the store knows it.
 pub(super) fn remembered(record: ExecutorRecord, revocation: Option<Revocation>) -> ExecutorView {
     ExecutorView {
-        id: record.id.0,
+        id: record.id.to_string(),
         name: record.name,
         provider: record.provider,
         version: record.version,
@@ -203,7 +203,7 @@ pub(super) fn remembered(record: ExecutorRecord, revocation: Option<Revocation>)
 /// A live executor that the store does not know yet.
 pub(super) fn unwritten(session: &Session) -> ExecutorView {
     ExecutorView {
-        id: session.executor.0.clone(),
+        id: session.executor.to_string(),
         name: session.greeting.name.clone(),
         provider: session.greeting.provider,
         version: session.greeting.version.clone(),

@@ -13,7 +13,7 @@ use super::selector::{NotDone, Selector, fingerprint};
 use crate::access_point::Operator;
 use crate::access_point::attempts::Attempt;
 use crate::audit::{AuditTarget, Entry, Event, Past, past};
-use crate::store::CertificateRecord;
+use crate::store::{CertificateRecord, ExecutorId};
 
 /// Attempts that are shown unless more are asked for.
 const SHOWN: usize = 10;
@@ -244,7 +244,7 @@ impl Wanted {
 
     fn is_attempt(&self, attempt: &Attempt) -> bool {
         let certificate = attempt.certificate.as_ref();
-        self.is_id(attempt.executor.as_deref())
+        self.is_id(attempt.id())
             || attempt.name.as_deref() == Some(&self.text)
             || self.is_peer(attempt.peer)
             || certificate.is_some_and(|facts| {
@@ -257,7 +257,7 @@ impl Wanted {
             entry.event,
             Event::Rejected | Event::Enrolled | Event::ReEnrolled | Event::Rotated
         );
-        let id = entry.executor_id.as_ref().map(|id| id.0.as_str());
+        let id = entry.executor_id.as_ref().map(ExecutorId::as_str);
         concerns
             && (self.is_id(id)
                 || entry.peer.is_some_and(|peer| self.is_peer(peer))
@@ -336,7 +336,7 @@ impl AttemptView {
             times: attempt.times,
             known_from: Known::Memory,
             admitted,
-            id: attempt.executor,
+            id: attempt.executor.map(|id| id.to_string()),
             vouched: Some(attempt.vouched),
             name: attempt.name,
             peer: Some(attempt.peer),
@@ -370,7 +370,7 @@ impl From<Past> for AttemptView {
             times: 1,
             known_from: Known::AuditLog,
             admitted: entry.event != Event::Rejected,
-            id: entry.executor_id.map(|id| id.0),
+            id: entry.executor_id.map(|id| id.to_string()),
             vouched: None,
             name: None,
             peer: entry.peer,

@@ -101,7 +101,7 @@ impl Enrolled {
             _ => "executor enrolled again",
         };
         tracing::info!(
-            executor.id = %session.executor.0,
+            executor.id = %session.executor,
             executor.name = %session.greeting.name,
             peer = %session.remote,
             cert.serial = %session.peer.leaf().serial,
@@ -111,7 +111,7 @@ impl Enrolled {
         self.shared.metrics.session_opened(event);
         if admission == Admission::Again && self.shared.comebacks.note(&session.executor) {
             tracing::warn!(
-                executor.id = %session.executor.0,
+                executor.id = %session.executor,
                 executor.name = %session.greeting.name,
                 peer = %session.remote,
                 "executor came back {OFTEN} times within {} minutes",
@@ -119,7 +119,7 @@ impl Enrolled {
             );
         }
         self.shared.attempts.note(Attempt {
-            executor: Some(session.executor.0.clone()),
+            executor: Some(session.executor.clone()),
             vouched: true,
             name: Some(session.greeting.name.clone()),
             certificate: Some(session.peer.shared_leaf()),
@@ -133,7 +133,7 @@ impl Enrolled {
     fn announce(&self, event: Event, reason: Option<&str>) {
         let greeting = Some(&self.session.greeting);
         self.shared
-            .announce(event, &self.session.executor.0, greeting, reason);
+            .announce(event, self.session.executor.as_str(), greeting, reason);
     }
 
     fn entry(&self, event: Event, reason: Option<String>) -> Entry {
@@ -160,7 +160,7 @@ impl Drop for Enrolled {
         // Who was pushed out by another process was disconnected too; who moved on by itself was not.
         if was_live || !self.session.is_superseded() {
             tracing::info!(
-                executor.id = %self.session.executor.0,
+                executor.id = %self.session.executor,
                 peer = %self.session.remote,
                 reason,
                 "executor disconnected"

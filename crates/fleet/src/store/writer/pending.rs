@@ -169,7 +169,7 @@ mod tests {
 
     fn enrolled(id: &str, sha256: &str, second: i64) -> Change {
         Change::Enrolled(Box::new(Enrollment {
-            id: ExecutorId(id.into()),
+            id: id.into(),
             name: id.into(),
             provider: None,
             version: String::new(),
@@ -185,7 +185,7 @@ mod tests {
     }
 
     fn bar(id: &str) -> RevocationTarget {
-        RevocationTarget::Id(ExecutorId(id.into()))
+        RevocationTarget::Id(id.into())
     }
 
     // RG-1: a store that is gone costs memory by executor, not by enrollment.

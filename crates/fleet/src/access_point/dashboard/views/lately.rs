@@ -131,7 +131,7 @@ fn audit_line(now: SystemTime, line: &Past) -> Markup {
         }
         @if entry.executor_id.is_some() || entry.peer.is_some() {
             div.whom {
-                @if let Some(id) = &entry.executor_id { a href=(executor_address(&id.0)) { bdi { (id.0) } } }
+                @if let Some(id) = &entry.executor_id { a href=(executor_address(id.as_str())) { bdi { (id) } } }
                 @if let Some(peer) = entry.peer { " " code { (peer) } }
             }
         }
