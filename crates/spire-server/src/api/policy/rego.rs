@@ -283,6 +283,8 @@ fn located(error: &str) -> (Option<String>, String) {
     let place = error.lines().find_map(|line| line.strip_prefix("--> "));
     let texts = error.lines().rev();
     let text = { texts }.find_map(|line| line.strip_prefix("error: "));
+    // What followed it were lines of the policy.
+    let text = text.map(|text| text.trim_end_matches(':'));
     let whole = || error.split_whitespace().collect::<Vec<_>>().join(" ");
     (
         place.map(str::to_owned),

@@ -357,7 +357,7 @@ allow if {
     assert!(judge("a").await.unwrap().anybody);
     assert_eq!(judge("z").await.unwrap(), NOBODY);
     for (caller, why) in [
-        ("b", "multiple outputs"),
+        ("b", "rule conflicts with the following rule;"),
         ("c", "number"),
         ("d", "exceeded time limit"),
     ] {
