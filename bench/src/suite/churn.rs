@@ -5,7 +5,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::bench::Bench;
-use super::http;
 use super::process::Server;
 use super::subject::AccessPoint;
 use super::table::{Row, figure};
@@ -15,7 +14,7 @@ use crate::procfs::Size;
 /// Counters of the access point that must add up.
 const ACCEPTED: &str = "ah_connections_accepted_total";
 const CLOSED: &str = "ah_connections_closed_total";
-const OPEN: &str = "ah_connections_open";
+pub(super) const OPEN: &str = "ah_connections_open";
 
 /// Half of bar 1's rate for `churn`, or the rate that was asked for; the end is compared with minute five (or a twelfth of
 /// a shorter run).
@@ -33,7 +32,7 @@ pub(crate) fn churn(bench: &mut Bench) -> io::Result<Vec<Row>> {
     let run = bench.load("open", &server, Protocol::Fleet, &options)?;
     let begun = Instant::now();
     thread::sleep(Duration::from_secs(300).min(length / 12));
-    let under_way = || metric(&server, OPEN);
+    let under_way = || server.metric(OPEN);
     let early = Size::of(server.pid(), length, under_way)?;
     thread::sleep((begun + length).saturating_duration_since(Instant::now()));
     let late = Size::of(server.pid(), length, under_way)?;
@@ -63,8 +62,11 @@ pub(crate) fn churn(bench: &mut Bench) -> io::Result<Vec<Row>> {
 }
 
 fn books(server: &Server) -> io::Result<Row> {
-    let value = |name| metric(server, name);
-    let (accepted, closed, open) = (value(ACCEPTED)?, value(CLOSED)?, value(OPEN)?);
+    let (accepted, closed, open) = (
+        server.metric(ACCEPTED)?,
+        server.metric(CLOSED)?,
+        server.metric(OPEN)?,
+    );
     let measured = format!("{accepted} = {closed} + {open}");
     let balance = accepted - closed - open;
     Ok(Row::new(
@@ -74,14 +76,6 @@ fn books(server: &Server) -> io::Result<Row> {
         measured,
         balance == 0.0,
     ))
-}
-
-fn metric(server: &Server, name: &str) -> io::Result<f64> {
-    let address = server
-        .http
-        .ok_or_else(|| io::Error::other("serves no metrics"))?;
-    let text = http::get(address, "/metrics")?.body;
-    http::metric(&text, name).ok_or_else(|| io::Error::other(format!("no metric {name}")))
 }
 
 fn short(time: Duration) -> String {

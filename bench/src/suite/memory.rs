@@ -5,8 +5,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::bench::Bench;
-use super::http;
-use super::process::{LoadRun, Server};
+use super::churn::OPEN;
+use super::process::LoadRun;
 use super::subject::{AccessPoint, Subject};
 use super::table::{Row, Sample, figure};
 use crate::load::Protocol;
@@ -149,17 +149,22 @@ fn stuck_of(bench: &Bench, kind: &str) -> io::Result<Vec<Row>> {
         .option("--handshake-timeout", &deadline)
         .start()?;
     let run = bench.load("noise", &server, Protocol::Fleet, &options(sockets))?;
-    let mut most_open = 0;
-    while let Some(event) = next_noise(&run)? {
-        most_open = most_open.max(event.open);
+    let mut most_open = 0.0_f64;
+    while next_noise(&run)?.is_some() {
+        // Of those that were accepted: what waits in the kernel's queue is open to its client, too.
+        most_open = most_open.max(server.metric(OPEN)?);
     }
     bench_cap(&mut rows, kind, most_open);
     Ok(rows)
 }
 
 /// Sockets that have sent nothing may wait outside the cap (they have cost no arithmetic), a handshake begun may not.
-fn bench_cap(rows: &mut Vec<Row>, kind: &str, most_open: u64) {
-    let cap: u64 = if kind == "hello" { 256 } else { 256 + 4_096 };
+fn bench_cap(rows: &mut Vec<Row>, kind: &str, most_open: f64) {
+    let cap = if kind == "hello" {
+        256.0
+    } else {
+        256.0 + 4_096.0
+    };
     let what = format!("stuck handshakes at a time ({kind})");
     rows.push(Row::new(
         "5",
@@ -176,7 +181,7 @@ pub(crate) fn executor(bench: &Bench) -> io::Result<Vec<Row>> {
     let server = access_point.start()?;
     let executor = access_point.executor(&server)?;
     let deadline = Instant::now() + Duration::from_secs(15);
-    while enrolled(&server)? == 0.0 {
+    while server.metric(SESSIONS)? == 0.0 {
         if Instant::now() > deadline {
             return Err(io::Error::other("the executor did not enroll within 15 s"));
         }
@@ -198,14 +203,6 @@ pub(crate) fn executor(bench: &Bench) -> io::Result<Vec<Row>> {
 
 /// Gauge of the access point: live sessions.
 const SESSIONS: &str = "ah_sessions";
-
-fn enrolled(server: &Server) -> io::Result<f64> {
-    let address = server
-        .http
-        .ok_or_else(|| io::Error::other("serves no metrics"))?;
-    let text = http::get(address, "/metrics")?.body;
-    http::metric(&text, SESSIONS).ok_or_else(|| io::Error::other(format!("no metric {SESSIONS}")))
-}
 
 /// A line of a noise run.
 pub(crate) struct NoiseLine {

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::http;
 use crate::load::stats::{Event, Report, unix_us};
 
 /// Core of the server under test.
@@ -92,6 +93,15 @@ pub(crate) struct Server {
 }
 
 impl Server {
+    /// What an access point's metric without labels says now.
+    pub(crate) fn metric(&self, name: &str) -> io::Result<f64> {
+        let address = self
+            .http
+            .ok_or_else(|| io::Error::other("serves no metrics"))?;
+        let text = http::get(address, "/metrics")?.body;
+        http::metric(&text, name).ok_or_else(|| io::Error::other(format!("no metric {name}")))
+    }
+
     /// Starts a server that says on standard error where it listens.
     pub(crate) fn start(command: &mut Command, http: bool) -> io::Result<Self> {
         let (process, log) = Self::spawn(command)?;
