@@ -11,9 +11,6 @@ use super::chain::Chain;
 use super::file::{LogFile, Opened};
 use super::{AuditTarget, Entry, Event, Outcome};
 
-/// Room for a line: most of an executor have less.
-const LINE_BYTES: usize = 640;
-
 /// Chain and sink, which move together: the chain goes on only when its lines are written.
 #[derive(Debug)]
 pub(super) struct Writer {
@@ -64,7 +61,7 @@ impl Writer {
         let lines = match &mut self.sink {
             Sink::File(file) => {
                 let mut chain = self.chain.clone();
-                let mut lines = Vec::with_capacity(batch.len() * LINE_BYTES);
+                let mut lines = Vec::new();
                 for (at, entry) in self.repair.iter().chain(batch) {
                     chain.extend(*at, entry, &mut lines);
                     lines.push(b'\n');
@@ -132,7 +129,7 @@ impl Writer {
     ) -> Result<(), E> {
         for (at, entry) in batch.iter().skip(self.sent) {
             let mut chain = self.chain.clone();
-            let mut line = Vec::with_capacity(LINE_BYTES);
+            let mut line = Vec::new();
             chain.extend(*at, entry, &mut line);
             send(&String::from_utf8_lossy(&line), entry)?;
             self.chain = chain;

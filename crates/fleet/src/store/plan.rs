@@ -16,9 +16,6 @@ use super::{
     Revocation, RevocationTarget, StoreError,
 };
 
-/// Room for a row: most have less.
-const ROW_BYTES: usize = 640;
-
 /// What to write, as JSON arrays. `None` where there is nothing to do.
 ///
 /// Rows are sorted by key, so that two access points that share a database lock rows in one order.
@@ -350,8 +347,7 @@ fn json<T: Serialize>(rows: &[T]) -> Result<Option<String>, StoreError> {
     if rows.is_empty() {
         return Ok(None);
     }
-    let mut text = Vec::with_capacity(rows.len() * ROW_BYTES);
-    serde_json::to_writer(&mut text, rows).map_err(|e| StoreError::Refused(e.to_string()))?;
-    let text = String::from_utf8(text).map_err(|e| StoreError::Refused(e.to_string()))?;
-    Ok(Some(text))
+    serde_json::to_string(rows)
+        .map(Some)
+        .map_err(|e| StoreError::Refused(e.to_string()))
 }

@@ -162,10 +162,7 @@ impl RegoPolicy {
         judged.map_err(|error| {
             tracing::error!(%error, method, "Authorization failure from OPA auth");
             // Where the policy lies is nobody's business who may not even have proved an identity.
-            Status::unknown(format!(
-                "policy: {}; the server's log says where",
-                error.why
-            ))
+            Status::unknown(format!("policy: {}", error.why))
         })
     }
 
